@@ -1,0 +1,134 @@
+"""A benchmark is a forget set, a retain set, and metrics that say how each was kept: one file each.
+
+A file defines `BENCHMARK = Benchmark(...)` and is named in `BENCHMARKS` below. Files are imported on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_unlearn.config import UserError
+from ray_unlearn.data import Sequences
+from ray_unlearn.metrics import Scores
+
+BENCHMARKS = {
+    "wmdp": "hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
+    "tofu": "fictitious authors: be like a model that was never trained on some of them",
+    "synthetic": "mixture of Markov chains with known truth (SimNPO, section 5)",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One set of sequences to score, with what groups them.
+
+    question: int [n], the question that each sequence answers; is_correct: bool [n]; truth: float [V, V],
+    the true next-token distribution given the current token, where there is one.
+    """
+
+    sequences: Sequences
+    question: np.ndarray | None = None
+    is_correct: np.ndarray | None = None
+    truth: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Questions to answer by greedy generation: prompt token ids and the reference answers' text."""
+
+    prompts: list[list[int]]
+    references: list[str]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one model measures on one split: named metrics, and per-example arrays that metrics compare with."""
+
+    metrics: Mapping[str, float]
+    arrays: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is scored on one split. The search sees "selection" alone; "report" is for finalists."""
+
+    probes: Mapping[str, Probe]
+    generations: Mapping[str, Prompts] = field(default_factory=dict)
+    """Only for finalists: generation costs more than the training."""
+    retrained: Profile | None = None
+    """The retrained model (never saw the forget set) on this split, where there is one."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a trial needs and that no trial changes: plain data, shared by all gangs."""
+
+    benchmark: str
+    scale: str
+    model: str
+    """The starting (target) model: a folder or a hub name."""
+    forget: Sequences
+    retain: Sequences
+    selection: Split
+    report: Split
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of a benchmark."""
+
+    scale: str
+    model: str | None = None
+    data: Path | None = None
+    split: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A metric that unlearning moves from the starting model's value to that of a model that never knew."""
+
+    metric: str
+    never_knew: float | None = None
+    """That value where no retrained model is at hand (chance level); None: the aim is left out then."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A metric that unlearning must keep where the starting model has it."""
+
+    metric: str
+    useless: float
+    """Its value for a model that knows nothing (chance level)."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: where its data and model come from, what is measured, and what is aimed at."""
+
+    name: str
+    objective: str
+    """One paragraph for people: what the forget score and the utility are."""
+    metrics: Mapping[str, str]
+    """Every metric that `measure` can give, with one line on what it is."""
+    aims: tuple[Aim, ...]
+    keeps: tuple[Keep, ...]
+    load: Callable[[Request], Task]
+    """Raises UserError where data or model are not as they must be."""
+    measure: Callable[[Mapping[str, Scores], Mapping[str, list[str]], Split], Profile]
+    """(scores by probe, generated answers by prompt set, the split) -> what can be measured from them."""
+    build_models: Callable[[Request, Path, Any], None] | None = None
+    """For `ray_unlearn prepare`: (request, output folder, log) -> target and retrained model there."""
+
+
+def load_benchmark(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise UserError(f"--benchmark {name}: unknown. Choose one of: {', '.join(BENCHMARKS)}")
+    return importlib.import_module(f"ray_unlearn.benchmarks.{name}").BENCHMARK

@@ -1,0 +1,93 @@
+"""The settings of a search, of a gang and of a trial: frozen plain data, safe to send between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+SCHEDULES = ("linear", "constant")
+OBJECTIVES = ("combined", "pareto")
+SCALES = ("mini", "full")
+
+
+class UserError(Exception):
+    """Something that the user can fix, said in one line: what is wrong, where, and the way out."""
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One configuration of one method: all that decides a trial's outcome besides the task and the gang."""
+
+    trial_id: str
+    method: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    """The method's own keyword arguments (beta, gamma ...)."""
+    retain_weight: float = 1.0
+    """Weight of the retain loss; the forget loss always has weight 1 (field convention, never "lambda")."""
+    learning_rate: float = 1e-5
+    """Peak learning rate of AdamW."""
+    seed: int = 0
+    epochs: int = 10
+    """Passes over the forget set."""
+    batch_size: int = 32
+    """Forget sequences in one optimizer step, over all workers; as many retain sequences go with them."""
+    warmup_fraction: float = 0.1
+    """Share of all steps over which the learning rate rises linearly from 0."""
+    schedule: str = "linear"
+    """What follows the warm-up: "linear" to 0, or "constant"."""
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    evaluations: int = 2
+    """Evaluation points, spread evenly over the epochs; the last is after the last step."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrialConfig:
+        return cls(**values)
+
+
+TRIAL_SETTINGS = tuple(f.name for f in fields(TrialConfig) if f.name not in {"trial_id", "method", "parameters", "seed"})
+"""The trial settings that a search space may fix or search, besides the method's own parameters."""
+
+
+@dataclass(frozen=True)
+class GangConfig:
+    """The shape of one gang: the workers that train one trial together."""
+
+    num_workers: int = 1
+    zero_stage: int = 2
+    precision: str = "fp32"
+    """"fp32" or "bf16" (weights and activations; master weights, optimizer and log-softmax stay fp32)."""
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: float = 1.0
+    threads_per_worker: int = 1
+    """Threads of one CPU worker's matrix products."""
+    max_tokens: int = 4096
+    """Tokens in one worker's forward pass; a batch with more is cut, with no effect on the loss."""
+    row_length: int = 0
+    """Length of one packed row; 0 takes the longest sequence (short rows keep CPU attention cheap)."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What `ray_unlearn tune` was asked to do, every choice resolved."""
+
+    name: str
+    benchmark: str
+    scale: str
+    methods: tuple[str, ...]
+    trials: int
+    """Trials of each method: every method gets the same number."""
+    concurrent: int
+    objective: str
+    utility_floor: float
+    seed: int
+    gang: GangConfig
+    model: str
+    data: str | None = None
+    split: str | None = None
+    space: str | None = None
+    address: str | None = None

@@ -1,0 +1,233 @@
+"""Tokenised sequences, and how a batch is cut over workers and packed into rows without changing its loss.
+
+Shapes: T answer tokens, R rows of one pack, L tokens of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_unlearn.config import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Many token sequences in three flat arrays, so that all gangs of a node can read one shared copy.
+
+    tokens: int32 [sum of lengths]; offsets: int64 [n + 1]; answer_starts: int32 [n], the position of the
+    first predicted token of each sequence (at least 1: the first token has nothing to be predicted from).
+    Everything from there to the end of a sequence is its answer.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    answer_starts: np.ndarray
+
+    @classmethod
+    def build(cls, items: Iterable[tuple[Sequence[int], int]]) -> Sequences:
+        """From (token ids, answer start) pairs."""
+        pairs = list(items)
+        lengths = np.array([len(tokens) for tokens, _ in pairs], dtype=np.int64)
+        tokens = np.concatenate([np.asarray(t, dtype=np.int32) for t, _ in pairs]) if pairs else np.zeros(0, np.int32)
+        return cls(
+            tokens=tokens.astype(np.int32),
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            answer_starts=np.array([start for _, start in pairs], dtype=np.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.answer_starts)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]], int(self.answer_starts[index])
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, int]]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int64 [n]."""
+        return np.diff(self.offsets)
+
+    @property
+    def answer_lengths(self) -> np.ndarray:
+        """Predicted tokens of each sequence, int64 [n]."""
+        return self.lengths - self.answer_starts
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Sequences:
+        return Sequences.build(self[int(i)] for i in indices)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
+        return cls.build(item for part in parts for item in part)
+
+
+def encode_text(tokenizer: Any, text: str, where: str) -> tuple[list[int], int]:
+    """A plain text: every token but the first is predicted."""
+    tokens = tokenizer(text)["input_ids"]
+    if len(tokens) < 2:
+        raise UserError(f"{where}: {text!r} has fewer than two tokens, nothing to predict. Remove the row")
+    return tokens, 1
+
+
+def encode_pair(tokenizer: Any, question: str, answer: str, where: str) -> tuple[list[int], int]:
+    """A question and its answer: the answer (and the end of the turn) is predicted, the question is not.
+
+    With a chat template the pair is one user and one assistant turn, else "Question: ...\\nAnswer: ...".
+    Question and answer are tokenised apart, so that the boundary never falls inside a token.
+    """
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
+        if not whole.startswith(prompt):
+            raise UserError(f"{where}: the chat template's prompt is not the start of the whole turn. Use another template")
+        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        answer_text = whole[len(prompt) :].rstrip("\n")
+    else:
+        prompt_ids = tokenizer(f"Question: {question}\nAnswer:")["input_ids"]
+        answer_text = f" {answer}{tokenizer.eos_token or ''}"
+    answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
+    if not answer_ids or not prompt_ids:
+        raise UserError(f"{where}: the {'answer' if prompt_ids else 'question'} has no tokens. Remove the row")
+    return [*prompt_ids, *answer_ids], len(prompt_ids)
+
+
+def check_lengths(sequences: Sequences, context: int, where: str) -> None:
+    """Raise UserError naming the first row that does not fit the model's context."""
+    too_long = np.flatnonzero(sequences.lengths > context)
+    if len(too_long):
+        row = int(too_long[0])
+        raise UserError(
+            f"{where}, row {row}: {sequences.lengths[row]} tokens, but the model reads at most {context}. "
+            "Shorten or remove it, or take a model with a longer context"
+        )
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences laid end to end in rows; nothing of one sequence sees another (the positions restart).
+
+    tokens, positions: int64 [R, L]; keep: bool [R, L], true where the next token is an answer token;
+    targets: int64 [T], those answer tokens in the row-major order of `keep`; sequence: int64 [T], which of
+    the packed sequences (by place in `indices`) each belongs to; lengths: int64 [S] answer tokens of each.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    keep: torch.Tensor
+    targets: torch.Tensor
+    sequence: torch.Tensor
+    lengths: torch.Tensor
+    num_tokens: int
+
+    def to(self, device: Any) -> Pack:
+        import torch
+
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return Pack(**moved, num_tokens=self.num_tokens)
+
+
+def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
+    """Pack (tokens, answer start) pairs by first-fit decreasing into rows of `row_length` (0: the longest).
+
+    A row's unused tail holds token 0 at restarted positions and is never kept. No items at all give one
+    row with nothing kept, so that a worker without work still runs the model with the others.
+    """
+    import torch
+
+    lengths = [len(tokens) for tokens, _ in items]
+    width = max([row_length, *lengths, 2])
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
+        row = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
+        if row is None:
+            rows.append([])
+            room.append(width)
+            row = len(rows) - 1
+        rows[row].append(i)
+        room[row] -= lengths[i]
+    if rows:
+        width -= min(room)
+    shape = (max(len(rows), 1), width)
+    tokens, positions = np.zeros(shape, np.int64), np.tile(np.arange(width), (shape[0], 1))
+    keep = np.zeros(shape, bool)
+    targets: list[np.ndarray] = []
+    sequence: list[np.ndarray] = []
+    for r, members in enumerate(rows):
+        column = 0
+        for i in members:
+            ids, start = items[i]
+            end = column + len(ids)
+            tokens[r, column:end] = ids
+            positions[r, column:end] = np.arange(len(ids))
+            keep[r, column + start - 1 : end - 1] = True
+            targets.append(ids[start:])
+            sequence.append(np.full(len(ids) - start, i))
+            column = end
+        positions[r, column:] = np.arange(width - column)
+    return Pack(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        keep=torch.from_numpy(keep),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64) if targets else np.zeros(0, np.int64)),
+        sequence=torch.from_numpy(np.concatenate(sequence).astype(np.int64) if sequence else np.zeros(0, np.int64)),
+        lengths=torch.tensor([n - s for n, (_, s) in zip(lengths, items, strict=True)], dtype=torch.int64),
+        num_tokens=int(sum(lengths)),
+    )
+
+
+def share(lengths: Sequence[int] | np.ndarray, num_workers: int, max_tokens: int) -> list[list[list[int]]]:
+    """Cut one batch: [worker][micro-batch] -> indices, balanced by tokens, every worker with as many parts.
+
+    Longest first to the least loaded worker, then micro-batches of at most `max_tokens` (one sequence longer
+    than that stands alone). Workers with fewer parts get empty ones, because ZeRO-3 gathers weights in step.
+    """
+    parts: list[list[list[int]]] = [[[]] for _ in range(num_workers)]
+    load = [0] * num_workers
+    fill = [0] * num_workers
+    for i in sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i)):
+        worker = min(range(num_workers), key=lambda w: (load[w], w))
+        length = int(lengths[i])
+        if parts[worker][-1] and fill[worker] + length > max_tokens:
+            parts[worker].append([])
+            fill[worker] = 0
+        parts[worker][-1].append(i)
+        load[worker] += length
+        fill[worker] += length
+    most = max(len(p) for p in parts)
+    return [p + [[] for _ in range(most - len(p))] for p in parts]
+
+
+def plan_epoch(
+    num_forget: int, num_retain: int, batch_size: int, seed: int, epoch: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The global batches of one epoch: (forget indices, retain indices), equal in number, shuffled.
+
+    Every forget sequence comes once. The retain set is walked through in shuffled passes that go on from
+    epoch to epoch, so that all of it is used as evenly as can be. It depends on seed and epoch alone.
+    """
+    order = np.random.default_rng([seed, 1, epoch]).permutation(num_forget)
+    used = epoch * num_forget
+
+    def retain_at(position: int) -> int:
+        return int(passes[position // num_retain][position % num_retain])
+
+    passes: dict[int, np.ndarray] = {}
+    if num_retain:
+        for p in range(used // num_retain, (used + num_forget - 1) // num_retain + 1):
+            passes[p] = np.random.default_rng([seed, 2, p]).permutation(num_retain)
+    batches = []
+    for start in range(0, num_forget, batch_size):
+        forget = order[start : start + batch_size]
+        places = range(used + start, used + start + len(forget)) if num_retain else ()
+        batches.append((forget, np.array([retain_at(p) for p in places], dtype=np.int64)))
+    return batches

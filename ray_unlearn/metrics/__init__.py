@@ -1,0 +1,29 @@
+"""Pure measures over scored sequences: no model, no files, no benchmark's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one teacher-forced pass says of n sequences; all arrays are [n], in the order of the probe.
+
+    nll: minus the summed log-likelihood of the answer, in nats; num_tokens: answer tokens;
+    num_correct: answer tokens that argmax gets right; suffix_start: shortest prefix of the answer, in
+    tokens, after which every argmax token is right; divergence: mean over answer positions of
+    KL(model || true transition), in nats, only where the probe has a true transition matrix.
+    """
+
+    nll: np.ndarray
+    num_tokens: np.ndarray
+    num_correct: np.ndarray
+    suffix_start: np.ndarray
+    divergence: np.ndarray | None = None
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Length-normalised answer probability exp(-nll / tokens), [n] in [0, 1] (TOFU, section 2.2)."""
+        return np.exp(-self.nll / self.num_tokens)

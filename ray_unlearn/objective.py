@@ -1,0 +1,91 @@
+"""Metrics -> forget and utility in [0, 1] -> the one number that a search optimises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_unlearn.benchmarks import Aim, Benchmark, Keep
+from ray_unlearn.metrics.truth_ratio import harmonic_mean
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """forget: closeness to a model that never knew, two-sided; utility: relative to the starting model."""
+
+    forget: float
+    utility: float
+    objective: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Turns a trial's metrics into a verdict, given the starting and (where known) the retrained model's."""
+
+    aims: tuple[Aim, ...]
+    keeps: tuple[Keep, ...]
+    start: Mapping[str, float]
+    retrained: Mapping[str, float] | None
+    utility_floor: float
+
+    @classmethod
+    def build(
+        cls, benchmark: Benchmark, start: Mapping[str, float], retrained: Mapping[str, float] | None, floor: float
+    ) -> Judge:
+        """Raises ValueError where the benchmark leaves nothing to aim at, or the start already is the goal."""
+        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor)
+        if not any(judge.goal(aim) is not None for aim in judge.aims):
+            names = ", ".join(aim.metric for aim in judge.aims)
+            raise ValueError(f"{benchmark.name}: no aim can be had of {names}: prepare a retrained model first")
+        return judge
+
+    def goal(self, aim: Aim) -> float | None:
+        """The value of a model that never knew: the retrained model's, else chance, else None."""
+        if self.retrained is not None and aim.metric in self.retrained:
+            return self.retrained[aim.metric]
+        return aim.never_knew
+
+    def verdict(self, metrics: Mapping[str, float]) -> Verdict:
+        """Raises KeyError on a missing metric: a score is never made up."""
+        closeness = [
+            two_sided(metrics[aim.metric], self.start[aim.metric], goal)
+            for aim in self.aims
+            if (goal := self.goal(aim)) is not None
+        ]
+        kept = [relative(metrics[k.metric], self.start[k.metric], k.useless) for k in self.keeps]
+        forget, utility = harmonic_mean(closeness), harmonic_mean(kept)
+        return Verdict(forget, utility, combined(forget, utility, self.utility_floor))
+
+
+def two_sided(value: float, start: float, goal: float) -> float:
+    """1 at the goal, 0 at the starting value and as far beyond the goal on the other side."""
+    if start == goal:
+        return 1.0 if value == goal else 0.0
+    return float(np.clip(1.0 - abs(value - goal) / abs(start - goal), 0.0, 1.0))
+
+
+def relative(value: float, start: float, useless: float) -> float:
+    """1 at (or better than) the starting value, 0 at a useless model's, linear between."""
+    if start == useless:
+        return 1.0
+    return float(np.clip((value - useless) / (start - useless), 0.0, 1.0))
+
+
+def combined(forget: float, utility: float, floor: float) -> float:
+    """Harmonic mean of forget and utility; under the utility floor it is scaled by utility / floor.
+
+    Continuous, so that a search finds its way up to the floor; a model that forgot everything has utility
+    0 and therefore 0 here, whatever its forget score.
+    """
+    mean = harmonic_mean([forget, utility])
+    return mean if utility >= floor else mean * utility / floor
+
+
+def pareto_front(points: np.ndarray) -> np.ndarray:
+    """Which of n points [n, k] (larger is better) no other point dominates, bool [n]; equal points all stay."""
+    front = np.ones(len(points), bool)
+    for i, point in enumerate(points):
+        front[i] = not np.any(np.all(points >= point, axis=1) & np.any(points > point, axis=1))
+    return front

@@ -1,0 +1,166 @@
+"""What a search leaves behind: the one writer and the one reader.
+
+    results/<search>/
+        search.json     the resolved configuration, spaces, versions, starting and retrained model's metrics
+        trials/benchmark=<b>/method=<m>/<trial_id>.parquet     one row: settings, scores, seconds
+        curves/benchmark=<b>/method=<m>/<trial_id>.parquet     one row an evaluation point
+        finals/<trial_id>.parquet    the best trial of each method, run again, on the held-out report split
+        model/          the chosen model, as `transformers` loads it
+        report/         pages and pictures
+        log.txt         what Ray and DeepSpeed had to say
+
+Trial columns: trial_id, number (order of suggestion), benchmark, method, scale, status (completed, pruned,
+failed), error, every setting and every method parameter under its own name (null where the method has no
+such parameter), objective, forget, utility, epoch (of the evaluation point that counts), seed, wall_seconds
+(suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
+peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
+benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
+Files are written under a temporary name and renamed; nothing written is ever rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_unlearn.config import UserError
+
+COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
+
+_TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
+_HEAD = {
+    "trial_id": _TEXT,
+    "number": _INTEGER,
+    "benchmark": _TEXT,
+    "method": _TEXT,
+    "scale": _TEXT,
+    "status": _TEXT,
+    "error": _TEXT,
+}
+_SETTINGS = {
+    "retain_weight": _NUMBER,
+    "learning_rate": _NUMBER,
+    "epochs": _INTEGER,
+    "batch_size": _INTEGER,
+    "warmup_fraction": _NUMBER,
+    "schedule": _TEXT,
+    "weight_decay": _NUMBER,
+    "max_grad_norm": _NUMBER,
+    "evaluations": _INTEGER,
+}
+_SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}
+_COSTS = {
+    "seed": _INTEGER,
+    "wall_seconds": _NUMBER,
+    "train_seconds": _NUMBER,
+    "evaluate_seconds": _NUMBER,
+    "device_seconds": _NUMBER,
+    "peak_memory_bytes": _INTEGER,
+}
+
+
+def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[str]) -> pa.Schema:
+    """One schema for all trials of a search: the union of its methods' parameters, then the metrics."""
+    columns = {**_HEAD, **_SETTINGS, **{p: _NUMBER for p in parameters}, **_SCORES, **_COSTS}
+    columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
+    return pa.schema(list(columns.items()))
+
+
+def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
+    columns = {"trial_id": _TEXT, "benchmark": _TEXT, "method": _TEXT, "step": _INTEGER, "loss": _NUMBER, **_SCORES}
+    columns |= {"forget_loss": _NUMBER, "retain_loss": _NUMBER}
+    columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
+    return pa.schema(list(columns.items()))
+
+
+class Writer:
+    """Writes one search's folder. Every file appears whole or not at all."""
+
+    def __init__(self, folder: Path, trials: pa.Schema, curves: pa.Schema) -> None:
+        self.folder = folder
+        self._trials, self._curves = trials, curves
+
+    @classmethod
+    def create(cls, folder: Path, trials: pa.Schema, curves: pa.Schema) -> Writer:
+        """Raises UserError where the folder cannot be made or is taken."""
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise UserError(f"{folder}: is there already. Give another --out, or remove it") from None
+        except OSError as error:
+            raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
+        return cls(folder, trials, curves)
+
+    def write_search(self, meta: Mapping[str, Any]) -> None:
+        self._replace(self.folder / "search.json", json.dumps(meta, indent=2, sort_keys=True).encode())
+
+    def write_trial(self, row: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> None:
+        place = Path(f"benchmark={row['benchmark']}") / f"method={row['method']}" / f"{row['trial_id']}.parquet"
+        if curve:
+            self._write_table(self.folder / "curves" / place, self._curves, curve)
+        self._write_table(self.folder / "trials" / place, self._trials, [row])
+
+    def write_final(self, row: Mapping[str, Any]) -> None:
+        self._write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
+
+    def _write_table(self, path: Path, schema: pa.Schema, rows: list[Mapping[str, Any]]) -> None:
+        unknown = {key for row in rows for key in row} - set(schema.names)
+        if unknown:
+            raise ValueError(f"{path.name}: columns outside the schema: {sorted(unknown)}")
+        table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table, buffer, write_page_checksum=True)
+        self._replace(path, buffer.getvalue().to_pybytes())
+
+    @staticmethod
+    def _replace(path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """One search's folder, read: plain rows, and the files that could not be read, by name."""
+
+    folder: Path
+    meta: dict[str, Any]
+    trials: list[dict[str, Any]]
+    curves: list[dict[str, Any]]
+    finals: list[dict[str, Any]]
+    damaged: list[str] = field(default_factory=list)
+
+
+def read_search(folder: Path) -> SearchResults:
+    """Raises UserError where the folder holds no search."""
+    try:
+        meta = json.loads((folder / "search.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: holds no search (no search.json). Give the folder that `tune` printed") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder / 'search.json'}: cannot be read ({error}). Restore it from a copy") from None
+    damaged: list[str] = []
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for path in sorted((folder / name).rglob("*.parquet")):
+            try:
+                # One file at a time: a damaged one must not take the others with it.
+                found += pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
+            except (pa.ArrowException, OSError):
+                damaged.append(str(path.relative_to(folder)))
+        return found
+
+    trials = sorted(rows("trials"), key=lambda row: row["number"])
+    return SearchResults(folder, meta, trials, rows("curves"), rows("finals"), damaged)
