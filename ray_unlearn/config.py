@@ -49,7 +49,9 @@ class TrialConfig:
         return cls(**values)
 
 
-TRIAL_SETTINGS = tuple(f.name for f in fields(TrialConfig) if f.name not in {"trial_id", "method", "parameters", "seed"})
+TRIAL_SETTINGS = tuple(
+    f.name for f in fields(TrialConfig) if f.name not in {"trial_id", "method", "parameters", "seed"}
+)
 """The trial settings that a search space may fix or search, besides the method's own parameters."""
 
 

@@ -31,7 +31,7 @@ class Sequences:
     answer_starts: np.ndarray
 
     @classmethod
-    def build(cls, items: Iterable[tuple[Sequence[int], int]]) -> Sequences:
+    def build(cls, items: Iterable[tuple[Sequence[int] | np.ndarray, int]]) -> Sequences:
         """From (token ids, answer start) pairs."""
         pairs = list(items)
         lengths = np.array([len(tokens) for tokens, _ in pairs], dtype=np.int64)
@@ -88,7 +88,9 @@ def encode_pair(tokenizer: Any, question: str, answer: str, where: str) -> tuple
         prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
         if not whole.startswith(prompt):
-            raise UserError(f"{where}: the chat template's prompt is not the start of the whole turn. Use another template")
+            raise UserError(
+                f"{where}: the chat template's prompt is not the start of the whole turn. Use another template"
+            )
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         answer_text = whole[len(prompt) :].rstrip("\n")
     else:
@@ -117,7 +119,8 @@ class Pack:
 
     tokens, positions: int64 [R, L]; keep: bool [R, L], true where the next token is an answer token;
     targets: int64 [T], those answer tokens in the row-major order of `keep`; sequence: int64 [T], which of
-    the packed sequences (by place in `indices`) each belongs to; lengths: int64 [S] answer tokens of each.
+    the packed sequences each belongs to, in the order they were given; place: int64 [T], where each stands
+    in those sequences' answers laid end to end; lengths: int64 [S] answer tokens of each.
     """
 
     tokens: torch.Tensor
@@ -125,6 +128,7 @@ class Pack:
     keep: torch.Tensor
     targets: torch.Tensor
     sequence: torch.Tensor
+    place: torch.Tensor
     lengths: torch.Tensor
     num_tokens: int
 
@@ -160,8 +164,10 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
     shape = (max(len(rows), 1), width)
     tokens, positions = np.zeros(shape, np.int64), np.tile(np.arange(width), (shape[0], 1))
     keep = np.zeros(shape, bool)
-    targets: list[np.ndarray] = []
-    sequence: list[np.ndarray] = []
+    answer_lengths = np.array([n - start for n, (_, start) in zip(lengths, items, strict=True)], np.int64)
+    answer_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(answer_lengths)])
+    targets: list[np.ndarray] = [np.zeros(0, np.int64)]
+    sequence, place = list(targets), list(targets)
     for r, members in enumerate(rows):
         column = 0
         for i in members:
@@ -171,16 +177,18 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
             positions[r, column:end] = np.arange(len(ids))
             keep[r, column + start - 1 : end - 1] = True
             targets.append(ids[start:])
-            sequence.append(np.full(len(ids) - start, i))
+            sequence.append(np.full(answer_lengths[i], i))
+            place.append(np.arange(answer_offsets[i], answer_offsets[i + 1]))
             column = end
         positions[r, column:] = np.arange(width - column)
     return Pack(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         keep=torch.from_numpy(keep),
-        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64) if targets else np.zeros(0, np.int64)),
-        sequence=torch.from_numpy(np.concatenate(sequence).astype(np.int64) if sequence else np.zeros(0, np.int64)),
-        lengths=torch.tensor([n - s for n, (_, s) in zip(lengths, items, strict=True)], dtype=torch.int64),
+        targets=torch.from_numpy(np.concatenate(targets, dtype=np.int64)),
+        sequence=torch.from_numpy(np.concatenate(sequence, dtype=np.int64)),
+        place=torch.from_numpy(np.concatenate(place, dtype=np.int64)),
+        lengths=torch.from_numpy(answer_lengths),
         num_tokens=int(sum(lengths)),
     )
 

@@ -32,7 +32,11 @@ class Judge:
 
     @classmethod
     def build(
-        cls, benchmark: Benchmark, start: Mapping[str, float], retrained: Mapping[str, float] | None, floor: float
+        cls,
+        benchmark: Benchmark,
+        start: Mapping[str, float],
+        retrained: Mapping[str, float] | None,
+        floor: float,
     ) -> Judge:
         """Raises ValueError where the benchmark leaves nothing to aim at, or the start already is the goal."""
         judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor)
@@ -84,7 +88,7 @@ def combined(forget: float, utility: float, floor: float) -> float:
 
 
 def pareto_front(points: np.ndarray) -> np.ndarray:
-    """Which of n points [n, k] (larger is better) no other point dominates, bool [n]; equal points all stay."""
+    """Which of n points [n, k] (larger is better) no other one dominates, bool [n]; equal points all stay."""
     front = np.ones(len(points), bool)
     for i, point in enumerate(points):
         front[i] = not np.any(np.all(points >= point, axis=1) & np.any(points > point, axis=1))

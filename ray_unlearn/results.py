@@ -68,13 +68,20 @@ _COSTS = {
 
 def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[str]) -> pa.Schema:
     """One schema for all trials of a search: the union of its methods' parameters, then the metrics."""
-    columns = {**_HEAD, **_SETTINGS, **{p: _NUMBER for p in parameters}, **_SCORES, **_COSTS}
+    columns = {**_HEAD, **_SETTINGS, **dict.fromkeys(parameters, _NUMBER), **_SCORES, **_COSTS}
     columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
     return pa.schema(list(columns.items()))
 
 
 def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
-    columns = {"trial_id": _TEXT, "benchmark": _TEXT, "method": _TEXT, "step": _INTEGER, "loss": _NUMBER, **_SCORES}
+    columns = {
+        "trial_id": _TEXT,
+        "benchmark": _TEXT,
+        "method": _TEXT,
+        "step": _INTEGER,
+        "loss": _NUMBER,
+        **_SCORES,
+    }
     columns |= {"forget_loss": _NUMBER, "retain_loss": _NUMBER}
     columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
     return pa.schema(list(columns.items()))
@@ -95,7 +102,9 @@ class Writer:
         except FileExistsError:
             raise UserError(f"{folder}: is there already. Give another --out, or remove it") from None
         except OSError as error:
-            raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
+            raise UserError(
+                f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out"
+            ) from None
         return cls(folder, trials, curves)
 
     def write_search(self, meta: Mapping[str, Any]) -> None:

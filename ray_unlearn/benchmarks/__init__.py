@@ -124,8 +124,9 @@ class Benchmark:
     """Raises UserError where data or model are not as they must be."""
     measure: Callable[[Mapping[str, Scores], Mapping[str, list[str]], Split], Profile]
     """(scores by probe, generated answers by prompt set, the split) -> what can be measured from them."""
-    build_models: Callable[[Request, Path, Any], None] | None = None
-    """For `ray_unlearn prepare`: (request, output folder, log) -> target and retrained model there."""
+    build_task: Callable[[Request], Task] | None = None
+    """For `ray_unlearn prepare`: the task with a base model in the place of the target; None where the
+    benchmark makes its own models."""
 
 
 def load_benchmark(name: str) -> Benchmark:

@@ -1,0 +1,198 @@
+"""The command line: parse, check everything that can be known, then import and call one function.
+
+torch and Ray take seconds to import, so nothing here imports them before the options have been checked.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_unlearn import __version__
+from ray_unlearn.config import UserError
+
+USAGE = 2
+"""Exit code of wrong use. 0 is complete, 3 partial (some trials missing), 130 interrupted."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Make a language model forget, and keep everything else: search the settings of unlearning methods.",
+)
+
+
+class Scale(StrEnum):
+    auto = "auto"
+    mini = "mini"
+    full = "full"
+
+
+class Objective(StrEnum):
+    combined = "combined"
+    pareto = "pareto"
+
+
+class Zero(StrEnum):
+    stage0, stage1, stage2, stage3 = "0", "1", "2", "3"
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"ray_unlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    return None
+
+
+BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, tofu or synthetic.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Starting model: a folder or a hub name. [default: the benchmark's own]")
+]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Local folder with the benchmark's data, laid out as on the hub.")
+]
+SplitOption = Annotated[str | None, typer.Option(help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp).")]
+ScaleOption = Annotated[
+    Scale,
+    typer.Option(
+        help="full: the real benchmark. mini: the same code on generated data and a tiny model. "
+        "auto: full where a GPU is or where --model names a model, else mini."
+    ),
+]
+WorkersOption = Annotated[int, typer.Option(help="Workers that train one trial together.")]
+GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. [default: 1 where there are GPUs, else 0]")]
+ZeroOption = Annotated[Zero, typer.Option(help="DeepSpeed ZeRO stage.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use. [default: one of its own on this machine]"),
+]
+
+
+@app.command()
+def tune(
+    benchmark: BenchmarkOption,
+    methods: Annotated[str, typer.Option(help="Methods to search, comma-separated.")] = "simnpo,npo,ga",
+    space: Annotated[
+        list[Path] | None,
+        typer.Option(help="Search-space TOML file for the method that it names; repeatable."),
+    ] = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    scale: ScaleOption = Scale.auto,
+    trials: Annotated[int, typer.Option(help="Trials of each method.")] = 20,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. [default: what the machine holds]")] = None,
+    workers_per_trial: WorkersOption = 1,
+    gpus_per_worker: GpusOption = None,
+    zero: ZeroOption = Zero.stage2,
+    objective: Annotated[
+        Objective, typer.Option(help="combined: one number. pareto: forget and utility side by side.")
+    ] = Objective.combined,
+    utility_floor: Annotated[float, typer.Option(help="Least utility, relative to the starting model.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
+    address: AddressOption = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
+    keep_model: Annotated[bool, typer.Option(help="Keep the chosen model's weights.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would run, run nothing.")
+    ] = False,
+) -> None:
+    """Search the settings of unlearning methods, each with the same number of trials."""
+    from ray_unlearn import commands
+
+    options = commands.TuneOptions(
+        benchmark=benchmark,
+        methods=tuple(m.strip() for m in methods.split(",") if m.strip()),
+        spaces=tuple(space or ()),
+        model=model,
+        data=data,
+        split=split,
+        scale=scale.value,
+        trials=trials,
+        concurrent=concurrent,
+        workers_per_trial=workers_per_trial,
+        gpus_per_worker=gpus_per_worker,
+        zero=int(zero.value),
+        objective=objective.value,
+        utility_floor=utility_floor,
+        seed=seed,
+        address=address,
+        out=out,
+        keep_model=keep_model,
+    )
+    raise typer.Exit(commands.tune(options, dry_run))
+
+
+@app.command()
+def prepare(
+    benchmark: BenchmarkOption,
+    out: Annotated[Path, typer.Option(help="Folder that gets target/ and retrained/.")],
+    model: Annotated[str | None, typer.Option(help="Base model to fine-tune: a folder or a hub name.")] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 5,
+    batch_size: Annotated[int, typer.Option(help="Sequences in one optimizer step, over all workers.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-5,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = None,
+    zero: ZeroOption = Zero.stage2,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
+    address: AddressOption = None,
+) -> None:
+    """Make the target model (fine-tuned on everything) and the retrained one (without the forget split)."""
+    from ray_unlearn import commands
+
+    options = commands.PrepareOptions(
+        benchmark=benchmark,
+        out=out,
+        model=model,
+        data=data,
+        split=split,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        zero=int(zero.value),
+        seed=seed,
+        address=address,
+    )
+    raise typer.Exit(commands.prepare(options))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The search's folder, as `tune` printed it.")],
+) -> None:
+    """Write a search's report again: HTML page, pictures, tables."""
+    from ray_unlearn.report import write_report
+
+    for path in write_report(folder):
+        print(path)
+
+
+def main() -> None:
+    """Entry point: one clear line and exit code 2 for whatever the user can fix."""
+    try:
+        app()
+    except UserError as error:
+        print(f"ray_unlearn: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        print("ray_unlearn: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

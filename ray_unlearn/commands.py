@@ -1,0 +1,337 @@
+"""What each command does once its options are parsed: check, resolve, run, show."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+
+from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
+from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
+from ray_unlearn.losses import find_method
+from ray_unlearn.model import check_model, count_parameters
+from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
+from ray_unlearn.report import describe_frontier, write_report
+from ray_unlearn.results import read_search
+from ray_unlearn.space import Space, file_method, load_space
+
+BIGGEST_WORKER_COUNT = 1024
+PARTIAL = 3
+"""Exit code of a search whose trials did not all end."""
+MINI_BANNER = (
+    "MINI: generated data and a tiny model, to see the whole thing work. Its figures say nothing about real models."
+)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    benchmark: str
+    methods: tuple[str, ...]
+    spaces: tuple[Path, ...]
+    model: str | None
+    data: Path | None
+    split: str | None
+    scale: str
+    trials: int
+    concurrent: int | None
+    workers_per_trial: int
+    gpus_per_worker: float | None
+    zero: int
+    objective: str
+    utility_floor: float
+    seed: int
+    address: str | None
+    out: Path
+    keep_model: bool
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    benchmark: str
+    out: Path
+    model: str | None
+    data: Path | None
+    split: str | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    workers: int
+    gpus_per_worker: float | None
+    zero: int
+    seed: int
+    address: str | None
+
+
+def tune(options: TuneOptions, dry_run: bool) -> int:
+    """Check, run the search, write the report; the exit code."""
+    check_tune(options)
+    gpus = count_gpus(options.address)
+    scale = resolve_scale(options.scale, gpus, options.model)
+    if scale == "mini":
+        print(MINI_BANNER, flush=True)
+    gang = gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, gpus)
+    folder = unused(options.out / f"{options.benchmark}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    log = options.out / f".{folder.name}.log"
+    with noise_to(log) as screen:
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say("loading data and models (a miniature's models are trained once, then kept)")
+        search = resolve_search(options, scale, gang, gpus, folder.name)
+        if dry_run:
+            say(describe_plan(search))
+            log.unlink()
+            return 0
+        try:
+            status = run_with_progress(search, folder, screen, options.keep_model)
+        except RuntimeError as error:
+            raise UserError(f"{error}. The log is {folder / 'log.txt' if folder.is_dir() else log}") from None
+        finally:
+            if folder.is_dir():
+                log.rename(folder / "log.txt")
+        write_report(folder)
+    return show_results(folder, status)
+
+
+@dataclass(frozen=True)
+class ResolvedSearch:
+    """A search whose every choice is made and whose data are loaded."""
+
+    config: SearchConfig
+    task: Task
+    spaces: Mapping[str, Space]
+    num_parameters: int
+
+
+def resolve_search(options: TuneOptions, scale: str, gang: GangConfig, gpus: int, name: str) -> ResolvedSearch:
+    benchmark = load_benchmark(options.benchmark)
+    task = benchmark.load(Request(scale, options.model, options.data, options.split, options.seed))
+    size = count_parameters(task.model)
+    files = {file_method(path): path for path in options.spaces}
+    spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
+    config = SearchConfig(
+        name=name,
+        benchmark=benchmark.name,
+        scale=scale,
+        methods=options.methods,
+        trials=options.trials,
+        concurrent=options.concurrent or default_concurrency(gang, gpus, options.trials * len(options.methods)),
+        objective=options.objective,
+        utility_floor=options.utility_floor,
+        seed=options.seed,
+        gang=gang,
+        model=task.model,
+        data=str(options.data) if options.data else None,
+        split=options.split,
+        address=options.address,
+    )
+    return ResolvedSearch(config, task, spaces, size)
+
+
+def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool) -> str:
+    from ray_unlearn.search import run_search
+
+    interactive = screen.isatty()
+    console = Console(file=screen, force_terminal=interactive)
+    total = search.config.trials * len(search.config.methods)
+    progress = (LiveProgress if interactive else PlainProgress)(console, total)
+    try:
+        return run_search(search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model)
+    finally:
+        progress.close()
+
+
+def show_results(folder: Path, status: str) -> int:
+    """Print the frontier and what to type next; the search's name comes last, alone on its line."""
+    results = read_search(folder)
+    print()
+    for sentence in describe_frontier(results):
+        print(sentence)
+    print(f"\nReport:  {folder / 'report' / 'report.html'}")
+    if (folder / "model").is_dir():
+        print(f"Model:   {folder / 'model'}")
+    print(f"Again:   ray_unlearn report {folder}")
+    if status != "complete":
+        print(f"ray_unlearn: only {len(results.trials)} trials ended; see {folder / 'log.txt'}", file=sys.stderr)
+    print(folder.name, flush=True)
+    return 0 if status == "complete" else PARTIAL
+
+
+def prepare(options: PrepareOptions) -> int:
+    """Check, fine-tune the two models, say where they are; the exit code."""
+    from ray_unlearn.prepare import prepare_models
+
+    check_workers(options.workers, options.gpus_per_worker, "--workers")
+    for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    if options.learning_rate <= 0:
+        raise UserError(f"--learning-rate {options.learning_rate:g}: must be above 0. Give one such as 1e-5")
+    benchmark = load_benchmark(options.benchmark)
+    if benchmark.build_task is None:
+        raise UserError(f"prepare --benchmark {benchmark.name}: makes its models by itself. Run tune right away")
+    if options.model is None:
+        raise UserError("prepare: needs a base model. Give --model NAME_OR_DIR")
+    check_model(options.model)
+    check_writable(options.out)
+    for part in ("target", "retrained"):
+        if (options.out / part).exists():
+            raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
+    gpus = count_gpus(options.address)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    trial = TrialConfig(
+        "finetune",
+        "finetune",
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    request = Request("full", options.model, options.data, options.split, options.seed)
+    prepare_models(benchmark.build_task(request), gang, trial, options.out, options.address)
+    print(f"Target:     {options.out / 'target'}")
+    print(f"Retrained:  {options.out / 'retrained'}")
+    data = f" --data {options.data}" if options.data else ""
+    part = f" --split {options.split}" if options.split else ""
+    print(f"Next:       ray_unlearn tune --benchmark {benchmark.name} --model {options.out / 'target'}{data}{part}")
+    return 0
+
+
+def check_tune(options: TuneOptions) -> None:
+    """All that can be known from the options alone, before anything is imported or started."""
+    if options.benchmark not in BENCHMARKS:
+        raise UserError(f"--benchmark {options.benchmark}: unknown. Choose one of: {', '.join(BENCHMARKS)}")
+    for name, value in (("--trials", options.trials), ("--concurrent", options.concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero)
+    if not 0.0 <= options.utility_floor <= 1.0:
+        raise UserError(
+            f"--utility-floor {options.utility_floor:g}: must lie between 0 and 1. Give a share such as 0.95"
+        )
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
+    if options.data is not None and not options.data.is_dir():
+        raise UserError(f"--data {options.data}: no such folder. Give the folder that holds the benchmark's data")
+    if options.model is not None:
+        check_model(options.model)
+    check_writable(options.out)
+    if not options.methods:
+        raise UserError("--methods: names no method. Give one or more, such as simnpo,npo,ga")
+    if len(set(options.methods)) < len(options.methods):
+        raise UserError(f"--methods {','.join(options.methods)}: names one twice. Name each once")
+
+    for name in options.methods:
+        find_method(name)
+    for path in options.spaces:
+        method = file_method(path)
+        if method not in options.methods:
+            raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
+        load_space(find_method(method), options.benchmark, "mini", 1, path)
+
+
+def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) -> None:
+    if not 1 <= workers <= BIGGEST_WORKER_COUNT:
+        why = f"--zero {zero} shards over the workers, and there is none" if workers == 0 and zero else "not possible"
+        raise UserError(f"{option} {workers}: {why}. Give at least 1")
+    if gpus is not None and gpus < 0:
+        raise UserError(f"--gpus-per-worker {gpus:g}: must be 0 or more. Give another")
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be; raise UserError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror}). Give another folder") from None
+
+
+def count_gpus(address: str | None) -> int:
+    """GPUs of the cluster at that address, else of this machine."""
+    if address is None:
+        import torch
+
+        return torch.cuda.device_count()
+    import ray
+
+    try:
+        ray.init(address=address, logging_level="warning", log_to_driver=False)
+        return int(ray.cluster_resources().get("GPU", 0))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}). Start it"
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+def resolve_scale(scale: str, gpus: int, model: str | None) -> str:
+    if scale == "full" and not gpus:
+        raise UserError(
+            "--scale full: there is no GPU for it. Take --scale mini, or --address of a cluster with GPUs, or leave "
+            "--scale out and name a small model with --model to run the full benchmark on it with the CPU"
+        )
+    if scale == "auto":
+        return "full" if gpus or model is not None else "mini"
+    return scale
+
+
+def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: int) -> GangConfig:
+    per_worker = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
+    if per_worker and not gpus:
+        raise UserError(f"--gpus-per-worker {per_worker:g}: there is no GPU. Leave it out, or give --address")
+    return GangConfig(
+        num_workers=workers,
+        zero_stage=zero,
+        precision="bf16" if per_worker else "fp32",
+        gpus_per_worker=per_worker,
+        threads_per_worker=1 if workers > 1 or not per_worker else os.cpu_count() or 1,
+        max_tokens=16_384 if per_worker else 4096,
+    )
+
+
+def default_concurrency(gang: GangConfig, gpus: int, trials: int) -> int:
+    """As many gangs as fit: by GPUs where they are used, else one CPU a worker."""
+    if gang.gpus_per_worker:
+        fit = int(gpus / (gang.gpus_per_worker * gang.num_workers))
+    else:
+        fit = (os.cpu_count() or 1) // gang.num_workers
+    return max(1, min(fit, trials))
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3 ... that is not there."""
+    count = 2
+    candidate = folder
+    while candidate.exists():
+        candidate = folder.with_name(f"{folder.name}-{count}")
+        count += 1
+    return candidate
+
+
+def describe_plan(search: ResolvedSearch) -> str:
+    config, task = search.config, search.task
+    gang = config.gang
+    lines = [
+        f"benchmark   {config.benchmark} ({config.scale})",
+        f"model       {config.model} ({search.num_parameters:,} parameters)",
+        f"data        {len(task.forget)} sequences to forget, {len(task.retain)} to retain",
+        f"trials      {config.trials} each of {', '.join(config.methods)}",
+        f"gangs       {config.concurrent} of {gang.num_workers} worker(s), ZeRO-{gang.zero_stage}, "
+        f"{gang.precision}, {gang.gpus_per_worker:g} GPU(s) a worker",
+        f"objective   {config.objective}, utility floor {config.utility_floor:g}",
+    ]
+    for name, space in search.spaces.items():
+        ranges = ", ".join(
+            f"{key} {r.low:.3g}..{r.high:.3g}{' (log)' if r.log else ''}" for key, r in space.ranges.items()
+        )
+        fixed = ", ".join(f"{key} {value}" for key, value in space.fixed.items())
+        lines.append(f"{name:<11} {ranges}; fixed: {fixed}; {len(space.warm_starts)} warm start(s)")
+    return "\n".join(lines)

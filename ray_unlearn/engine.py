@@ -1,0 +1,189 @@
+"""The DeepSpeed engine: build, snapshot, restore, save. The only file that imports deepspeed.
+
+One engine serves a gang's whole life. Building one per trial would cost seconds and, under ZeRO-3, leak the
+shard; instead the first state is kept (each worker its own part) and put back in place before every trial.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+import deepspeed
+
+
+def build_engine(scorer: nn.Module, zero_stage: int, precision: str, device: torch.device) -> Any:
+    """An engine with AdamW at learning rate 0 (set before each trial), gradients averaged over the workers.
+
+    Learning rate 0 matters: ZeRO-0 in bf16 steps once while it is built, which must change nothing.
+    torch.distributed must be initialised. Raises what DeepSpeed raises.
+    """
+    if device.type == "cpu":
+        # The shared-memory collectives would be compiled for a minute; gloo does the same job. DeepSpeed
+        # keeps this table editable and falls back by itself.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": False,
+            "stage3_param_persistence_threshold": 0,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": 0.0,
+                "betas": [0.9, 0.999],
+                "weight_decay": 0.0,
+                "torch_adam": device.type == "cpu",
+            },
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+    }
+    if precision == "bf16":
+        config["bf16"] = {"enabled": True}
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", dist_init_required=False)
+    engine, *_ = deepspeed.initialize(
+        model=scorer, model_parameters=[p for p in scorer.parameters() if p.requires_grad], config=config
+    )
+    return engine
+
+
+def set_hyperparameters(engine: Any, learning_rate: float, weight_decay: float, max_grad_norm: float) -> None:
+    """Write the optimizer's settings for the next step."""
+    for group in _base_optimizer(engine).param_groups:
+        group["lr"], group["weight_decay"] = learning_rate, weight_decay
+    engine.optimizer.clip_grad = max_grad_norm
+    engine._config.gradient_clipping = max_grad_norm
+
+
+def backward(engine: Any, loss: Tensor, is_last: bool) -> None:
+    """Accumulate this micro-batch's gradients; on the last one they are reduced over the workers."""
+    engine.set_gradient_accumulation_boundary(is_boundary=is_last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def save_model(engine: Any, tokenizer: Any, folder: Path, rank: int) -> None:
+    """Write the model as `transformers` loads it (safetensors), gathered from all workers onto the first.
+
+    Every worker must call it.
+    """
+    model = engine.module.model
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            if rank == 0:
+                state[name] = parameter.detach().cpu().clone()
+    if rank == 0:
+        state |= {n: b.detach().cpu() for n, b in model.named_buffers() if n in model.state_dict()}
+        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+    dist.barrier()
+
+
+def _base_optimizer(engine: Any) -> Any:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _state_tensors(engine: Any) -> list[Tensor]:
+    """This worker's part of the weights: in working precision, then the fp32 masters where they are apart."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    optimizer = engine.optimizer
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        return [*optimizer.fp16_partitioned_groups_flat, *optimizer.fp32_partitioned_groups_flat]
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        return [*optimizer.bit16_groups_flat, *optimizer.single_partition_of_fp32_groups]
+    if isinstance(optimizer, BF16_Optimizer):
+        return [*optimizer.bf16_groups_flat, *optimizer.fp32_groups_flat_partition]
+    if hasattr(optimizer, "fp32_groups_flat"):
+        return [*optimizer.fp16_groups_flat, *optimizer.fp32_groups_flat]
+    if hasattr(optimizer, "fp32_groups"):
+        return [p for groups in (optimizer.fp16_groups, optimizer.fp32_groups) for g in groups for p in g]
+    return [p for p in engine.module.parameters() if p.requires_grad]
+
+
+class Snapshot:
+    """The engine's first state, and the way back to it: bit-identical on CPU for every ZeRO stage.
+
+    Take it right after `build_engine`. Holds one copy of the worker's weights and masters (2 + 4 bytes a
+    parameter of its shard in bf16, 4 or 8 in fp32); optimizer moments are zeroed in place, not copied, unless
+    the engine was born with some. Only trainable parameters are kept: frozen ones do not change.
+    """
+
+    @torch.no_grad()
+    def __init__(self, engine: Any) -> None:
+        self._weights = [t.detach().clone() for t in _state_tensors(engine)]
+        self._buffers = [b.detach().clone() for b in engine.module.buffers()]
+        base = _base_optimizer(engine)
+        self._groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in base.param_groups]
+        self._moments = {
+            id(p): {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in state.items()}
+            for p, state in base.state.items()
+        }
+        scaler = getattr(engine.optimizer, "loss_scaler", None)
+        self._scaler = copy.deepcopy(vars(scaler)) if hasattr(scaler, "__dict__") else None
+
+    @torch.no_grad()
+    def restore(self, engine: Any) -> None:
+        """Put weights, masters, moments, counters and half-accumulated gradients back, in place."""
+        for tensor, first in zip(_state_tensors(engine), self._weights, strict=True):
+            tensor.data.copy_(first)
+        for buffer, first in zip(engine.module.buffers(), self._buffers, strict=True):
+            buffer.copy_(first)
+        base = _base_optimizer(engine)
+        for parameter, state in base.state.items():
+            first_state = self._moments.get(id(parameter), {})
+            # In place: DeepSpeed holds views of these tensors, so clearing the dictionary would cut them off.
+            for key, value in state.items():
+                if torch.is_tensor(value):
+                    value.copy_(first_state[key]) if key in first_state else value.zero_()
+                elif isinstance(value, int | float):
+                    state[key] = first_state.get(key, type(value)(0))
+        for group, first_group in zip(base.param_groups, self._groups, strict=True):
+            group.update(copy.deepcopy(first_group))
+        if self._scaler is not None:
+            vars(engine.optimizer.loss_scaler).update(copy.deepcopy(self._scaler))
+        self._drop_gradients(engine)
+        engine.global_steps = engine.global_samples = engine.micro_steps = engine.skipped_steps = 0
+        engine._global_grad_norm = None
+
+    @staticmethod
+    def _drop_gradients(engine: Any) -> None:
+        optimizer = engine.optimizer
+        optimizer.zero_grad()
+        for parameter in engine.module.parameters():
+            parameter.grad = None
+        for name in (
+            "averaged_gradients",
+            "all_grad_tensors",
+        ):  # ZeRO-1/2 keep half-accumulated gradients here
+            for key in list(getattr(optimizer, name, {}) or {}):
+                getattr(optimizer, name)[key] = None
+        if hasattr(optimizer, "micro_step_id"):
+            # -1 before the first micro-batch under ZeRO-1/2, 0 under ZeRO-3.
+            optimizer.micro_step_id = -1 if hasattr(optimizer, "all_grad_tensors") else 0
+
+
+def weights_digest(engine: Any) -> str:
+    """SHA-256 over this worker's weights and masters: equal exactly where every bit is."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for tensor in _state_tensors(engine):
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""Make the models that a benchmark starts from (target) and compares with (retrained)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_unlearn.benchmarks import Profile, Split, Task
+from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.data import Sequences
+from ray_unlearn.local import local_worker, run_local
+from ray_unlearn.trial import Job
+
+SINGLE = GangConfig(num_workers=1, zero_stage=0, threads_per_worker=1)
+NOTHING = Sequences.build([])
+
+
+@dataclass(frozen=True)
+class Build:
+    """One small model to train in a process of its own, and what to measure on it afterwards."""
+
+    start: Path
+    """Folder with the untrained (or base) model and its tokenizer."""
+    output: Path
+    sequences: Sequences
+    """What it is trained on: cross-entropy of the answer tokens."""
+    trial: TrialConfig
+    """With method "finetune"."""
+    benchmark: str = ""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """"selection" and "report", to measure the trained model on; needs `benchmark`."""
+
+
+def build_models(builds: list[Build], log: Callable[[str], None]) -> list[dict[str, Profile]]:
+    """Train them side by side, one single-threaded process each; the same bits on every run.
+
+    Returns each one's profiles by split name. `log` gets one line before and one after.
+    """
+    names = ", ".join(build.output.name for build in builds)
+    log(f"training {names} ({sum(build.sequences.lengths.sum() for build in builds)} tokens an epoch)")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=min(len(builds), os.cpu_count() or 1), mp_context=context) as pool:
+        profiles = list(pool.map(_build, builds))
+    log(f"trained {names}")
+    return profiles
+
+
+def _build(build: Build) -> dict[str, Profile]:
+    empty = Split(probes={})
+    task = Task(
+        benchmark=build.benchmark,
+        scale="mini",
+        model=str(build.start),
+        forget=build.sequences,
+        retain=NOTHING,
+        selection=build.splits.get("selection", empty),
+        report=build.splits.get("report", empty),
+    )
+    job = Job("build", build.trial, evaluate=tuple(build.splits), points=False, save_to=str(build.output))
+    return last_profiles(run_local(local_worker(task, SINGLE), job))
+
+
+def last_profiles(reports: list[dict[str, Any]]) -> dict[str, Profile]:
+    """The profiles of a finished job's last report, by split."""
+    return {name: Profile(**values) for name, values in reports[-1]["profiles"].items()}
+
+
+def write_profile(folder: Path, profiles: Mapping[str, Profile]) -> None:
+    """Keep a model's profiles beside its weights."""
+    (folder / "profile.json").write_text(json.dumps({name: asdict(p) for name, p in profiles.items()}, indent=1))
+
+
+def read_profile(folder: Path) -> dict[str, Profile]:
+    """Raises FileNotFoundError where the folder has no profile."""
+    return {n: Profile(**p) for n, p in json.loads((folder / "profile.json").read_text()).items()}
+
+
+def cache_folder() -> Path:
+    """Where built models are kept: RAY_UNLEARN_CACHE, else the user's cache folder."""
+    if "RAY_UNLEARN_CACHE" in os.environ:
+        return Path(os.environ["RAY_UNLEARN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ray_unlearn"
+
+
+def cached(key_parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """The cache's folder for these key parts, made once: two processes that want it at once make it once.
+
+    `make` fills an empty folder, which appears under its final name only when it is whole.
+    """
+    from filelock import FileLock
+
+    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"{key_parts.get('name', 'build')}-{key}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder

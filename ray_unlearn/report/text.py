@@ -1,0 +1,145 @@
+"""How values are written for people: numbers, names, and text that nobody has checked."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+NOTHING = "–"
+
+_PRINTED = {
+    "simnpo": "SimNPO",
+    "npo": "NPO",
+    "ga": "GA",
+    "graddiff": "GradDiff",
+    "grad_diff": "GradDiff",
+    "dpo": "DPO",
+    "idk": "IDK",
+    "rmu": "RMU",
+    "undial": "UNDIAL",
+}
+
+
+def method_label(method: str) -> str:
+    """A method as papers print it; one that is not known here keeps its own name."""
+    return _PRINTED.get(method, method)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def score(value: float | None) -> str:
+    """Three significant digits with their zeros, so that columns line up: 0.912, 0.900, 12,300."""
+    if value is None or math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if 1000 <= abs(value) < 1e15:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:#.3g}".removesuffix(".")
+
+
+def setting(name: str, value: Any) -> str:
+    """A setting as one would type it: 2.5, 7.27, linear; a learning rate always as 1.2e-05."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, float):
+        return f"{value:.1e}" if name == "learning_rate" else f"{value:.3g}"
+    return str(value)
+
+
+def size(num_bytes: float | None) -> str:
+    """Bytes -> 1.23 GiB."""
+    if num_bytes is None:
+        return NOTHING
+    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while abs(value) >= 1000 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{score(value)} {units[0]}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds -> 45 s, 12 min, 3.4 h, 2.1 days, as one would say it."""
+    if seconds is None:
+        return NOTHING
+    for limit, unit_seconds, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return (
+                f"{seconds / unit_seconds:.2g} {unit}"
+                if seconds < 10 * unit_seconds
+                else (f"{seconds / unit_seconds:.0f} {unit}")
+            )
+    return f"{seconds / 86_400:.1f} days"
+
+
+def elapsed_seconds(created: str | None, finished: str | None) -> float | None:
+    if not created or not finished:
+        return None
+    try:
+        return (datetime.fromisoformat(finished) - datetime.fromisoformat(created)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
+def listing(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+_ADDRESSES = re.compile(
+    r"(?P<name>\bip=|\bhost=|\bhostname=)[^\s,;)\]]+"
+    r"|\b(?:ray|tcp|grpc)://[^\s,;)\]'\"]+"
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"
+)
+
+
+def without_addresses(text: str) -> str:
+    """Reports are passed on, and where a search ran is nobody's business: machine addresses go."""
+    return _ADDRESSES.sub(lambda match: f"{match['name'] or ''}<address>", text)
+
+
+def command_line(command: Sequence[str]) -> str:
+    """The command as one would paste it, with the cluster's address left out."""
+    words, hide_next = [], False
+    for word in map(str, command):
+        if hide_next:
+            words.append("ADDRESS")
+        elif word.startswith("--address="):
+            words.append("--address=ADDRESS")
+        else:
+            words.append(shlex.quote(without_addresses(word)))
+        hide_next = word == "--address"
+    return " ".join(words)
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is made plain text; numbers stay numbers."""
+    if isinstance(value, str) and value.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "|", "%")):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+_MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[#+\-=>](?=\s|$)")
+
+
+def markdown(text: str) -> str:
+    """Text as it is, in one line, with nothing in it that Markdown or HTML would act on."""
+    line = " ".join(text.split())
+    line = _MARKDOWN.sub(lambda match: "\\" + match[0], line)
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_block(text: str) -> str:
+    """A fenced block whose fence nothing inside can close."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"

@@ -1,0 +1,460 @@
+"""Ray Tune over gangs: ask, run, record. The only file that imports ray.tune.
+
+Tune schedules; the settings come from Optuna through a searcher of our own that serves all methods in turn,
+each from its own study, so that every method gets the same number of trials in one run. A trial's Tune actor
+is a thin client of the broker and is reused for the next trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune import Callback, RunConfig, TuneConfig, Tuner
+from ray.tune.search import Searcher
+
+from ray_unlearn import __version__
+from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
+from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
+from ray_unlearn.gang import TRAIN_ENVIRONMENT, Gangs
+from ray_unlearn.losses import METHODS
+from ray_unlearn.objective import Judge
+from ray_unlearn.results import COMPLETED, FAILED, Writer, curve_schema, trial_schema
+from ray_unlearn.sampling import MethodStudy
+from ray_unlearn.space import Space
+from ray_unlearn.trial import Job
+
+VERSIONS = (
+    "ray",
+    "torch",
+    "transformers",
+    "datasets",
+    "optuna",
+    "deepspeed",
+    "pyarrow",
+    "accelerate",
+    "numpy",
+    "scipy",
+)
+TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_RESULT_BUFFER_LENGTH": "0"}
+
+
+class Watcher(Protocol):
+    """Whoever shows the search while it runs."""
+
+    def stage(self, what: str) -> None: ...
+    def started(self, trial: TrialConfig, number: int) -> None: ...
+    def finished(self, row: Mapping[str, Any]) -> None: ...
+
+
+class GangTrial(tune.Trainable):
+    """One Tune trial: submits its job, hands on the reports with the verdict on them."""
+
+    def setup(self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None) -> None:
+        assert judge is not None
+        self._broker, self._judge = broker, judge
+        self._submit(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        ray.get(self._broker.stop.remote(self._job.job_id))
+        self._submit(new_config)
+        return True
+
+    def _submit(self, config: dict[str, Any]) -> None:
+        trial = TrialConfig.from_json(json.loads(config["trial"]))
+        self._job = Job(trial.trial_id, trial)
+        ray.get(self._broker.submit.remote(self._job))
+
+    def step(self) -> dict[str, Any]:
+        report = ray.get(self._broker.next.remote(self._job.job_id))
+        result = {"done": report["done"]}
+        if "error" not in report:
+            report["metrics"] = report.pop("profiles")["selection"]["metrics"]
+            scores = asdict(self._judge.verdict(report["metrics"]))
+            report |= scores
+            result |= scores
+        # As text, because Tune flattens and copies nested results.
+        return {**result, "report": json.dumps(report)}
+
+    def cleanup(self) -> None:
+        ray.get(self._broker.stop.remote(self._job.job_id))
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        return None
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        return None
+
+
+_STAYS_HERE: dict[int, Any] = {}
+
+
+class _StaysHere:
+    """Tune pickles its callbacks and searcher to its own disk state, and may copy them. Ours hold open files
+    and studies, and are rebuilt from our results, not from Tune's: a copy is the thing itself."""
+
+    def __reduce__(self) -> Any:
+        _STAYS_HERE[id(self)] = self
+        return _STAYS_HERE.__getitem__, (id(self),)
+
+
+class Recorder(_StaysHere, Callback):
+    """Keeps every report of every trial, writes the row when the trial ends, and tells the study."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        studies: Mapping[str, MethodStudy],
+        spaces: Mapping[str, Space],
+        writer: Writer,
+    ) -> None:
+        self._config, self._studies, self._spaces, self._writer = config, studies, spaces, writer
+        self._reports: dict[str, list[dict[str, Any]]] = {}
+        self._open: dict[str, tuple[TrialConfig, int, float]] = {}
+        self._asked = dict.fromkeys(config.methods, 0)
+        self.rows: list[dict[str, Any]] = []
+        self.watcher: Watcher | None = None
+
+    def suggest(self, tune_id: str) -> dict[str, Any] | None:
+        """The next trial of the method that has had the fewest; None when all have had their number."""
+        method = min(self._config.methods, key=lambda name: self._asked[name])
+        if self._asked[method] >= self._config.trials:
+            return None
+        number = sum(self._asked.values())
+        started = time.perf_counter()
+        values = self._studies[method].ask(tune_id) | dict(self._spaces[method].fixed)
+        parameters = METHODS[method].parameters
+        trial = TrialConfig(
+            trial_id=f"{method}-{self._asked[method]:04d}",
+            method=method,
+            parameters={name: float(values.get(name, default)) for name, default in parameters.items()},
+            seed=self._config.seed,
+            **({} if METHODS[method].uses_retain else {"retain_weight": 0.0}),
+            **{name: values[name] for name in TRIAL_SETTINGS if name in values},
+        )
+        self._asked[method] += 1
+        self._open[tune_id] = (trial, number, started)
+        self._reports[tune_id] = []
+        if self.watcher:
+            self.watcher.started(trial, number)
+        return {"trial": json.dumps(trial.to_json())}
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        self._reports[trial.trial_id].append(json.loads(result["report"]))
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._close(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """The trial's Tune actor died (the trial itself reports its failures)."""
+        self._reports[trial.trial_id].append({"error": "lost: the trial's process ended", "done": True})
+        self._close(trial.trial_id)
+
+    def _close(self, tune_id: str) -> None:
+        trial, number, started = self._open.pop(tune_id)
+        reports = self._reports.pop(tune_id)
+        row = trial_row(trial, number, self._config, reports)
+        row["wall_seconds"] = time.perf_counter() - started
+        row["device_seconds"] = row["wall_seconds"] * self._config.gang.num_workers
+        self._writer.write_trial(row, [curve_row(trial, self._config, r) for r in reports if "error" not in r])
+        self.rows.append(row)
+        self._studies[trial.method].tell(tune_id, row if row["status"] == COMPLETED else None)
+        if self.watcher:
+            self.watcher.finished(row)
+
+
+class _Suggestions(_StaysHere, Searcher):
+    """Tune's view of the recorder: what to try next. Outcomes reach the studies through the recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        return self._recorder.suggest(trial_id) or Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        return None
+
+    def save(self, checkpoint_path: str) -> None:
+        return None
+
+    def restore(self, checkpoint_path: str) -> None:
+        return None
+
+
+def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of results from a trial's reports; its best evaluation point counts."""
+    settings = trial.to_json()
+    parameters = settings.pop("parameters")
+    good = [r for r in reports if "error" not in r]
+    error = next((r["error"] for r in reports if "error" in r), None)
+    row = {
+        **settings,
+        **parameters,
+        "number": number,
+        "benchmark": config.benchmark,
+        "scale": config.scale,
+        "status": COMPLETED if error is None and good else FAILED,
+        "error": error,
+    }
+    if good:
+        best = max(good, key=lambda r: r["objective"])
+        row |= _scores(best, config.benchmark)
+        row |= {name: good[-1][name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
+    return row
+
+
+def curve_row(trial: TrialConfig, config: SearchConfig, report: Mapping[str, Any]) -> dict[str, Any]:
+    head = {"trial_id": trial.trial_id, "benchmark": config.benchmark, "method": trial.method}
+    losses = {name: report[name] for name in ("step", "forget_loss", "retain_loss")}
+    loss = report["forget_loss"] + trial.retain_weight * report["retain_loss"]
+    return {**head, **losses, "loss": loss, **_scores(report, config.benchmark)}
+
+
+def _scores(report: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
+    scores = {name: report[name] for name in ("objective", "forget", "utility", "epoch")}
+    return scores | {f"{benchmark}/{name}": value for name, value in report["metrics"].items()}
+
+
+@contextlib.contextmanager
+def ray_session(config: SearchConfig, temporary: Path) -> Iterator[None]:
+    """Connect to the cluster at `config.address`, or start one on this machine that ends with the search.
+
+    Raises RuntimeError naming what is missing where the cluster has too little for the gangs.
+    """
+    os.environ.update(TRAIN_ENVIRONMENT | TUNE_ENVIRONMENT)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    gang = config.gang
+    needed = gang.num_workers * config.concurrent * gang.cpus_per_worker
+    # Tune's actors and the trainers' controllers take a sliver of a CPU each.
+    slack = 1 + config.concurrent
+    if config.address is None:
+        ray.init(
+            address="local",
+            num_cpus=int(max(os.cpu_count() or 1, needed) + slack),
+            include_dashboard=False,
+            logging_level="warning",
+            _temp_dir=os.environ.get("RAY_TMPDIR"),
+        )
+    else:
+        ray.init(address=config.address, logging_level="warning")
+    try:
+        have = ray.cluster_resources()
+        for name, amount in (
+            ("CPU", needed),
+            ("GPU", gang.num_workers * config.concurrent * gang.gpus_per_worker),
+        ):
+            if amount > have.get(name, 0.0):
+                raise RuntimeError(
+                    f"the Ray cluster has {have.get(name, 0.0):g} {name}, and {config.concurrent} gang(s) of "
+                    f"{gang.num_workers} worker(s) need {amount:g}. Lower --concurrent or --workers-per-trial"
+                )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_search(
+    config: SearchConfig,
+    task: Task,
+    spaces: Mapping[str, Space],
+    folder: Path,
+    command: list[str],
+    watcher: Watcher,
+    keep_model: bool = True,
+) -> str:
+    """Run the whole search into `folder`; returns its status, "complete" or "partial".
+
+    Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
+    """
+    benchmark = load_benchmark(config.benchmark)
+    parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
+    writer = Writer.create(
+        folder,
+        trial_schema(benchmark.name, parameters, benchmark.metrics),
+        curve_schema(benchmark.name, benchmark.metrics),
+    )
+    meta = describe_search(config, benchmark, spaces, command)
+    studies = {
+        name: MethodStudy(spaces[name], config.trials, config.objective == "pareto", config.seed)
+        for name in config.methods
+    }
+    recorder = Recorder(config, studies, spaces, writer)
+    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(config, Path(scratch)):
+        gangs = Gangs(task, config.gang, config.concurrent, Path(scratch))
+        watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
+        gangs.start()
+        try:
+            start = finished_profile(gangs.run(Job("start")), "selection", "the starting model")
+            judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
+            meta |= describe_anchors(judge)
+            writer.write_search(meta)
+            recorder.watcher = watcher
+            watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
+            status = tune_trials(config, gangs, judge, recorder, Path(scratch))
+            best = best_of_methods(recorder.rows, config.utility_floor)
+            watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
+            run_finals(config, gangs, task, best, writer, folder if keep_model else None)
+        finally:
+            gangs.close()
+    chosen = choose(list(best.values()), config.utility_floor)
+    meta |= {
+        "status": status,
+        "finished": _now(),
+        "chosen": chosen["trial_id"] if chosen else None,
+    }
+    writer.write_search(meta)
+    return status
+
+
+def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
+    """Let Tune run all trials over the gangs; the recorder has their rows afterwards."""
+    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge)
+    total = config.trials * len(config.methods)
+    Tuner(
+        tune.with_resources(trainable, {"CPU": 0.001}),
+        tune_config=TuneConfig(
+            search_alg=_Suggestions(recorder),
+            num_samples=total,
+            max_concurrent_trials=config.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(name="tune", storage_path=str(scratch), callbacks=[recorder], verbose=0),
+    ).fit()
+    return "complete" if len(recorder.rows) == total else "partial"
+
+
+def run_finals(
+    config: SearchConfig,
+    gangs: Gangs,
+    task: Task,
+    best: Mapping[str, Mapping[str, Any]],
+    writer: Writer,
+    folder: Path | None,
+) -> None:
+    """Run the best trial of each method again to its best point, and score it on the held-out split.
+
+    The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
+    """
+    benchmark = load_benchmark(config.benchmark)
+    retrained = task.report.retrained
+    start = finished_profile(
+        gangs.run(Job("start-report", evaluate=("report",), generate=True)), "report", "the starting model"
+    )
+    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor)
+    anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
+    for name, profile in anchors:
+        scores = asdict(judge.verdict(profile.metrics))
+        writer.write_final(_final_row({"trial_id": name, "method": name}, config, scores, profile))
+    chosen = choose(list(best.values()), config.utility_floor)
+    for row in best.values():
+        trial = trial_of(row, METHODS[row["method"]].parameters)
+        keep = folder is not None and chosen is not None and row["trial_id"] == chosen["trial_id"]
+        job = Job(
+            f"final-{trial.trial_id}",
+            trial,
+            evaluate=("report",),
+            points=False,
+            generate=True,
+            stop_after=int(row["epoch"]),
+            save_to=str(folder / "model") if keep and folder else None,
+        )
+        began = time.perf_counter()
+        report = gangs.run(job)
+        if "error" in report:
+            writer.write_final({**row, "status": FAILED, "error": report["error"]})
+            continue
+        profile = finished_profile(report, "report", trial.trial_id)
+        costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
+        costs |= {"wall_seconds": time.perf_counter() - began}
+        scores = asdict(judge.verdict(profile.metrics))
+        plain = {name: value for name, value in row.items() if "/" not in name}
+        writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
+
+
+def _final_row(
+    row: Mapping[str, Any], config: SearchConfig, scores: Mapping[str, float], profile: Profile
+) -> dict[str, Any]:
+    named = {f"{config.benchmark}/{name}": value for name, value in profile.metrics.items()}
+    head = {"benchmark": config.benchmark, "scale": config.scale, "status": COMPLETED, "error": None}
+    return {**head, **row, **scores, **named}
+
+
+def trial_of(row: Mapping[str, Any], parameters: Mapping[str, float]) -> TrialConfig:
+    """The trial that a results row came from."""
+    return TrialConfig(
+        trial_id=row["trial_id"],
+        method=row["method"],
+        parameters={name: row[name] for name in parameters},
+        seed=row["seed"],
+        **{name: row[name] for name in TRIAL_SETTINGS},
+    )
+
+
+def choose(rows: list[Any], floor: float) -> Any:
+    """The row to hand over: the best objective among those at or above the utility floor, else of all."""
+    completed = [row for row in rows if row["status"] == COMPLETED]
+    above = [row for row in completed if row["utility"] >= floor]
+    return max(above or completed, key=lambda row: row["objective"], default=None)
+
+
+def best_of_methods(rows: list[dict[str, Any]], floor: float) -> dict[str, dict[str, Any]]:
+    methods = dict.fromkeys(row["method"] for row in rows)
+    best = {method: choose([row for row in rows if row["method"] == method], floor) for method in methods}
+    return {method: row for method, row in best.items() if row is not None}
+
+
+def finished_profile(report: Mapping[str, Any], split: str, whose: str) -> Profile:
+    if "error" in report:
+        raise RuntimeError(f"{whose} could not be scored: {report['error']}")
+    return Profile(**report["profiles"][split])
+
+
+def describe_search(
+    config: SearchConfig, benchmark: Benchmark, spaces: Mapping[str, Space], command: list[str]
+) -> dict[str, Any]:
+    """What search.json says before anything has run."""
+    return {
+        "name": config.name,
+        "status": "running",
+        "created": _now(),
+        "finished": None,
+        "command": command,
+        "config": asdict(config),
+        "objective_text": benchmark.objective,
+        "metrics": dict(benchmark.metrics),
+        "start": None,
+        "retrained": None,
+        "spaces": {name: asdict(space) for name, space in spaces.items()},
+        "versions": {"ray_unlearn": __version__, **{name: metadata.version(name) for name in VERSIONS}},
+        "chosen": None,
+    }
+
+
+def describe_anchors(judge: Judge) -> dict[str, Any]:
+    start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start))}
+    retrained = None
+    if judge.retrained is not None:
+        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained))}
+    return {"start": start, "retrained": retrained}
+
+
+def _metrics(profile: Profile | None) -> Mapping[str, float] | None:
+    return profile.metrics if profile else None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,188 @@
+"""A search_spaces/ TOML file -> ranges, checked against the method's signature.
+
+method = "simnpo"
+[fixed]                     # trial settings or method parameters that are not searched
+epochs = 10
+[space.learning_rate]       # ranges; log = true for a logarithmic one, integer = true for whole numbers
+low = 1e-6
+high = 1e-4
+log = true
+at_parameters = 7e9         # the range is meant for a model of this size, see `scaled`
+[[warm_start]]              # tried first; a key left out takes the middle of its range
+beta = 2.5
+[on.wmdp-mini.fixed]        # the same tables again, for one benchmark (and scale) only
+epochs = 6
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_unlearn.config import SCHEDULES, TRIAL_SETTINGS, UserError
+from ray_unlearn.losses import METHODS, Method
+
+SIZE_EXPONENT = 0.6
+"""How learning rates fall with model size: (N0 / N) ** 0.6 meets the ranges that worked from 1 M to 7 B."""
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def at(self, share: float) -> float:
+        """The value at a share in [0, 1] of the range (of its logarithm, where it is logarithmic)."""
+        value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        return round(value) if self.integer else min(max(value, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched for one method, what is fixed, and which points come first."""
+
+    method: str
+    fixed: Mapping[str, Any]
+    ranges: Mapping[str, Range]
+    warm_starts: tuple[Mapping[str, float], ...]
+
+
+def folder() -> Path:
+    """Where the search spaces are: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).parent
+    return here / "search_spaces" if (here / "search_spaces").is_dir() else here.parent / "search_spaces"
+
+
+def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, file: Path | None = None) -> Space:
+    """The method's space for this benchmark and model size.
+
+    Raises UserError for whatever in the file cannot work, naming file, table and key.
+    """
+    path = file or folder() / f"{method.name}.toml"
+    raw = read_toml(path)
+    if raw.get("method") != method.name:
+        raise UserError(f'{path}: has method = {raw.get("method")!r}. Write method = "{method.name}"')
+    _check_keys(path, "the file", raw, {"method", "fixed", "space", "warm_start", "on"})
+    overrides = raw.get("on", {})
+    fixed, ranges = dict(raw.get("fixed", {})), dict(raw.get("space", {}))
+    warm_starts = list(raw.get("warm_start", []))
+    for name in (benchmark, f"{benchmark}-{scale}"):
+        table = overrides.get(name, {})
+        _check_keys(path, f"[on.{name}]", table, {"fixed", "space", "warm_start"})
+        for key, value in table.get("fixed", {}).items():
+            ranges.pop(key, None)
+            fixed[key] = value
+        for key, value in table.get("space", {}).items():
+            fixed.pop(key, None)
+            ranges[key] = value
+        warm_starts = list(table.get("warm_start", warm_starts))
+    return _check(path, method, fixed, ranges, warm_starts, num_parameters)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Give a search-space TOML file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as TOML ({error}). Correct the file") from None
+
+
+def file_method(path: Path) -> str:
+    """The method that a space file is for."""
+    name = read_toml(path).get("method")
+    if name not in METHODS:
+        raise UserError(f"{path}: method = {name!r} is unknown. Choose from: {', '.join(METHODS)}")
+    return str(name)
+
+
+def _check(
+    path: Path,
+    method: Method,
+    fixed: dict[str, Any],
+    tables: dict[str, Any],
+    warm_starts: list[dict[str, float]],
+    num_parameters: int,
+) -> Space:
+    allowed = {*method.parameters, *TRIAL_SETTINGS} - (set() if method.uses_retain else {"retain_weight"})
+    for where, keys in (
+        ("[fixed]", fixed),
+        ("[space]", tables),
+        *(("[[warm_start]]", w) for w in warm_starts),
+    ):
+        _check_keys(path, where, keys, allowed, f"{method.name} takes")
+    for key, value in fixed.items():
+        if key == "schedule":
+            if value not in SCHEDULES:
+                raise UserError(f"{path}: [fixed] schedule = {value!r}. Choose one of: {', '.join(SCHEDULES)}")
+        elif not _is_number(value) or value < 0:
+            raise UserError(f"{path}: [fixed] {key} = {value!r} is no number from 0 up. Give one")
+        if key in tables:
+            raise UserError(f"{path}: {key} is in [fixed] and in [space]. Take it out of one of them")
+    ranges = {key: _range(path, key, table, num_parameters) for key, table in tables.items()}
+    if not ranges:
+        raise UserError(f"{path}: [space] is empty, there is nothing to search. Add a range")
+    points = []
+    for warm_start in warm_starts:
+        at = warm_start.get("at_parameters")
+        point = {}
+        for key, value in warm_start.items():
+            if key == "at_parameters":
+                continue
+            if not _is_number(value):
+                raise UserError(f"{path}: [[warm_start]] {key} = {value!r} is no number. Give one")
+            if key in ranges:
+                value = scaled(value, at, num_parameters) if key == "learning_rate" else value
+                point[key] = min(max(value, ranges[key].low), ranges[key].high)
+        points.append(point)
+    return Space(method.name, fixed, ranges, tuple(points))
+
+
+def scaled(value: float, at_parameters: float | None, num_parameters: int) -> float:
+    """A learning rate stated for one model size, for another: times (N0 / N) ** 0.6.
+
+    Steps that suit a large model are far too small for a small one. The exponent is a fit to the ranges
+    that worked for 1e6 (2e-3), 1.2e9 (2.5e-5) and 7e9 (1e-5) parameters; it only has to put the range in
+    the right place.
+    """
+    return value if at_parameters is None else value * (at_parameters / num_parameters) ** SIZE_EXPONENT
+
+
+def _range(path: Path, key: str, table: Any, num_parameters: int) -> Range:
+    where = f"{path}: [space.{key}]"
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is no table. Write low = and high = under it")
+    _check_keys(path, f"[space.{key}]", table, {"low", "high", "log", "integer", "at_parameters"})
+    low, high = table.get("low"), table.get("high")
+    if not _is_number(low) or not _is_number(high):
+        raise UserError(f"{where} needs numbers for low and high, not {low!r} and {high!r}. Give both")
+    assert low is not None
+    assert high is not None
+    if low >= high:
+        raise UserError(f"{where} has low = {low:g} and high = {high:g}: the range is reversed or empty. Swap them")
+    if table.get("log") and low <= 0:
+        raise UserError(f"{where} is logarithmic and starts at {low:g}. Give a low above 0")
+    at = table.get("at_parameters")
+    if at is not None and (not _is_number(at) or at <= 0):
+        raise UserError(f"{where} at_parameters = {at!r} is no model size. Give a number such as 7e9")
+    return Range(
+        scaled(low, at, num_parameters),
+        scaled(high, at, num_parameters),
+        bool(table.get("log", False)),
+        bool(table.get("integer", False)),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_keys(path: Path, where: str, found: Mapping[str, Any], allowed: set[str], who: str = "there is") -> None:
+    unknown = sorted(set(found) - allowed - ({"at_parameters"} if where == "[[warm_start]]" else set()))
+    if unknown:
+        raise UserError(f"{path}: {where} has {unknown[0]!r}. {who} only: {', '.join(sorted(allowed))}")

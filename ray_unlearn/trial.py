@@ -1,0 +1,98 @@
+"""What one trial is, with no search in it: start over, train, evaluate, report, stop when told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_unlearn.config import TrialConfig
+from ray_unlearn.losses import find_method
+
+if TYPE_CHECKING:
+    from ray_unlearn.worker import Worker
+
+Report = Callable[[Mapping[str, Any]], bool]
+"""Takes one evaluation point, answers whether to go on. Collective: all workers call it and agree."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work for a gang: plain data."""
+
+    job_id: str
+    trial: TrialConfig | None = None
+    """None: the starting model as it is."""
+    learn: tuple[str, ...] = ("forget",)
+    """The task's sets that the forget loss (or fine-tuning) runs over."""
+    evaluate: tuple[str, ...] = ("selection",)
+    """Splits to score at the end. Points on the way are scored on "selection" alone."""
+    points: bool = True
+    """Whether to evaluate on the way, at the trial's evaluation points."""
+    generate: bool = False
+    """Whether the last evaluation also generates answers."""
+    stop_after: int | None = None
+    """Epochs after which to stop, with the learning-rate schedule of the whole trial."""
+    save_to: str | None = None
+    """Folder for the model as it is at the end."""
+
+
+def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
+    """The epochs (1-based) after which a trial is evaluated: evenly spread, the last one included."""
+    return sorted({max(1, round(epochs * (i + 1) / evaluations)) for i in range(evaluations)})
+
+
+def run_trial(worker: Worker, job: Job, report: Report) -> None:
+    """Run one job from the starting model on; every worker of the gang calls it with its own `worker`.
+
+    The last report has `done` true and a profile for every split asked for. Raises NonFinite, or what the
+    model or the data raise; the caller turns that into a failed trial.
+    """
+    trial = job.trial
+    worker.restore()
+    seconds = {"train_seconds": 0.0, "evaluate_seconds": 0.0}
+    mark = worker.clock()
+
+    def spend(on: str) -> None:
+        nonlocal mark
+        now = worker.clock()
+        seconds[on] += now - mark
+        mark = now
+
+    def point(epoch: int, losses: Mapping[str, float], splits: tuple[str, ...], done: bool) -> bool:
+        nonlocal mark
+        if done and job.save_to is not None:
+            worker.save(Path(job.save_to))
+        profiles = {s: worker.evaluate(getattr(worker.task, s), generate=done and job.generate) for s in splits}
+        spend("evaluate_seconds")
+        values = {
+            "epoch": epoch,
+            **losses,
+            "profiles": {s: {"metrics": dict(p.metrics), "arrays": dict(p.arrays)} for s, p in profiles.items()},
+            **seconds,
+            "peak_memory_bytes": worker.peak_memory_bytes(),
+            "done": done,
+        }
+        go_on = report(values)
+        mark = worker.clock()
+        return go_on
+
+    if trial is None:
+        point(0, {}, job.evaluate, True)
+        return
+    if find_method(trial.method).needs_reference:
+        worker.prepare_reference()
+    last = job.stop_after or trial.epochs
+    points = evaluation_epochs(trial.epochs, trial.evaluations) if job.points else []
+    for epoch in range(1, last + 1):
+        steps = worker.train(trial, epoch - 1, job.learn)
+        spend("train_seconds")
+        if epoch == last or epoch in points:
+            losses = {
+                "step": epoch * len(steps),
+                "forget_loss": sum(s.forget for s in steps) / len(steps),
+                "retain_loss": sum(s.retain for s in steps) / len(steps),
+            }
+            if not point(epoch, losses, job.evaluate if epoch == last else ("selection",), epoch == last):
+                return
