@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -192,7 +193,13 @@ def prepare(options: PrepareOptions) -> int:
         seed=options.seed,
     )
     request = Request("full", options.model, options.data, options.split, options.seed)
-    prepare_models(benchmark.build_task(request), gang, trial, options.out, options.address)
+    with noise_to(options.out / "log.txt") as screen:
+        print(f"fine-tuning {options.model} twice, {options.epochs} epochs each; log in {options.out}", file=screen)
+        screen.flush()
+        try:
+            prepare_models(benchmark, request, gang, trial, options.out, options.address)
+        except RuntimeError as error:
+            raise UserError(f"{error}. The log is {options.out / 'log.txt'}") from None
     print(f"Target:     {options.out / 'target'}")
     print(f"Retrained:  {options.out / 'retrained'}")
     data = f" --data {options.data}" if options.data else ""
@@ -262,7 +269,7 @@ def count_gpus(address: str | None) -> int:
     import ray
 
     try:
-        ray.init(address=address, logging_level="warning", log_to_driver=False)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
         return int(ray.cluster_resources().get("GPU", 0))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(

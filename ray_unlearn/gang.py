@@ -28,11 +28,6 @@ MAX_DELIVERIES = 3
 """A job whose workers died this often has failed."""
 MAX_STARTS = 3
 """Starts of a gang without one finished job in between, after which it is given up."""
-TRAIN_ENVIRONMENT = {
-    # train.report blocks until the controller's next poll, and a gang ends only at one: 2 s by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,18 +32,16 @@ class Judge:
 
     @classmethod
     def build(
-        cls,
-        benchmark: Benchmark,
-        start: Mapping[str, float],
-        retrained: Mapping[str, float] | None,
-        floor: float,
+        cls, benchmark: Benchmark, start: Mapping[str, float], retrained: Mapping[str, float] | None, floor: float
     ) -> Judge:
-        """Raises ValueError where the benchmark leaves nothing to aim at, or the start already is the goal."""
+        """Raises RuntimeError where the benchmark leaves nothing to aim at."""
         judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor)
-        if not any(judge.goal(aim) is not None for aim in judge.aims):
-            names = ", ".join(aim.metric for aim in judge.aims)
-            raise ValueError(f"{benchmark.name}: no aim can be had of {names}: prepare a retrained model first")
-        return judge
+        had = [aim for aim in benchmark.aims if judge.goal(aim) is not None]
+        had = [aim for aim in had if not aim.only_if_alone] or had
+        if not had:
+            names = ", ".join(aim.metric for aim in benchmark.aims)
+            raise RuntimeError(f"{benchmark.name}: no goal can be had for {names}. Prepare a retrained model first")
+        return replace(judge, aims=tuple(had))
 
     def goal(self, aim: Aim) -> float | None:
         """The value of a model that never knew: the retrained model's, else chance, else None."""

@@ -7,14 +7,15 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_unlearn.benchmarks import Profile, Split, Task
-from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.benchmarks import Benchmark, Profile, Request, Split, Task
+from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.data import Sequences
 from ray_unlearn.local import local_worker, run_local
 from ray_unlearn.trial import Job
@@ -73,14 +74,64 @@ def last_profiles(reports: list[dict[str, Any]]) -> dict[str, Profile]:
     return {name: Profile(**values) for name, values in reports[-1]["profiles"].items()}
 
 
-def write_profile(folder: Path, profiles: Mapping[str, Profile]) -> None:
-    """Keep a model's profiles beside its weights."""
-    (folder / "profile.json").write_text(json.dumps({name: asdict(p) for name, p in profiles.items()}, indent=1))
+def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[str, str] | None = None) -> None:
+    """Keep a model's profiles beside its weights, with what they were measured on."""
+    values = {"about": dict(about or {}), "profiles": {name: asdict(p) for name, p in profiles.items()}}
+    (folder / "profile.json").write_text(json.dumps(values, indent=1))
 
 
-def read_profile(folder: Path) -> dict[str, Profile]:
-    """Raises FileNotFoundError where the folder has no profile."""
-    return {n: Profile(**p) for n, p in json.loads((folder / "profile.json").read_text()).items()}
+def read_profile(folder: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
+    """Raises FileNotFoundError where the folder has no profile, UserError where it is about something else."""
+    values = json.loads((folder / "profile.json").read_text())
+    for key, value in (about or {}).items():
+        if values["about"].get(key) != value:
+            raise UserError(
+                f"{folder}: was made for {key} {values['about'].get(key)}, not {value}. "
+                f"Give the same to tune, or prepare models for {value}"
+            )
+    return {name: Profile(**profile) for name, profile in values["profiles"].items()}
+
+
+def prepare_models(
+    benchmark: Benchmark, request: Request, gang: GangConfig, trial: TrialConfig, out: Path, address: str | None
+) -> None:
+    """Fine-tune the base model on everything (target/) and on the retain set alone (retrained/), on a gang.
+
+    One gang does both, from the same first state; the retrained model is measured and its profile kept.
+    Raises RuntimeError where one of them fails.
+    """
+    from ray_unlearn.gang import Gangs
+    from ray_unlearn.session import ray_session
+
+    assert benchmark.build_task is not None
+    task = benchmark.build_task(request)
+    jobs = {"target": ("forget", "retain"), "retrained": ("retain",)}
+    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address):
+        gangs = Gangs(task, gang, 1, Path(scratch))
+        gangs.start()
+        try:
+            for name, learn in jobs.items():
+                measured = name == "retrained"
+                unfinished = out / f".{name}.unfinished"
+                report = gangs.run(
+                    Job(
+                        name,
+                        trial,
+                        learn=learn,
+                        evaluate=("selection", "report") if measured else (),
+                        points=False,
+                        generate=measured,
+                        save_to=str(unfinished.absolute()),
+                    )
+                )
+                if "error" in report:
+                    raise RuntimeError(f"{name} could not be made: {report['error']}")
+                if measured:
+                    profiles = {n: benchmark.compare_with_itself(p) for n, p in last_profiles([report]).items()}
+                    write_profile(unfinished, profiles, {"benchmark": benchmark.name, "split": task.split})
+                unfinished.rename(out / name)
+        finally:
+            gangs.close()
 
 
 def cache_folder() -> Path:

@@ -7,12 +7,10 @@ is a thin client of the broker and is reused for the next trial.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,17 +19,18 @@ from typing import Any, Protocol
 
 import ray
 from ray import tune
-from ray.tune import Callback, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
 
 from ray_unlearn import __version__
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
 from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
-from ray_unlearn.gang import TRAIN_ENVIRONMENT, Gangs
+from ray_unlearn.gang import Gangs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
 from ray_unlearn.results import COMPLETED, FAILED, Writer, curve_schema, trial_schema
 from ray_unlearn.sampling import MethodStudy
+from ray_unlearn.session import ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.trial import Job
 
@@ -47,7 +46,6 @@ VERSIONS = (
     "numpy",
     "scipy",
 )
-TUNE_ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_RESULT_BUFFER_LENGTH": "0"}
 
 
 class Watcher(Protocol):
@@ -135,13 +133,15 @@ class Recorder(_StaysHere, Callback):
         started = time.perf_counter()
         values = self._studies[method].ask(tune_id) | dict(self._spaces[method].fixed)
         parameters = METHODS[method].parameters
+        settings: dict[str, Any] = {name: values[name] for name in TRIAL_SETTINGS if name in values}
+        if not METHODS[method].uses_retain:
+            settings["retain_weight"] = 0.0
         trial = TrialConfig(
             trial_id=f"{method}-{self._asked[method]:04d}",
             method=method,
             parameters={name: float(values.get(name, default)) for name, default in parameters.items()},
             seed=self._config.seed,
-            **({} if METHODS[method].uses_retain else {"retain_weight": 0.0}),
-            **{name: values[name] for name in TRIAL_SETTINGS if name in values},
+            **settings,
         )
         self._asked[method] += 1
         self._open[tune_id] = (trial, number, started)
@@ -181,7 +181,7 @@ class _Suggestions(_StaysHere, Searcher):
         super().__init__()
         self._recorder = recorder
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         return self._recorder.suggest(trial_id) or Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -228,45 +228,6 @@ def _scores(report: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
     return scores | {f"{benchmark}/{name}": value for name, value in report["metrics"].items()}
 
 
-@contextlib.contextmanager
-def ray_session(config: SearchConfig, temporary: Path) -> Iterator[None]:
-    """Connect to the cluster at `config.address`, or start one on this machine that ends with the search.
-
-    Raises RuntimeError naming what is missing where the cluster has too little for the gangs.
-    """
-    os.environ.update(TRAIN_ENVIRONMENT | TUNE_ENVIRONMENT)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    gang = config.gang
-    needed = gang.num_workers * config.concurrent * gang.cpus_per_worker
-    # Tune's actors and the trainers' controllers take a sliver of a CPU each.
-    slack = 1 + config.concurrent
-    if config.address is None:
-        ray.init(
-            address="local",
-            num_cpus=int(max(os.cpu_count() or 1, needed) + slack),
-            include_dashboard=False,
-            logging_level="warning",
-            _temp_dir=os.environ.get("RAY_TMPDIR"),
-        )
-    else:
-        ray.init(address=config.address, logging_level="warning")
-    try:
-        have = ray.cluster_resources()
-        for name, amount in (
-            ("CPU", needed),
-            ("GPU", gang.num_workers * config.concurrent * gang.gpus_per_worker),
-        ):
-            if amount > have.get(name, 0.0):
-                raise RuntimeError(
-                    f"the Ray cluster has {have.get(name, 0.0):g} {name}, and {config.concurrent} gang(s) of "
-                    f"{gang.num_workers} worker(s) need {amount:g}. Lower --concurrent or --workers-per-trial"
-                )
-        yield
-    finally:
-        ray.shutdown()
-
-
 def run_search(
     config: SearchConfig,
     task: Task,
@@ -293,7 +254,10 @@ def run_search(
         for name in config.methods
     }
     recorder = Recorder(config, studies, spaces, writer)
-    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(config, Path(scratch)):
+    with (
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
+        ray_session(config.gang, config.concurrent, config.address),
+    ):
         gangs = Gangs(task, config.gang, config.concurrent, Path(scratch))
         watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
         gangs.start()
@@ -332,7 +296,13 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
             max_concurrent_trials=config.concurrent,
             reuse_actors=True,
         ),
-        run_config=RunConfig(name="tune", storage_path=str(scratch), callbacks=[recorder], verbose=0),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            callbacks=[recorder],
+            checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
     ).fit()
     return "complete" if len(recorder.rows) == total else "partial"
 

@@ -208,7 +208,7 @@ class Worker:
         result = torch.zeros(len(sequences), 4, dtype=torch.float64)
         truth = None
         if probe.truth is not None:
-            truth = torch.from_numpy(probe.truth).log().to(self.device)
+            truth = torch.tensor(probe.truth).log().to(self.device)
         for part, packed in self._packs(sequences):
             answers = score_answers(self.engine, packed, "correct" if truth is None else "distribution")
             assert answers.correct is not None

@@ -9,7 +9,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -78,6 +77,8 @@ class Task:
     retain: Sequences
     selection: Split
     report: Split
+    split: str = ""
+    """Which part of the benchmark is forgotten, where it has several."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Aim:
     metric: str
     never_knew: float | None = None
     """That value where no retrained model is at hand (chance level); None: the aim is left out then."""
+    only_if_alone: bool = False
+    """Used only where no other aim can be had."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ class Benchmark:
     build_task: Callable[[Request], Task] | None = None
     """For `ray_unlearn prepare`: the task with a base model in the place of the target; None where the
     benchmark makes its own models."""
+    compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
+    """Completes the retrained model's own profile with metrics that compare with the retrained model."""
 
 
 def load_benchmark(name: str) -> Benchmark:

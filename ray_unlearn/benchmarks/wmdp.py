@@ -309,7 +309,7 @@ def read_corpus(data: Path | None, topic: str, role: str, tokenizer: Any, width:
 
 def cut_document(tokenizer: Any, text: str, prefix: list[int], width: int) -> list[list[int]]:
     """The first chunks of a document, token ids of at most `width`; a short tail is dropped."""
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     room = width - len(prefix)
     pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)][:CHUNKS_PER_DOCUMENT]
     return [prefix + piece for i, piece in enumerate(pieces) if i == 0 or len(piece) >= MIN_CHUNK_TOKENS]
@@ -330,6 +330,8 @@ def load_rows(
     name = f"{path}{f' ({config})' if config else ''}, split {split}"
     try:
         rows = load_dataset(path, config, split=split)
+    except StopIteration:  # what datasets raises on an empty JSONL file
+        raise UserError(f"{name}: no rows. Give at least one") from None
     except (DatasetsError, OSError, ValueError) as error:
         raise UserError(f"{name}: {_way_out(error, repository, data)}") from None
     missing = [c for c in columns if c not in rows.column_names]

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-DATA_SEED = 2403
+DATA_SEED = 1
+"""Of all that is generated: a request's seed changes neither data nor models."""
 KINDS = {
     "hazard": ("venom", "blight", "vapour"),
     "general": ("dye", "balm", "glaze", "tonic", "resin", "spice"),

@@ -153,19 +153,20 @@ def _rule(results: SearchResults, row: Row, chosen: Row | None, front: list[Row]
 
 
 def _rule_of_chosen(results: SearchResults, row: Row, floor: float, is_beaten: bool) -> str:
-    best = max((other["objective"] for other in scored(results) if is_number(other["objective"])), default=None)
-    text = (
-        f"Take it for the best balance: no trial has a higher objective than its {score(row['objective'])}"
-        if is_number(row["objective"]) and row["objective"] == best
-        else "It is the one that the search chose"
-    )
-    if is_number(row["utility"]):
-        text += (
-            f", and its utility is not under the floor of {floor:.3g}"
-            if row["utility"] >= floor
-            else f", but its utility is under the floor of {floor:.3g}"
-        )
-    return f"{text}; another trial is better on one score and no worse on the other." if is_beaten else f"{text}."
+    if not is_number(row["utility"]) or not is_number(row["objective"]):
+        return "It is the one that the search chose."
+    above = row["utility"] >= floor
+    rivals = [r for r in scored(results) if is_number(r["objective"]) and (r["utility"] >= floor or not above)]
+    is_best = all(row["objective"] >= rival["objective"] for rival in rivals)
+    text = "Take it for the best balance: the highest objective," if is_best else "The search chose it, with objective"
+    if above:
+        where = "of all trials with utility at or above" if is_best else "and utility at or above"
+    elif any(r["utility"] >= floor for r in scored(results)):
+        where = "but its utility is under"
+    else:
+        where = "but no trial keeps its utility at or above"
+    beaten = "; another trial is better on one score and no worse on the other" if is_beaten else ""
+    return f"{text} {score(row['objective'])}, {where} the floor of {floor:.3g}{beaten}."
 
 
 def _amount(difference: float) -> str:

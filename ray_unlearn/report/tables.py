@@ -11,6 +11,7 @@ from ray_unlearn.report.frontier import (
     chosen_trial,
     frontier,
     metric_names,
+    scored,
     searched_names,
 )
 from ray_unlearn.report.text import (
@@ -80,13 +81,11 @@ def status_counts(results: SearchResults, method: str | None = None) -> dict[str
 
 
 def best_trial(results: SearchResults, method: str) -> Row | None:
-    """The method's completed trial with the highest objective; the earliest of equals."""
-    rows = [
-        row
-        for row in results.trials
-        if row["method"] == method and row["status"] == COMPLETED and is_number(row["objective"])
-    ]
-    return max(rows, key=lambda row: (row["objective"], -row["number"]), default=None)
+    """The method's best objective at or above the utility floor, else its best of all; the earliest of equals."""
+    floor = results.meta["config"]["utility_floor"]
+    rows = [row for row in scored(results) if row["method"] == method and is_number(row["objective"])]
+    above = [row for row in rows if row["utility"] >= floor]
+    return max(above or rows, key=lambda row: (row["objective"], -row["number"]), default=None)
 
 
 def comparison(results: SearchResults) -> Table:
@@ -127,7 +126,7 @@ def comparison(results: SearchResults) -> Table:
 
 
 def held_out(results: SearchResults) -> Table | None:
-    """Each method's best trial, run again: what it scored when it was selected, and on the held-out split."""
+    """Each method's best trial and the models it is compared with: when selected, and on the held-out split."""
     if not results.finals:
         return None
     metrics = [n for n in results.finals[0] if "/" in n and any(r.get(n) is not None for r in results.finals)]
@@ -141,14 +140,29 @@ def held_out(results: SearchResults) -> Table | None:
         *(Column(name, short_metric(name), "score", "metric", metric_note(results, name)) for name in metrics),
     ]
     by_id = {row["trial_id"]: row for row in results.trials}
-    rows = []
-    for row in sorted(
-        results.finals, key=lambda r: r["objective"] if is_number(r["objective"]) else -1.0, reverse=True
-    ):
-        selected = by_id.get(row["trial_id"]) or best_trial(results, row["method"]) or {}
-        scores = [row["objective"], row["forget"], row["utility"], *(row.get(name) for name in metrics)]
-        rows.append([method_label(row["method"]), selected.get("number"), selected.get("objective"), *scores])
-    return Table(columns, rows)
+    rows: list[list[Any]] = []
+    for row in sorted(results.finals, key=_held_out_place):
+        selected = by_id.get(row["trial_id"]) or results.meta.get(row["trial_id"]) or {}
+        names = ("objective", "forget", "utility", *metrics)
+        # A run that failed has no held-out scores, whatever stands in its columns.
+        scores = [None if row["status"] == FAILED else row.get(name) for name in names]
+        label = _ANCHORS.get(row["trial_id"]) or method_label(row["method"])
+        note = without_addresses((row["error"] or "").strip()) or None
+        rows.append([label, selected.get("number"), selected.get("objective"), *scores, note])
+    if not any(row[-1] for row in rows):
+        return Table(columns, [row[:-1] for row in rows])
+    return Table([*columns, Column("error", "error", "error")], rows)
+
+
+_ANCHORS = {"start": "Starting model", "retrained": "Retrained model"}
+
+
+def _held_out_place(row: Row) -> tuple[bool, bool, float]:
+    """The trials, best first, then those that failed, then the models to compare with."""
+    if row["trial_id"] in _ANCHORS:
+        return True, False, float(list(_ANCHORS).index(row["trial_id"]))
+    has_score = row["status"] != FAILED and is_number(row["objective"])
+    return False, not has_score, -row["objective"] if has_score else 0.0
 
 
 def all_trials(results: SearchResults) -> tuple[Table, list[Row]]:

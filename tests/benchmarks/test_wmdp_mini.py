@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import Request, Task, load_benchmark
-from ray_unlearn.benchmarks.wmdp import DATA_SEED, MINI, measure
-from ray_unlearn.benchmarks.wmdp_mini import RELATIONS, Sizes, World, build_world, train_tokenizer
+from ray_unlearn.benchmarks.wmdp import MINI, measure
+from ray_unlearn.benchmarks.wmdp_mini import DATA_SEED, RELATIONS, Sizes, World, build_world, train_tokenizer
 from ray_unlearn.metrics import Scores
 
 SIDES = ("hazard", "general")

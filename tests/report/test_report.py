@@ -208,7 +208,7 @@ def test_the_sentences_name_the_chosen_trial_first_and_both_ends(build_search):
     assert len(sentences) == 4
     assert sentences[0].startswith("Chosen: SimNPO, trial 0, has forget score 0.900 and keeps 0.970 of")
     assert "learning_rate 1.2e-05" in sentences[0]
-    assert "no trial has a higher objective than its 0.934" in sentences[0]
+    assert "the highest objective, 0.934, of all trials with utility at or above the floor of 0.95" in sentences[0]
     assert sentences[1].startswith("Forgets most: NPO, trial 1")
     assert "0.05 more forgotten" in sentences[1]
     assert "under the utility floor of 0.95" in sentences[1]
@@ -301,8 +301,37 @@ def test_held_out_scores_stand_beside_what_was_selected(build_search):
     results = read_search(build_search())
     table = held_out(results)
     assert table is not None
-    for row in table.rows:
+    assert [row[0] for row in table.rows] == ["SimNPO", "NPO", "GA", "Starting model", "Retrained model"]
+    for row in table.rows[:3]:
         assert row[3] == pytest.approx(0.97 * row[2])
+    assert table.rows[3][2] == 0.0
+
+
+def test_a_final_run_that_failed_lends_its_selection_scores_to_no_one(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93), ("npo", 0.8, 0.96, 0.87))
+    broken = trials[0][0] | {"status": "failed", "error": "out of memory"}
+    folder = build_search(trials, [broken, trials[1][0]], chosen="simnpo-0000")
+    table = held_out(read_search(folder))
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["NPO", "SimNPO"]
+    assert table.rows[1][2:6] == [0.93, None, None, None]
+    assert table.rows[1][-1] == "out of memory"
+    assert "out of memory" in page_of(folder)
+
+
+def test_the_best_of_a_method_is_above_the_floor_where_it_can_be(build_search):
+    results = read_search(
+        build_search(points(("simnpo", 0.99, 0.94, 0.954), ("simnpo", 0.9, 0.96, 0.929)), chosen="simnpo-0001")
+    )
+    assert comparison(results).rows[0][1] == 0.929
+    chosen, most = describe_frontier(results)
+    assert "highest objective, 0.929, of all trials with utility at or above the floor" in chosen
+    assert most.startswith("Forgets most: SimNPO, trial 0")
+
+
+def test_a_chosen_trial_under_the_floor_is_said_to_be(build_search):
+    folder = build_search(points(("simnpo", 0.9, 0.8, 0.71)), chosen="simnpo-0000")
+    assert "but no trial keeps its utility at or above the floor of 0.95" in describe_frontier(read_search(folder))[0]
 
 
 def test_machine_addresses_are_left_out(build_search):

@@ -1,0 +1,60 @@
+"""The connection to Ray: a cluster that is there, or one of our own that ends with us."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from ray_unlearn.config import GangConfig
+
+ENVIRONMENT = {
+    # train.report blocks until the controller's next poll, and a gang ends only at one: 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Every result reaches us through our own callback, at once.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # What trials print goes to our log once a worker; deprecations of torch by DeepSpeed are not the user's.
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+
+
+@contextlib.contextmanager
+def ray_session(gang: GangConfig, count: int, address: str | None) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start one on this machine, with room for `count` gangs.
+
+    Raises RuntimeError naming what is missing where the cluster has too little.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cpus = gang.num_workers * count * gang.cpus_per_worker
+    if address is None:
+        # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
+        ray.init(
+            address="local",
+            num_cpus=int(max(os.cpu_count() or 1, cpus)) + 1 + count,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _temp_dir=os.environ.get("RAY_TMPDIR"),
+        )
+    else:
+        ray.init(address=address, logging_level=logging.WARNING)
+    try:
+        have = ray.cluster_resources()
+        for name, amount in (("CPU", cpus), ("GPU", gang.num_workers * count * gang.gpus_per_worker)):
+            if amount > have.get(name, 0.0):
+                raise RuntimeError(
+                    f"the Ray cluster has {have.get(name, 0.0):g} {name}, and {count} gang(s) of {gang.num_workers} "
+                    f"worker(s) need {amount:g}. Lower --concurrent or the number of workers"
+                )
+        yield
+    finally:
+        ray.shutdown()
