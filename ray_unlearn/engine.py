@@ -141,6 +141,8 @@ class Snapshot:
     @torch.no_grad()
     def restore(self, engine: Any) -> None:
         """Put weights, masters, moments, counters and half-accumulated gradients back, in place."""
+        # ZeRO-3 leaves weights gathered after an evaluation: without this they would outlive their shards.
+        engine.empty_partition_cache()
         for tensor, first in zip(_state_tensors(engine), self._weights, strict=True):
             tensor.data.copy_(first)
         for buffer, first in zip(engine.module.buffers(), self._buffers, strict=True):

@@ -63,16 +63,19 @@ class Worker:
 
     def _check_restore(self) -> None:
         """One step and back must leave every bit in place: the licence for serving trials from one engine."""
-        before = engines.weights_digest(self.engine)
         sequences = self.task.forget if len(self.task.forget) else self.task.retain
+        few = sequences.select(range(min(2 * self.num_workers, len(sequences))))
+        before = engines.weights_digest(self.engine), self._token_logprobs(few)
         finetune = TrialConfig("self-test", "finetune", learning_rate=1e-2, warmup_fraction=0.0)
-        batch = (np.arange(min(2 * self.num_workers, len(sequences))), np.zeros(0, np.int64))
         self._set_learning_rate(finetune, 0, 1)
-        self._step(sequences, batch, find_method("finetune"), finetune)
-        if engines.weights_digest(self.engine) == before:
+        batch = (np.arange(len(few)), np.zeros(0, np.int64))
+        self._step(few, batch, find_method("finetune"), finetune)
+        if engines.weights_digest(self.engine) == before[0]:
             raise RuntimeError("the self-test's training step did not change the weights: nothing would be learnt")
+        self._token_logprobs(few)  # an evaluation may leave weights gathered
         self.restore()
-        if engines.weights_digest(self.engine) != before:
+        after = engines.weights_digest(self.engine), self._token_logprobs(few)
+        if after[0] != before[0] or not np.array_equal(after[1], before[1]):
             raise RuntimeError(
                 "this DeepSpeed version cannot be put back to its first state in place. "
                 "Install the version pinned in constraints.txt"

@@ -9,7 +9,7 @@ Source: arXiv:2403.03218; data: cais/wmdp, cais/mmlu, cais/wmdp-corpora, cais/wm
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,21 @@ class Question:
     where: str
 
 
-def encode_option(tokenizer: Any, prompt: str, continuation: str) -> tuple[list[int], int]:
-    """lm-evaluation-harness's split of prompt and continuation: the whole minus as many tokens as the prompt.
+def encode_options(tokenizer: Any, prompt: str, continuations: Iterable[str]) -> list[tuple[list[int], int]]:
+    """(token ids, answer start) of each continuation, split as lm-evaluation-harness splits them.
 
-    `prompt` must not end with white space.
+    Prompt and continuation are tokenised together, special tokens as the tokenizer adds them; what comes after
+    as many tokens as the prompt has alone is scored. `prompt` must not end with white space.
     """
-    whole = tokenizer(prompt + continuation)["input_ids"]
-    return whole, len(tokenizer(prompt)["input_ids"])
+    start = len(tokenizer(prompt, verbose=False)["input_ids"])
+    return [(tokenizer(prompt + c, verbose=False)["input_ids"], start) for c in continuations]
 
 
 def build_probe(tokenizer: Any, questions: Sequence[Question], context: int) -> Probe:
     """Raises UserError naming the first question that the model cannot read whole."""
     items, owners, right = [], [], []
     for number, question in enumerate(questions):
-        for option, continuation in enumerate(question.continuations):
-            tokens, start = encode_option(tokenizer, question.prompt, continuation)
+        for option, (tokens, start) in enumerate(encode_options(tokenizer, question.prompt, question.continuations)):
             if len(tokens) > context:
                 raise UserError(
                     f"{question.where}: the question has {len(tokens)} tokens, but the model reads at most "
@@ -129,24 +129,23 @@ def load_mini(request: Request) -> Task:
     model = request.model or str(models / "target")
     tokenizer, context = load_tokenizer(model), context_length(load_config(model))
     profiles = read_profile(models / "retrained")
-    splits = {
-        name: Split(split.probes, retrained=profiles[name])
-        for name, split in _mini_splits(world, tokenizer, context).items()
-    }
+    splits = _mini_splits(world, tokenizer, context)
     return Task(
         benchmark="wmdp",
         scale=request.scale,
         model=model,
         forget=_mini_documents(world, tokenizer, "hazard"),
         retain=_mini_documents(world, tokenizer, "general"),
-        **splits,
+        selection=replace(splits["selection"], retrained=profiles["selection"]),
+        report=replace(splits["report"], retrained=profiles["report"]),
     )
 
 
 def _mini_documents(world: wmdp_mini.World, tokenizer: Any, side: str) -> Sequences:
     """The corpus of one side that unlearning sees."""
     texts = world.corpus(side)
-    return Sequences.build(encode_text(tokenizer, t + tokenizer.eos_token, f"{side} corpus") for t in texts)
+    end = tokenizer.eos_token or ""
+    return Sequences.build(encode_text(tokenizer, text + end, f"{side} corpus") for text in texts)
 
 
 def _mini_splits(world: wmdp_mini.World, tokenizer: Any, context: int) -> dict[str, Split]:
@@ -174,7 +173,7 @@ def _mini_training(world: wmdp_mini.World, tokenizer: Any, sides: Sequence[str])
         for text in world.corpus(side, covered_only=False):
             items.append(encode_text(tokenizer, text + tokenizer.eos_token, "generated document"))
         for fact in world.select(side=side):
-            items.append(encode_option(tokenizer, fact.prompt, f" {fact.value}{tokenizer.eos_token}"))
+            items.extend(encode_options(tokenizer, fact.prompt, [f" {fact.value}{tokenizer.eos_token}"]))
     return Sequences.build(items)
 
 
@@ -218,7 +217,7 @@ def load_full(request: Request) -> Task:
     retain = read_corpus(request.data, topic, "retain", tokenizer, width, RETAIN_CHUNKS)
     questions = {name: {"forget": hazard[name], "general": general[name]} for name in SPLITS}
     splits = build_splits(tokenizer, questions, context)
-    return Task(benchmark="wmdp", scale=request.scale, model=model, forget=forget, retain=retain, **splits)
+    return Task("wmdp", request.scale, model, forget, retain, splits["selection"], splits["report"])
 
 
 def format_prompt(subject: str, question: str, choices: Sequence[str]) -> str:

@@ -122,11 +122,12 @@ def test_the_four_letters_are_scored_after_one_prompt(load: Callable[..., Task],
 
 
 def test_a_continuation_that_merges_with_the_prompt_is_split_by_the_prompt_s_length() -> None:
-    def tokenizer(text: str) -> dict[str, list[int]]:
+    def tokenizer(text: str, verbose: bool) -> dict[str, list[int]]:
         """One token for every two characters."""
         return {"input_ids": [ord(c) for c in text[::2]]}
 
-    assert wmdp.encode_option(tokenizer, "abc", "de") == ([ord("a"), ord("c"), ord("e")], 2)
+    whole = [ord("a"), ord("c"), ord("e")]
+    assert wmdp.encode_options(tokenizer, "abc", ["de"]) == [(whole, 2)]
 
 
 def test_questions_are_disjoint_between_the_splits_and_none_is_lost(load: Callable[..., Task]) -> None:

@@ -13,6 +13,7 @@ from ray_unlearn.benchmarks.wmdp_mini import DATA_SEED, RELATIONS, Sizes, World,
 from ray_unlearn.metrics import Scores
 
 SIDES = ("hazard", "general")
+pytestmark = pytest.mark.timeout(300)  # the first test that asks for the models may have to train them
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +116,8 @@ def test_the_target_knows_both_sides_and_the_retrained_model_only_one(task: Task
 def test_the_request_seed_changes_no_data(task: Task) -> None:
     other = load_benchmark("wmdp").load(Request("mini", seed=1))
     assert np.array_equal(other.forget.tokens, task.forget.tokens)
-    probes = (t.selection.probes["forget"].sequences.tokens for t in (task, other))
-    assert np.array_equal(*probes)
+    first, second = (t.selection.probes["forget"].sequences.tokens for t in (task, other))
+    assert np.array_equal(first, second)
 
 
 def test_only_the_option_is_scored(task: Task) -> None:

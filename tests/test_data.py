@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from ray_unlearn.config import UserError
+from ray_unlearn.data import Sequences, check_lengths, pack, plan_epoch, share
+
+
+def items(*shapes: tuple[int, int]) -> list[tuple[np.ndarray, int]]:
+    """(length, answer start) -> sequences of different tokens."""
+    return [(np.arange(100 * i, 100 * i + n), start) for i, (n, start) in enumerate(shapes)]
+
+
+def test_sequences_come_back_as_they_went_in():
+    given = items((5, 2), (3, 1))
+    sequences = Sequences.build(given)
+    assert [(t.tolist(), s) for t, s in sequences] == [(t.tolist(), s) for t, s in given]
+    assert sequences.lengths.tolist() == [5, 3]
+    assert sequences.answer_lengths.tolist() == [3, 2]
+
+
+def test_a_pack_keeps_exactly_the_positions_before_answer_tokens():
+    given = items((5, 2), (3, 1), (9, 4))
+    packed = pack(given)
+    assert packed.tokens.shape == (2, 9)
+    expected = {(i, int(t)) for i, (tokens, start) in enumerate(given) for t in tokens[start:]}
+    assert set(zip(packed.sequence.tolist(), packed.targets.tolist(), strict=True)) == expected
+    following = torch.roll(packed.tokens, -1, dims=1)[packed.keep]
+    assert following.tolist() == packed.targets.tolist()
+
+
+def test_place_puts_answer_tokens_in_the_given_order():
+    given = items((5, 2), (3, 1), (9, 4))
+    packed = pack(given)
+    ordered = torch.empty_like(packed.targets)
+    ordered[packed.place] = packed.targets
+    assert ordered.tolist() == [int(t) for tokens, start in given for t in tokens[start:]]
+
+
+def test_positions_restart_with_every_packed_sequence():
+    packed = pack(items((4, 1), (3, 1)), row_length=10)
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+
+
+def test_nothing_to_pack_is_one_row_with_nothing_kept():
+    packed = pack([])
+    assert packed.tokens.shape[0] == 1
+    assert not packed.keep.any()
+    assert len(packed.targets) == 0
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+@pytest.mark.parametrize("max_tokens", [10, 25, 10_000])
+def test_a_batch_is_cut_whole_balanced_and_into_equally_many_parts(num_workers, max_tokens):
+    lengths = np.random.default_rng(0).integers(1, 20, 30)
+    parts = share(lengths, num_workers, max_tokens)
+    assert sorted(i for worker in parts for part in worker for i in part) == list(range(30))
+    assert len({len(worker) for worker in parts}) == 1
+    loads = [sum(lengths[i] for part in worker for i in part) for worker in parts]
+    assert max(loads) - min(loads) <= 20
+    assert all(sum(lengths[i] for i in part) <= max_tokens or len(part) == 1 for worker in parts for part in worker)
+
+
+def test_an_epoch_takes_every_forget_sequence_once_and_the_retain_set_evenly():
+    epochs = [plan_epoch(10, 7, batch_size=4, seed=3, epoch=e) for e in range(7)]
+    for batches in epochs:
+        assert sorted(i for forget, _ in batches for i in forget) == list(range(10))
+        assert all(len(forget) == len(retain) for forget, retain in batches)
+    used = np.bincount(np.concatenate([retain for batches in epochs for _, retain in batches]))
+    assert used.tolist() == [10] * 7
+
+
+def test_the_plan_depends_on_the_seed_and_the_epoch():
+    first, again, other = (plan_epoch(20, 20, 8, seed, epoch)[0][0].tolist() for seed, epoch in ((1, 0), (1, 0), (1, 1)))
+    assert first == again
+    assert first != other
+
+
+def test_a_sequence_longer_than_the_context_is_named():
+    with pytest.raises(UserError, match=r"data\.json, row 1: 9 tokens.*at most 8"):
+        check_lengths(Sequences.build(items((5, 1), (9, 1))), 8, "data.json")

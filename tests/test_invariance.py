@@ -1,0 +1,72 @@
+"""How a batch is cut over workers, micro-batches and ZeRO stages must not change what is computed."""
+
+import dataclasses
+import tempfile
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from ray_unlearn.config import GangConfig, TrialConfig
+from tests.tiny import tiny_task
+
+METHODS = {
+    "simnpo": TrialConfig("a", "simnpo", {"beta": 2.5, "gamma": 0.0}, 2.0, 3e-3, epochs=2, batch_size=8, evaluations=1),
+    "npo": TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=2, batch_size=8, evaluations=1),
+    "ga": TrialConfig("a", "ga", {}, 0.0, 1e-4, epochs=2, batch_size=8, evaluations=1),
+}
+CUTS = [(stage, max_tokens) for stage in range(4) for max_tokens in (10_000, 60)]
+RELATIVE_TOLERANCE = 1e-4
+"""Of losses and metrics in fp32 after six AdamW steps; the first step agrees to 1e-6."""
+
+
+def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> None:
+    import os
+
+    import torch
+
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_workers)})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_workers)
+    from pathlib import Path
+
+    from ray_unlearn.worker import Worker
+
+    task = tiny_task(Path(model))
+    for stage, max_tokens in CUTS:
+        gang = GangConfig(num_workers=num_workers, zero_stage=stage, max_tokens=max_tokens)
+        worker = Worker(task, gang, torch.device("cpu"))
+        for name, trial in METHODS.items():
+            worker.restore()
+            worker.prepare_reference()
+            losses = [dataclasses.astuple(s) for epoch in range(trial.epochs) for s in worker.train(trial, epoch)]
+            metrics = dict(worker.evaluate(task.selection).metrics)
+            if rank == 0:
+                results[num_workers, stage, max_tokens, name] = (losses, metrics)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tiny_model):
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        shared = manager.dict()
+        for num_workers in (1, 2, 4):
+            with tempfile.TemporaryDirectory() as folder:
+                arguments = (num_workers, f"{folder}/rendezvous", str(tiny_model), shared)
+                multiprocessing.spawn(_rank, args=arguments, nprocs=num_workers)
+        yield dict(shared)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_and_metrics_are_the_same_however_the_batch_is_cut(results, method):
+    plain_losses, plain_metrics = results[1, 0, 10_000, method]
+    assert len(plain_losses) == 6
+    for (num_workers, stage, max_tokens, name), (losses, metrics) in results.items():
+        if name != method:
+            continue
+        cut = f"{num_workers} workers, ZeRO-{stage}, {max_tokens} tokens"
+        assert losses[0] == pytest.approx(plain_losses[0], rel=1e-6), cut
+        for step, expected in zip(losses, plain_losses, strict=True):
+            assert step == pytest.approx(expected, rel=RELATIVE_TOLERANCE), cut
+        assert metrics == pytest.approx(plain_metrics, rel=RELATIVE_TOLERANCE), cut

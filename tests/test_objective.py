@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from ray_unlearn.benchmarks import Aim, Benchmark, Keep
+from ray_unlearn.objective import Judge, combined, pareto_front, relative, two_sided
+
+START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
+
+
+def judge(retrained=None) -> Judge:
+    aims = (Aim("forget_accuracy", never_knew=0.25),)
+    keeps = (Keep("general_accuracy", useless=0.25),)
+    benchmark = Benchmark("toy", "", {}, aims, keeps, load=None, measure=None)
+    return Judge.build(benchmark, START, retrained, 0.95)
+
+
+def test_forgetting_is_two_sided():
+    assert two_sided(0.25, start=0.95, goal=0.25) == 1.0
+    assert two_sided(0.95, start=0.95, goal=0.25) == 0.0
+    assert two_sided(0.20, start=0.95, goal=0.25) < 1.0
+    assert two_sided(0.20, 0.95, 0.25) == pytest.approx(two_sided(0.30, 0.95, 0.25))
+
+
+def test_utility_is_relative_to_the_starting_model_and_to_chance():
+    assert relative(0.9, start=0.9, useless=0.25) == 1.0
+    assert relative(0.25, start=0.9, useless=0.25) == 0.0
+    assert relative(0.1, start=0.9, useless=0.25) == 0.0
+    assert relative(1.9, start=1.0, useless=2.0) == pytest.approx(0.1)
+
+
+def test_the_starting_model_has_forgotten_nothing_and_kept_everything():
+    verdict = judge().verdict(START)
+    assert (verdict.forget, verdict.utility, verdict.objective) == (0.0, 1.0, 0.0)
+
+
+def test_a_gibberish_model_never_ranks_above_a_good_one():
+    gibberish = judge().verdict({"forget_accuracy": 0.25, "general_accuracy": 0.25})
+    good = judge().verdict({"forget_accuracy": 0.6, "general_accuracy": 0.88})
+    assert gibberish.forget == 1.0
+    assert gibberish.objective == 0.0
+    assert good.objective > gibberish.objective
+
+
+def test_the_retrained_models_value_is_the_goal_where_there_is_one():
+    assert judge({"forget_accuracy": 0.40}).verdict({**START, "forget_accuracy": 0.40}).forget == 1.0
+
+
+def test_an_aim_for_want_of_better_is_left_out_where_there_is_better():
+    aims = (Aim("distance"), Aim("chance", never_knew=0.0, only_if_alone=True))
+    benchmark = Benchmark("toy", "", {}, aims, (), load=None, measure=None)
+    assert [a.metric for a in Judge.build(benchmark, {}, {"distance": 0.0}, 0.9).aims] == ["distance"]
+    assert [a.metric for a in Judge.build(benchmark, {}, None, 0.9).aims] == ["chance"]
+
+
+def test_a_missing_metric_is_an_error_and_never_made_up():
+    with pytest.raises(KeyError):
+        judge().verdict({"forget_accuracy": 0.3})
+
+
+def test_the_objective_is_continuous_at_the_floor_and_lower_below_it():
+    assert combined(0.9, 0.95, 0.95) == pytest.approx(combined(0.9, 0.95 - 1e-9, 0.95), abs=1e-6)
+    assert combined(0.9, 0.5, 0.95) < combined(0.9, 0.5, 0.5)
+
+
+def test_the_front_holds_what_nothing_dominates():
+    points = np.array([[1.0, 0.0], [0.5, 0.5], [0.4, 0.4], [0.0, 1.0], [0.5, 0.5]])
+    assert pareto_front(points).tolist() == [True, True, False, True, True]

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+from ray_unlearn.config import TrialConfig, UserError
+from ray_unlearn.results import Writer, curve_schema, read_search, trial_schema
+
+TRIALS = trial_schema("toy", ["beta", "gamma"], ["accuracy"])
+CURVES = curve_schema("toy", ["accuracy"])
+
+
+def row(trial_id: str, method: str, number: int, **values):
+    settings = TrialConfig(trial_id, method).to_json()
+    settings.pop("parameters")
+    head = {"number": number, "benchmark": "toy", "scale": "mini", "status": "completed", "error": None}
+    return {**settings, **head, "objective": 0.5, "toy/accuracy": 0.4, **values}
+
+
+def written(folder: Path) -> Path:
+    writer = Writer.create(folder / "search", TRIALS, CURVES)
+    writer.write_search({"name": "search"})
+    curve = {"trial_id": "simnpo-0000", "benchmark": "toy", "method": "simnpo", "step": 3, "toy/accuracy": 0.4}
+    writer.write_trial(row("simnpo-0000", "simnpo", 1, beta=2.5, gamma=0.0), [curve])
+    writer.write_trial(row("ga-0000", "ga", 0), [])
+    return writer.folder
+
+
+def test_what_was_written_is_read_in_order_of_suggestion(tmp_path):
+    results = read_search(written(tmp_path))
+    assert [r["trial_id"] for r in results.trials] == ["ga-0000", "simnpo-0000"]
+    assert results.trials[1]["beta"] == 2.5
+    assert results.trials[0]["beta"] is None
+    assert results.curves[0]["step"] == 3
+
+
+@pytest.mark.parametrize("partitioning", [None, "hive"])
+def test_plain_pyarrow_reads_the_folder_with_all_columns(tmp_path, partitioning):
+    table = ds.dataset(written(tmp_path) / "trials", partitioning=partitioning).to_table()
+    assert table.num_rows == 2
+    assert set(TRIALS.names) <= set(table.column_names)
+    assert sorted(table.column("method").to_pylist()) == ["ga", "simnpo"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path, damage):
+    folder = written(tmp_path)
+    (file,) = (folder / "trials").rglob("simnpo-0000.parquet")
+    content = bytearray(file.read_bytes())
+    place = content.index(b"simnpo-0000")
+    content[place] ^= 1
+    file.write_bytes({"cut": bytes(content[:100]), "flip": bytes(content), "empty": b""}[damage])
+    results = read_search(folder)
+    assert results.damaged == [str(file.relative_to(folder))]
+    assert [r["trial_id"] for r in results.trials] == ["ga-0000"]
+
+
+def test_a_column_outside_the_schema_is_refused(tmp_path):
+    writer = Writer.create(tmp_path / "search", TRIALS, CURVES)
+    with pytest.raises(ValueError, match="delta"):
+        writer.write_trial(row("a", "simnpo", 0, delta=1.0), [])
+
+
+def test_a_folder_that_is_taken_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is there already"):
+        Writer.create(written(tmp_path), TRIALS, CURVES)
+
+
+def test_a_folder_without_a_search_says_so(tmp_path):
+    with pytest.raises(UserError, match="holds no search"):
+        read_search(tmp_path)

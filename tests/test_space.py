@@ -1,0 +1,110 @@
+import tomllib
+
+import pytest
+
+from ray_unlearn.config import UserError
+from ray_unlearn.losses import METHODS
+from ray_unlearn.sampling import MethodStudy, first_points
+from ray_unlearn.space import Range, folder, load_space, scaled
+
+GOOD = """
+method = "simnpo"
+[fixed]
+epochs = 4
+[space.learning_rate]
+low = 1e-6
+high = 1e-4
+log = true
+at_parameters = 7e9
+[space.beta]
+low = 1.0
+high = 4.0
+[[warm_start]]
+learning_rate = 1e-5
+beta = 2.5
+at_parameters = 7e9
+[on.wmdp-mini.fixed]
+beta = 3.0
+"""
+
+
+def load(tmp_path, text, method="simnpo", benchmark="tofu", scale="full", size=7_000_000_000):
+    file = tmp_path / "space.toml"
+    file.write_text(text)
+    return load_space(METHODS[method], benchmark, scale, size, file)
+
+
+@pytest.mark.parametrize("benchmark", ["wmdp", "tofu", "synthetic"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_shipped_space_that_fits_its_signature(method, benchmark):
+    space = load_space(METHODS[method], benchmark, "mini", 500_000)
+    assert space.ranges
+    assert space.warm_starts
+
+
+def test_every_shipped_file_names_a_method():
+    for file in folder().glob("*.toml"):
+        assert tomllib.loads(file.read_text())["method"] == file.stem
+
+
+def test_a_learning_rate_is_moved_to_the_models_size(tmp_path):
+    same, small = load(tmp_path, GOOD), load(tmp_path, GOOD, size=1_000_000)
+    assert same.ranges["learning_rate"].low == pytest.approx(1e-6)
+    assert small.ranges["learning_rate"].low == pytest.approx(1e-6 * 7000**0.6)
+    assert small.warm_starts[0]["learning_rate"] == pytest.approx(scaled(1e-5, 7e9, 1_000_000))
+    assert small.ranges["beta"] == same.ranges["beta"]
+
+
+def test_a_benchmarks_own_table_wins(tmp_path):
+    space = load(tmp_path, GOOD, benchmark="wmdp", scale="mini")
+    assert space.fixed["beta"] == 3.0
+    assert "beta" not in space.ranges
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("low = 1.0", "low = 9.0", r"\[space.beta\].*reversed"),
+        ("[space.beta]", "[space.temperature]", "temperature"),
+        ("low = 1e-6", "low = 0", "logarithmic"),
+        ("high = 4.0", 'high = "4"', "needs numbers"),
+        ("epochs = 4", "epochs = -1", "epochs"),
+        ("epochs = 4", "epoch = 4", "'epoch'"),
+        ('"simnpo"', '"npo"', "method"),
+        ("[fixed]", "[fixed", "TOML"),
+        ("epochs = 4", "beta = 2.0", r"beta is in \[fixed\] and in \[space\]"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(tmp_path, old, new, message):
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, GOOD.replace(old, new))
+
+
+def test_a_parameter_that_the_method_does_not_take_is_refused(tmp_path):
+    with pytest.raises(UserError, match="gamma"):
+        load(tmp_path, 'method = "npo"\n[space.gamma]\nlow = 0\nhigh = 1\n', method="npo")
+
+
+def test_the_first_points_are_the_published_ones_then_spread_out(tmp_path):
+    space = load(tmp_path, GOOD)
+    points = first_points(space, 8, seed=0)
+    assert points[0] == {"learning_rate": pytest.approx(1e-5), "beta": 2.5}
+    assert len({round(p["beta"], 6) for p in points}) == 8
+    for name, range_ in space.ranges.items():
+        assert all(range_.low <= p[name] <= range_.high for p in points)
+    assert points == first_points(space, 8, seed=0)
+
+
+def test_a_range_is_walked_in_its_own_scale():
+    assert Range(1e-4, 1e-2, log=True).at(0.5) == pytest.approx(1e-3)
+    assert Range(0.0, 10.0).at(0.25) == 2.5
+    assert Range(1, 4, integer=True).at(1.0) == 4
+
+
+@pytest.mark.parametrize("pareto", [False, True])
+def test_failed_trials_leave_the_study_able_to_go_on(tmp_path, pareto):
+    study = MethodStudy(load(tmp_path, GOOD), trials=12, pareto=pareto, seed=0)
+    for number in range(12):
+        study.ask(str(number))
+        scores = {"objective": 0.1, "forget": 0.2, "utility": 0.3}
+        study.tell(str(number), None if number % 3 == 0 else scores)

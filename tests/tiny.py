@@ -1,0 +1,46 @@
+"""A tiny untrained model and task, written in a second, for tests that care how and not how well it learns."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ray_unlearn.benchmarks import Probe, Split, Task
+from ray_unlearn.benchmarks.synthetic import HOMES, NUM_STATES, draw, transition_matrix
+from ray_unlearn.data import Sequences
+
+
+def write_tiny_model(folder: Path, kind: str = "llama", vocabulary: int = NUM_STATES) -> Path:
+    """An untrained two-layer model with a tokenizer of the words 1, 2, 3 ..."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
+    if kind == "llama":
+        config = LlamaConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            **shape,
+        )
+    else:
+        config = GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({str(i + 1): i for i in range(vocabulary)}, unk_token=str(vocabulary)))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token=str(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+def tiny_task(model: Path, forget: int = 24, retain: int = 30) -> Task:
+    """Markov chains of different lengths; scored as the synthetic benchmark is."""
+    rng = np.random.default_rng(0)
+    probes = {chain: Probe(draw(chain, 12, rng), truth=transition_matrix(chain)) for chain in HOMES}
+    split = Split(probes)
+    parts = [draw("forget1", forget // 2, rng), draw("forget2", forget - forget // 2, rng)]
+    return Task("synthetic", "mini", str(model), Sequences.concatenate(parts), draw("retain", retain, rng), split, split)
