@@ -190,14 +190,14 @@ def prepare(options: PrepareOptions) -> int:
         learning_rate=options.learning_rate,
         epochs=options.epochs,
         batch_size=options.batch_size,
+        evaluations=options.epochs,
         seed=options.seed,
     )
     request = Request("full", options.model, options.data, options.split, options.seed)
     with noise_to(options.out / "log.txt") as screen:
-        print(f"fine-tuning {options.model} twice, {options.epochs} epochs each; log in {options.out}", file=screen)
-        screen.flush()
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         try:
-            prepare_models(benchmark, request, gang, trial, options.out, options.address)
+            prepare_models(benchmark, request, gang, trial, options.out, options.address, say)
         except RuntimeError as error:
             raise UserError(f"{error}. The log is {options.out / 'log.txt'}") from None
     print(f"Target:     {options.out / 'target'}")

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,13 +274,17 @@ class Gangs:
         except ray.exceptions.RayError:
             return  # the broker is gone: the search is over
 
-    def run(self, job: Job) -> dict[str, Any]:
-        """Do one job outside the search and return its last report, which has "error" if it failed."""
+    def run(self, job: Job, on_report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Do one job outside the search and return its last report, which has "error" if it failed.
+
+        `on_report` gets the reports before the last.
+        """
         import ray
 
         ray.get(self.broker.submit.remote(job))
         while not (report := ray.get(self.broker.next.remote(job.job_id)))["done"]:
-            pass
+            if on_report:
+                on_report(report)
         return report
 
     def close(self, timeout: float = 30.0) -> None:

@@ -22,6 +22,8 @@ from ray_unlearn.trial import Job
 
 SINGLE = GangConfig(num_workers=1, zero_stage=0, threads_per_worker=1)
 NOTHING = Sequences.build([])
+CACHE_FORMAT = 2
+"""Of what builds leave in the cache; another number makes everything anew."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,18 @@ def read_profile(folder: Path, about: Mapping[str, str] | None = None) -> dict[s
 
 
 def prepare_models(
-    benchmark: Benchmark, request: Request, gang: GangConfig, trial: TrialConfig, out: Path, address: str | None
+    benchmark: Benchmark,
+    request: Request,
+    gang: GangConfig,
+    trial: TrialConfig,
+    out: Path,
+    address: str | None,
+    log: Callable[[str], None],
 ) -> None:
     """Fine-tune the base model on everything (target/) and on the retain set alone (retrained/), on a gang.
 
     One gang does both, from the same first state; the retrained model is measured and its profile kept.
-    Raises RuntimeError where one of them fails.
+    `log` gets a line an epoch. Raises RuntimeError where one of them fails.
     """
     from ray_unlearn.gang import Gangs
     from ray_unlearn.session import ray_session
@@ -113,16 +121,21 @@ def prepare_models(
             for name, learn in jobs.items():
                 measured = name == "retrained"
                 unfinished = out / f".{name}.unfinished"
+                job = Job(
+                    name,
+                    trial,
+                    learn=learn,
+                    evaluate=("selection", "report") if measured else (),
+                    generate=measured,
+                    save_to=str(unfinished.absolute()),
+                )
+                log(f"{name}: fine-tuning on {' and '.join(learn)}")
                 report = gangs.run(
-                    Job(
-                        name,
-                        trial,
-                        learn=learn,
-                        evaluate=("selection", "report") if measured else (),
-                        points=False,
-                        generate=measured,
-                        save_to=str(unfinished.absolute()),
-                    )
+                    job,
+                    lambda r, name=name: log(  # type: ignore[misc]
+                        f"{name}: epoch {r['epoch']}/{trial.epochs}, loss {r['forget_loss']:.3f}, "
+                        f"{r['train_seconds']:.0f} s"
+                    ),
                 )
                 if "error" in report:
                     raise RuntimeError(f"{name} could not be made: {report['error']}")
@@ -148,7 +161,7 @@ def cached(key_parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """
     from filelock import FileLock
 
-    key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps({"format": CACHE_FORMAT, **key_parts}, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / f"{key_parts.get('name', 'build')}-{key}"
     if folder.is_dir():
         return folder

@@ -27,9 +27,9 @@ class Job:
     learn: tuple[str, ...] = ("forget",)
     """The task's sets that the forget loss (or fine-tuning) runs over."""
     evaluate: tuple[str, ...] = ("selection",)
-    """Splits to score at the end. Points on the way are scored on "selection" alone."""
+    """Splits to score at the end. On the way "selection" alone is scored, if it is among them."""
     points: bool = True
-    """Whether to evaluate on the way, at the trial's evaluation points."""
+    """Whether to report on the way, at the trial's evaluation points."""
     generate: bool = False
     """Whether the last evaluation also generates answers."""
     stop_after: int | None = None
@@ -94,5 +94,6 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
                 "forget_loss": sum(s.forget for s in steps) / len(steps),
                 "retain_loss": sum(s.retain for s in steps) / len(steps),
             }
-            if not point(epoch, losses, job.evaluate if epoch == last else ("selection",), epoch == last):
+            splits = job.evaluate if epoch == last else tuple(s for s in job.evaluate if s == "selection")
+            if not point(epoch, losses, splits, epoch == last):
                 return

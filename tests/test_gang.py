@@ -1,0 +1,162 @@
+"""The broker's protocol without Ray, and a real gang of two workers through its life."""
+
+import asyncio
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.gang import MAX_DELIVERIES, MAX_STARTS, Gangs, _Broker, describe
+from ray_unlearn.trial import Job
+from tests.tiny import tiny_task
+
+
+def point(done: bool = False) -> dict:
+    return {"done": done, "value": 1}
+
+
+async def taken(broker: _Broker, gang: int = 0) -> Job:
+    job = await broker.take(gang)
+    assert isinstance(job, Job)
+    return job
+
+
+async def soon(awaitable):
+    return await asyncio.wait_for(awaitable, 2)
+
+
+def test_a_worker_waits_for_the_verdict_after_every_report():
+    async def life():
+        broker = _Broker([], 1)
+        await broker.submit(Job("a"))
+        await taken(broker)
+        first = asyncio.create_task(broker.report(0, "a", 1, point()))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        assert await soon(broker.next("a")) == point()
+        await asyncio.sleep(0.05)
+        assert not first.done(), "the report was read, but there is no verdict yet"
+        second = asyncio.create_task(broker.next("a"))
+        assert await soon(first) is True
+        assert await soon(broker.report(0, "a", 2, point(done=True))) is False
+        assert (await soon(second))["done"]
+
+    asyncio.run(life())
+
+
+def test_a_stopped_job_ends_at_its_report_and_the_next_one_is_taken():
+    async def life():
+        broker = _Broker([], 1)
+        for name in "ab":
+            await broker.submit(Job(name))
+        await taken(broker)
+        report = asyncio.create_task(broker.report(0, "a", 1, point()))
+        await soon(broker.next("a"))
+        await broker.stop("a")
+        assert await soon(report) is False
+        assert (await soon(taken(broker))).job_id == "b"
+
+    asyncio.run(life())
+
+
+def test_a_job_in_flight_is_delivered_again_and_reported_once():
+    async def life():
+        broker = _Broker([], 1)
+        await broker.submit(Job("a"))
+        assert await broker.hello(0, "first")
+        await taken(broker)
+        reading = asyncio.create_task(broker.next("a"))
+        waiting = asyncio.create_task(broker.report(0, "a", 1, point()))
+        await soon(reading)
+        waiting.cancel()  # its worker dies
+        assert await broker.hello(0, "second")
+        assert (await soon(taken(broker))).job_id == "a"
+        assert await soon(broker.report(0, "a", 1, point())) is True, "told before, so there is nothing to wait for"
+        reading = asyncio.create_task(broker.next("a"))
+        await soon(broker.report(0, "a", 2, point(done=True)))
+        assert (await soon(reading))["done"]
+
+    asyncio.run(life())
+
+
+def test_a_job_that_keeps_killing_its_workers_fails():
+    async def life():
+        broker = _Broker([], 1)
+        await broker.submit(Job("a"))
+        reading = asyncio.create_task(broker.next("a"))
+        for _ in range(MAX_DELIVERIES):
+            await taken(broker)
+        assert await broker.take(0) == "idle"
+        assert "lost" in (await soon(reading))["error"]
+
+    asyncio.run(life())
+
+
+def test_a_gang_that_starts_for_nothing_is_given_up():
+    async def life():
+        broker = _Broker([], 1)
+        answers = [await broker.hello(0, str(i)) for i in range(MAX_STARTS + 1)]
+        assert answers == [True] * MAX_STARTS + [False]
+
+    asyncio.run(life())
+
+
+def test_when_the_last_gang_is_gone_every_job_fails_with_the_reason():
+    async def life():
+        broker = _Broker([], 2)
+        for name in "ab":
+            await broker.submit(Job(name))
+        await taken(broker, gang=0)
+        await broker.gang_ended(0, "no memory")
+        await broker.gang_ended(1, "no memory")
+        await broker.submit(Job("c"))
+        for name in "abc":
+            assert (await soon(broker.next(name)))["error"] == "no memory"
+
+    asyncio.run(life())
+
+
+def test_an_error_is_described_on_one_line():
+    try:
+        raise ValueError("two\nlines")
+    except ValueError as error:
+        assert describe(error).startswith("ValueError: two lines (test_gang.py:")
+
+
+TRIAL = TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=3, batch_size=8, evaluations=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(tiny_model):
+    import ray
+
+    from ray_unlearn.session import ray_session
+
+    config = GangConfig(num_workers=2, zero_stage=3, max_tokens=100)
+    with tempfile.TemporaryDirectory() as scratch, ray_session(config, 1, None):
+        gangs = Gangs(tiny_task(tiny_model), config, 1, Path(scratch))
+        gangs.start()
+
+        def scores(name: str, trial: TrialConfig = TRIAL) -> dict:
+            report = gangs.run(Job(name, trial))
+            assert "error" not in report, report
+            return {k: v for k, v in report.items() if k in ("forget_loss", "retain_loss", "profiles")}
+
+        first = scores("first")
+
+        ray.get(gangs.broker.submit.remote(Job("pruned", dataclasses.replace(TRIAL, learning_rate=1e-2))))
+        assert not ray.get(gangs.broker.next.remote("pruned"))["done"]
+        ray.get(gangs.broker.stop.remote("pruned"))
+        assert scores("after a pruned trial") == first
+
+        wild = dataclasses.replace(TRIAL, method="ga", parameters={}, learning_rate=1e8, max_grad_norm=0.0)
+        assert "NonFinite" in gangs.run(Job("wild", wild))["error"]
+        assert scores("after a diverged trial") == first
+
+        broken = gangs.run(Job("broken", dataclasses.replace(TRIAL, parameters={"temperature": 1.0})))
+        assert "TypeError" in broken["error"]
+        assert scores("after a restart of the gang") == first
+        gangs.close()

@@ -1,0 +1,84 @@
+"""Whole searches through the command line, on a real Ray cluster with real engines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+REQUIRED = (
+    "trial_id benchmark method scale status error beta gamma retain_weight learning_rate objective forget utility "
+    "seed wall_seconds train_seconds evaluate_seconds"
+).split()
+
+
+def tune(out: Path, *options: str) -> tuple[Path, subprocess.CompletedProcess]:
+    """Run the command; the search's folder, by the last line of standard output."""
+    command = [sys.executable, "-m", "ray_unlearn.cli", "tune", *options, "--out", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    assert run.returncode == 0, run.stderr + run.stdout
+    return out / run.stdout.splitlines()[-1], run
+
+
+def test_a_synthetic_search_of_two_workers_under_zero_2_costs_little_beside_its_work(tmp_path):
+    folder, run = tune(
+        tmp_path,
+        *("--benchmark", "synthetic", "--methods", "simnpo", "--trials", "12"),
+        *("--concurrent", "1", "--workers-per-trial", "2", "--zero", "2"),
+    )
+    table = ds.dataset(folder / "trials").to_table()
+    assert table.num_rows == 12
+    for name in REQUIRED:
+        assert table.column(name).null_count == (12 if name == "error" else 0), name
+    rows = sorted(table.to_pylist(), key=lambda row: row["number"])
+    overheads = sorted(r["wall_seconds"] - r["train_seconds"] - r["evaluate_seconds"] for r in rows[1:])
+    print(f"median overhead {overheads[len(overheads) // 2]:.3f} s")
+    assert all(overhead > 0 for overhead in overheads)
+    assert "MINI" in run.stdout
+    assert "Chosen" in run.stdout
+    assert not run.stderr
+
+
+def test_a_pareto_search_of_three_methods_fills_the_folder_and_repeats_itself_exactly(tmp_path):
+    options = ("--benchmark", "wmdp", "--trials", "2", "--objective", "pareto", "--concurrent", "1", "--seed", "5")
+    folder, _ = tune(tmp_path / "first", *options)
+    again, _ = tune(tmp_path / "second", *options)
+    meta = json.loads((folder / "search.json").read_text())
+    assert meta["status"] == "complete"
+    assert meta["chosen"]
+    assert meta["retrained"]["utility"] == pytest.approx(1.0, abs=0.05)
+    for name in ("report.html", "pareto.png", "trials.csv"):
+        assert (folder / "report" / name).stat().st_size > 1000
+    assert (folder / "model" / "config.json").is_file()
+    measured = ["trial_id", "learning_rate", "objective", "forget", "utility", "wmdp/forget_accuracy"]
+    first, second = (ds.dataset(f / "trials").to_table(columns=measured).to_pylist() for f in (folder, again))
+    assert len(first) == 6
+    assert sorted(first, key=str) == sorted(second, key=str)
+
+
+def test_tofu_on_its_real_data_from_prepare_to_the_table(tmp_path, tofu_data):
+    from tests.tiny import write_text_model
+
+    base = write_text_model(tmp_path / "base", tofu_data / "full.json")
+    common = ("--benchmark", "tofu", "--split", "forget01", "--data", str(tofu_data))
+    prepare = [sys.executable, "-m", "ray_unlearn.cli", "prepare", *common, "--model", str(base)]
+    prepare += ["--out", str(tmp_path / "models"), "--epochs", "1", "--learning-rate", "3e-3", "--workers", "2"]
+    run = subprocess.run(prepare, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr + run.stdout
+    profile = json.loads((tmp_path / "models" / "retrained" / "profile.json").read_text())
+    assert profile["profiles"]["report"]["metrics"]["forget_quality"] == 1.0
+
+    folder, _ = tune(tmp_path, *common, "--model", str(tmp_path / "models" / "target"), "--trials", "1")
+    finals = {path.stem: pq.read_table(path).to_pylist()[0] for path in (folder / "finals").glob("*.parquet")}
+    assert set(finals) == {"start", "retrained", "simnpo-0000", "npo-0000", "ga-0000"}
+    for row in finals.values():
+        for name in ("forget_quality", "forget_ks_distance", "model_utility", "forget_rouge_l_recall"):
+            assert 0.0 <= row[f"tofu/{name}"] <= 1.0
+    assert finals["retrained"]["forget"] == pytest.approx(1.0)
+    assert finals["start"]["tofu/forget_exact_memorisation"] > finals["ga-0000"]["tofu/forget_exact_memorisation"]
