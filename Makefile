@@ -23,7 +23,7 @@ lint: $(STAMP)  ## ruff and mypy
 # torch goes first: DeepSpeed's set-up imports it. Without byte code here, modules are compiled on first use.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --no-compile -c constraints.txt torch setuptools wheel
+	$(BIN)/pip install -q --no-compile -c constraints.txt torch setuptools
 	$(BIN)/pip install -q --no-compile --no-build-isolation -c constraints.txt deepspeed
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $(STAMP)

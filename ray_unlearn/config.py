@@ -38,6 +38,12 @@ class TrialConfig:
     """What follows the warm-up: "linear" to 0, or "constant"."""
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    retain_loss: str = ""
+    """"nll", "kl" or "hidden"; empty: the method's own."""
+    hidden_layer: int = -1
+    """Layer (0-based) whose output hidden-state losses read; -1: at 22 % of the depth, as RMU's 7 of 32."""
+    train_layers: int = 0
+    """0: everything trainable is trained. k: only the MLP output projections of the k layers up to hidden_layer."""
     evaluations: int = 2
     """Evaluation points, spread evenly over the epochs; the last is after the last step."""
 
@@ -67,6 +73,14 @@ class GangConfig:
     cpus_per_worker: float = 1.0
     threads_per_worker: int = 1
     """Threads of one CPU worker's matrix products."""
+    lora_rank: int = 0
+    """0: all weights are trained; above: low-rank adapters of this rank on all linear layers instead."""
+    train: str = ""
+    """Regular expression; only parameters whose name it is found in are trained. Empty: all."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more arithmetic."""
+    reference_folder: str = ""
+    """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
     max_tokens: int = 4096
     """Tokens in one worker's forward pass; a batch with more is cut, with no effect on the loss."""
     row_length: int = 0

@@ -6,13 +6,13 @@ shard; instead the first state is kept (each worker its own part) and put back i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -75,8 +75,8 @@ def backward(engine: Any, loss: Tensor, is_last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def save_model(engine: Any, tokenizer: Any, folder: Path, rank: int) -> None:
-    """Write the model as `transformers` loads it (safetensors), gathered from all workers onto the first.
+def gather_trained(engine: Any, rank: int) -> dict[str, Tensor]:
+    """All weights by name on the first worker's CPU, gathered shard by shard; empty on the others.
 
     Every worker must call it.
     """
@@ -88,33 +88,37 @@ def save_model(engine: Any, tokenizer: Any, folder: Path, rank: int) -> None:
                 state[name] = parameter.detach().cpu().clone()
     if rank == 0:
         state |= {n: b.detach().cpu() for n, b in model.named_buffers() if n in model.state_dict()}
-        model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
-    dist.barrier()
+    return state
 
 
 def _base_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
-def _state_tensors(engine: Any) -> list[Tensor]:
-    """This worker's part of the weights: in working precision, then the fp32 masters where they are apart."""
+def _weights(engine: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """This worker's part of the trained weights: in working precision, and the fp32 masters where they are apart."""
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     optimizer = engine.optimizer
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        return [*optimizer.fp16_partitioned_groups_flat, *optimizer.fp32_partitioned_groups_flat]
+        return list(optimizer.fp16_partitioned_groups_flat), list(optimizer.fp32_partitioned_groups_flat)
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        return [*optimizer.bit16_groups_flat, *optimizer.single_partition_of_fp32_groups]
+        return list(optimizer.bit16_groups_flat), list(optimizer.single_partition_of_fp32_groups)
     if isinstance(optimizer, BF16_Optimizer):
-        return [*optimizer.bf16_groups_flat, *optimizer.fp32_groups_flat_partition]
+        return list(optimizer.bf16_groups_flat), list(optimizer.fp32_groups_flat_partition)
     if hasattr(optimizer, "fp32_groups_flat"):
-        return [*optimizer.fp16_groups_flat, *optimizer.fp32_groups_flat]
+        return list(optimizer.fp16_groups_flat), list(optimizer.fp32_groups_flat)
     if hasattr(optimizer, "fp32_groups"):
-        return [p for groups in (optimizer.fp16_groups, optimizer.fp32_groups) for g in groups for p in g]
-    return [p for p in engine.module.parameters() if p.requires_grad]
+        return [p for g in optimizer.fp16_groups for p in g], [p for g in optimizer.fp32_groups for p in g]
+    return [p for p in engine.module.parameters() if p.requires_grad], []
+
+
+def _drop_gathered(engine: Any) -> None:
+    """ZeRO-3 may leave weights gathered after a forward pass; they would outlive a change of their shards."""
+    if hasattr(engine.optimizer, "empty_partition_cache"):
+        engine.optimizer.empty_partition_cache()
 
 
 class Snapshot:
@@ -127,7 +131,9 @@ class Snapshot:
 
     @torch.no_grad()
     def __init__(self, engine: Any) -> None:
-        self._weights = [t.detach().clone() for t in _state_tensors(engine)]
+        working, masters = _weights(engine)
+        self._working = [t.detach().clone() for t in working]
+        self._masters = [t.detach().clone() for t in masters]
         self._buffers = [b.detach().clone() for b in engine.module.buffers()]
         base = _base_optimizer(engine)
         self._groups = [{k: copy.deepcopy(v) for k, v in g.items() if k != "params"} for g in base.param_groups]
@@ -141,9 +147,9 @@ class Snapshot:
     @torch.no_grad()
     def restore(self, engine: Any) -> None:
         """Put weights, masters, moments, counters and half-accumulated gradients back, in place."""
-        # ZeRO-3 leaves weights gathered after an evaluation: without this they would outlive their shards.
-        engine.empty_partition_cache()
-        for tensor, first in zip(_state_tensors(engine), self._weights, strict=True):
+        _drop_gathered(engine)
+        working, masters = _weights(engine)
+        for tensor, first in zip([*working, *masters], [*self._working, *self._masters], strict=True):
             tensor.data.copy_(first)
         for buffer, first in zip(engine.module.buffers(), self._buffers, strict=True):
             buffer.copy_(first)
@@ -163,6 +169,29 @@ class Snapshot:
         self._drop_gradients(engine)
         engine.global_steps = engine.global_samples = engine.micro_steps = engine.skipped_steps = 0
         engine._global_grad_norm = None
+
+    @contextlib.contextmanager
+    def starting_weights(self, engine: Any) -> Iterator[None]:
+        """The engine computes with the starting model inside, and with the trained one again after.
+
+        Where a method needs whole distributions or hidden states of the starting model, this is the reference
+        model: no second one stays in memory. Costs two copies of the worker's trained weights in working
+        precision in time, and one in memory while inside (under LoRA that is the adapters alone).
+        """
+        working, _ = _weights(engine)
+        now = [t.detach().clone() for t in working]
+        self._put(engine, working, self._working)
+        try:
+            yield
+        finally:
+            self._put(engine, working, now)
+
+    @staticmethod
+    @torch.no_grad()
+    def _put(engine: Any, tensors: list[Tensor], values: list[Tensor]) -> None:
+        _drop_gathered(engine)
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.data.copy_(value)
 
     @staticmethod
     def _drop_gradients(engine: Any) -> None:
@@ -186,6 +215,6 @@ def weights_digest(engine: Any) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for tensor in _state_tensors(engine):
+    for tensor in [part for parts in _weights(engine) for part in parts]:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -234,8 +234,8 @@ class Gangs:
         self.count = count
         self._config, self._storage = config, storage
         self._threads: list[threading.Thread] = []
-        actor = ray.remote(num_cpus=0, max_concurrency=1000)(_Broker)
-        self.broker: Any = actor.remote([ray.put(task)], count)
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000}
+        self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count)
 
     def start(self) -> None:
         for gang in range(self.count):

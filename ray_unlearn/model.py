@@ -83,3 +83,59 @@ def count_parameters(name: str) -> int:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool) -> Any:
+    """The model with adapters around its linear layers, or with all but the named parameters frozen.
+
+    Raises UserError where the pattern names nothing, or peft is missing.
+    """
+    import re
+
+    if lora_rank:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise UserError("--lora: needs the peft package. Install ray_unlearn[lora]") from None
+        config = LoraConfig(
+            r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, config)
+    if pattern:
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        chosen = {name for name in trained if re.search(pattern, name)}
+        if not chosen:
+            raise UserError(f"--train {pattern}: names no parameter. Some names: {', '.join(trained[:3])}")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+    if checkpointing:
+        # Not re-entrant: the re-entrant kind gives no gradients at all when the embeddings are frozen.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    return model
+
+
+def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, source: str, precision: str) -> None:
+    """Write the model with these weights as `transformers` loads it (safetensors); adapters are merged first."""
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model
+
+        merged = get_peft_model(load_model(source, precision), model.peft_config["default"])
+        # Tied weights are named once; a name that the model does not have would be a loss.
+        unexpected = merged.load_state_dict(state, strict=False).unexpected_keys
+        if unexpected:
+            raise RuntimeError(f"the adapted model has weights that its base does not know: {unexpected[:3]}")
+        merged.merge_and_unload().save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def hidden_layer(setting: int, num_layers: int) -> int:
+    """The layer meant by TrialConfig.hidden_layer: itself, or 22 % of the depth (RMU: 7 of 32) for -1.
+
+    Raises UserError where the model has no such layer.
+    """
+    if setting >= num_layers:
+        raise UserError(f"hidden_layer = {setting}: the model has layers 0 to {num_layers - 1}. Give one of these")
+    return setting if setting >= 0 else min(max(1, round(7 / 32 * num_layers)), num_layers - 1)

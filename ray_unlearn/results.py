@@ -53,6 +53,9 @@ _SETTINGS = {
     "schedule": _TEXT,
     "weight_decay": _NUMBER,
     "max_grad_norm": _NUMBER,
+    "retain_loss": _TEXT,
+    "hidden_layer": _INTEGER,
+    "train_layers": _INTEGER,
     "evaluations": _INTEGER,
 }
 _SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}

@@ -116,10 +116,11 @@ def _check(
         *(("[[warm_start]]", w) for w in warm_starts),
     ):
         _check_keys(path, where, keys, allowed, f"{method.name} takes")
+    words = {"schedule": SCHEDULES, "retain_loss": method.retain_losses}
     for key, value in fixed.items():
-        if key == "schedule":
-            if value not in SCHEDULES:
-                raise UserError(f"{path}: [fixed] schedule = {value!r}. Choose one of: {', '.join(SCHEDULES)}")
+        if key in words:
+            if value not in words[key]:
+                raise UserError(f"{path}: [fixed] {key} = {value!r}. Choose one of: {', '.join(words[key])}")
         elif not _is_number(value) or value < 0:
             raise UserError(f"{path}: [fixed] {key} = {value!r} is no number from 0 up. Give one")
         if key in tables:

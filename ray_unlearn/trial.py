@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,13 +81,18 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     if trial is None:
         point(0, {}, job.evaluate, True)
         return
-    if find_method(trial.method).needs_reference:
-        worker.prepare_reference()
+    method = find_method(trial.method)
+    if method.needs_reference:
+        worker.prepare_reference(method, job.learn)
     last = job.stop_after or trial.epochs
     points = evaluation_epochs(trial.epochs, trial.evaluations) if job.points else []
     for epoch in range(1, last + 1):
         steps = worker.train(trial, epoch - 1, job.learn)
         spend("train_seconds")
+        if method.retain_rule is not None:
+            rule = {name: trial.parameters[name] for name in method.rule_parameters}
+            kept = sum(s.retain for s in steps) / len(steps)
+            trial = replace(trial, retain_weight=method.retain_rule(trial.retain_weight, kept, **rule))
         if epoch == last or epoch in points:
             losses = {
                 "step": epoch * len(steps),

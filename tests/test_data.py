@@ -71,7 +71,9 @@ def test_an_epoch_takes_every_forget_sequence_once_and_the_retain_set_evenly():
 
 
 def test_the_plan_depends_on_the_seed_and_the_epoch():
-    first, again, other = (plan_epoch(20, 20, 8, seed, epoch)[0][0].tolist() for seed, epoch in ((1, 0), (1, 0), (1, 1)))
+    first, again, other = (
+        plan_epoch(20, 20, 8, seed, epoch)[0][0].tolist() for seed, epoch in ((1, 0), (1, 0), (1, 1))
+    )
     assert first == again
     assert first != other
 

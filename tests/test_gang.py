@@ -119,10 +119,9 @@ def test_when_the_last_gang_is_gone_every_job_fails_with_the_reason():
 
 
 def test_an_error_is_described_on_one_line():
-    try:
+    with pytest.raises(ValueError, match="two") as raised:
         raise ValueError("two\nlines")
-    except ValueError as error:
-        assert describe(error).startswith("ValueError: two lines (test_gang.py:")
+    assert describe(raised.value).startswith("ValueError: two lines (test_gang.py:")
 
 
 TRIAL = TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=3, batch_size=8, evaluations=3)

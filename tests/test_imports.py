@@ -35,9 +35,11 @@ def test_each_big_library_is_imported_in_one_place(library, home):
 
 
 def test_losses_know_neither_ray_nor_the_search_and_the_report_knows_only_results():
-    assert not {n for n in imported(PACKAGE / "losses.py") if n.startswith("ray")} - {"ray_unlearn.config"} - {
-        "ray_unlearn.config.UserError"
-    }
+    assert (
+        not {n for n in imported(PACKAGE / "losses.py") if n.startswith("ray")}
+        - {"ray_unlearn.config"}
+        - {"ray_unlearn.config.UserError"}
+    )
     for file in (PACKAGE / "report").glob("*.py"):
         ours = {n.split(".")[1] for n in imported(file) if n.startswith("ray_unlearn.")}
         assert ours <= {"report", "results", "objective", "config", "__version__"}, file.name
@@ -52,8 +54,8 @@ def test_import_and_help_load_neither_torch_nor_ray(arguments):
 
 
 def test_help_names_every_command():
-    run = subprocess.run([sys.executable, "-m", "ray_unlearn.cli", "--help"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "ray_unlearn.cli", "--help"], capture_output=True, text=True, check=True
+    )
     for name in ("tune", "prepare", "report"):
         assert name in run.stdout
-
-

@@ -30,6 +30,7 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_workers)
     from pathlib import Path
 
+    from ray_unlearn.losses import find_method
     from ray_unlearn.worker import Worker
 
     task = tiny_task(Path(model))
@@ -38,7 +39,7 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
         worker = Worker(task, gang, torch.device("cpu"))
         for name, trial in METHODS.items():
             worker.restore()
-            worker.prepare_reference()
+            worker.prepare_reference(find_method(name))
             losses = [dataclasses.astuple(s) for epoch in range(trial.epochs) for s in worker.train(trial, epoch)]
             metrics = dict(worker.evaluate(task.selection).metrics)
             if rank == 0:

@@ -43,7 +43,9 @@ def tiny_task(model: Path, forget: int = 24, retain: int = 30) -> Task:
     probes = {chain: Probe(draw(chain, 12, rng), truth=transition_matrix(chain)) for chain in HOMES}
     split = Split(probes)
     parts = [draw("forget1", forget // 2, rng), draw("forget2", forget - forget // 2, rng)]
-    return Task("synthetic", "mini", str(model), Sequences.concatenate(parts), draw("retain", retain, rng), split, split)
+    return Task(
+        "synthetic", "mini", str(model), Sequences.concatenate(parts), draw("retain", retain, rng), split, split
+    )
 
 
 def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600) -> Path:

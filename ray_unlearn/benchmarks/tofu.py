@@ -206,11 +206,11 @@ BENCHMARK = Benchmark(
     objective=(
         "Forget: closeness to the retrained model, which never saw the forgotten authors: the Kolmogorov-Smirnov "
         "distance of the truth ratios (1 at distance 0, 0 at the starting model's) and the exact memorisation (1 at "
-        "the retrained model's, 0 at the starting model's and as far beyond), harmonic mean. Without a retrained model: "
-        "closeness of the mean log truth ratio to 0, where a model cannot tell right from wrong answers. Utility: "
-        "harmonic mean of probability and truth ratio on retained authors, real authors and world facts, relative to "
-        "the starting model's; finalists also get ROUGE-L and TOFU's model utility of nine parts. The p-value called "
-        "forget quality is reported and never searched on."
+        "the retrained model's, 0 at the starting model's and as far beyond), harmonic mean. Without a retrained "
+        "model: closeness of the mean log truth ratio to 0, where a model cannot tell right from wrong answers. "
+        "Utility: harmonic mean of probability and truth ratio on retained authors, real authors and world facts, "
+        "relative to the starting model's; finalists also get ROUGE-L and TOFU's model utility of nine parts. The "
+        "p-value called forget quality is reported and never searched on."
     ),
     metrics={
         "forget_probability": "answer probability exp(-mean NLL) on the forgotten authors",
