@@ -77,8 +77,10 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, gpus)
-    folder = unused(options.out / f"{options.benchmark}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
-    log = options.out / f".{folder.name}.log"
+    # Absolute, because the workers have working directories of their own.
+    out = options.out.absolute()
+    folder = unused(out / f"{options.benchmark}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    log = out / f".{folder.name}.log"
     with noise_to(log) as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         say("loading data and models (a miniature's models are trained once, then kept)")
@@ -95,7 +97,7 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
             if folder.is_dir():
                 log.rename(folder / "log.txt")
         write_report(folder)
-    return show_results(folder, status)
+    return show_results(options.out / folder.name, status)
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class ResolvedSearch:
 
 def resolve_search(options: TuneOptions, scale: str, gang: GangConfig, gpus: int, name: str) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
-    task = benchmark.load(Request(scale, options.model, options.data, options.split, options.seed))
+    task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split, options.seed))
     size = count_parameters(task.model)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
@@ -193,7 +195,7 @@ def prepare(options: PrepareOptions) -> int:
         evaluations=options.epochs,
         seed=options.seed,
     )
-    request = Request("full", options.model, options.data, options.split, options.seed)
+    request = Request("full", absolute(options.model), options.data, options.split, options.seed)
     with noise_to(options.out / "log.txt") as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         try:
@@ -311,6 +313,11 @@ def default_concurrency(gang: GangConfig, gpus: int, trials: int) -> int:
     else:
         fit = (os.cpu_count() or 1) // gang.num_workers
     return max(1, min(fit, trials))
+
+
+def absolute(model: str | None) -> str | None:
+    """A model folder's whole path; a hub name as it is."""
+    return str(Path(model).expanduser().absolute()) if model and Path(model).expanduser().is_dir() else model
 
 
 def unused(folder: Path) -> Path:

@@ -107,13 +107,14 @@ def test_an_unknown_option_is_refused_with_the_right_exit_code(capfd):
     assert "--trails" in errors
 
 
+@pytest.mark.timeout(300)  # the miniature's models may have to be trained first
 def test_a_dry_run_says_what_would_run_and_leaves_nothing(capfd, tmp_path, no_ray):
     code, output, _ = run(
-        capfd, "tune", "--benchmark", "synthetic", "--methods", "simnpo,npo", "--dry-run", "--out", str(tmp_path)
+        capfd, "tune", "--benchmark", "wmdp", "--methods", "simnpo,npo", "--dry-run", "--out", str(tmp_path)
     )
     assert code == 0
     assert "MINI" in output
-    for words in ("synthetic (mini)", "20 each of simnpo, npo", "learning_rate", "retain_weight"):
+    for words in ("wmdp (mini)", "20 each of simnpo, npo", "learning_rate", "retain_weight"):
         assert words in output
     assert os.listdir(tmp_path) == []
 

@@ -12,7 +12,7 @@ from ray_unlearn.trial import Job, evaluation_epochs, run_trial
 from ray_unlearn.worker import NonFinite, schedule
 from tests.tiny import tiny_task
 
-TRIAL = TrialConfig("a", "simnpo", {"beta": 2.5, "gamma": 0.5}, 1.0, 3e-3, epochs=3, batch_size=8, evaluations=3)
+TRIAL = TrialConfig("a", "simnpo", {"beta": 2.5, "gamma": 0.5}, 1.0, 3e-3, epochs=2, batch_size=8, evaluations=2)
 
 
 @pytest.fixture(scope="module", params=[(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")])

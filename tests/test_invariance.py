@@ -15,9 +15,14 @@ METHODS = {
     "npo": TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=2, batch_size=8, evaluations=1),
     "ga": TrialConfig("a", "ga", {}, 0.0, 1e-4, epochs=2, batch_size=8, evaluations=1),
 }
-CUTS = [(stage, max_tokens) for stage in range(4) for max_tokens in (10_000, 60)]
+CUTS = {
+    1: [(stage, max_tokens) for stage in range(4) for max_tokens in (10_000, 60)],
+    2: [(stage, 60) for stage in range(4)],
+    4: [(stage, 10_000) for stage in range(4)],
+}
+"""By number of workers: (ZeRO stage, tokens of a micro-batch)."""
 RELATIVE_TOLERANCE = 1e-4
-"""Of losses and metrics in fp32 after six AdamW steps; the first step agrees to 1e-6."""
+"""Of losses and metrics in fp32 after four AdamW steps; the first step agrees to 1e-6."""
 
 
 def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> None:
@@ -34,7 +39,7 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
     from ray_unlearn.worker import Worker
 
     task = tiny_task(Path(model))
-    for stage, max_tokens in CUTS:
+    for stage, max_tokens in CUTS[num_workers]:
         gang = GangConfig(num_workers=num_workers, zero_stage=stage, max_tokens=max_tokens)
         worker = Worker(task, gang, torch.device("cpu"))
         for name, trial in METHODS.items():
@@ -51,7 +56,7 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
 def results(tiny_model):
     with multiprocessing.get_context("spawn").Manager() as manager:
         shared = manager.dict()
-        for num_workers in (1, 2, 4):
+        for num_workers in CUTS:
             with tempfile.TemporaryDirectory() as folder:
                 arguments = (num_workers, f"{folder}/rendezvous", str(tiny_model), shared)
                 multiprocessing.spawn(_rank, args=arguments, nprocs=num_workers)
@@ -62,7 +67,7 @@ def results(tiny_model):
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_metrics_are_the_same_however_the_batch_is_cut(results, method):
     plain_losses, plain_metrics = results[1, 0, 10_000, method]
-    assert len(plain_losses) == 6
+    assert len(plain_losses) == 4
     for (num_workers, stage, max_tokens, name), (losses, metrics) in results.items():
         if name != method:
             continue

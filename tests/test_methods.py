@@ -26,7 +26,7 @@ SHAPES = {
     "LoRA, ZeRO-3, checkpointing": GangConfig(zero_stage=3, lora_rank=2, checkpointing=True, max_tokens=150),
     "pattern": GangConfig(zero_stage=2, train=r"mlp\.down_proj", max_tokens=150),
 }
-THOROUGH = ("ZeRO-2", "LoRA, ZeRO-3, checkpointing")
+THOROUGH = ("ZeRO-2", "LoRA")
 EVERYWHERE = [("simnpo", "nll"), ("dpo", "kl"), ("rmu", "hidden"), ("undial", "nll")]
 PAIRS = [(m.name, retain) for m in METHODS.values() for retain in (m.retain_losses if m.uses_retain else ("",))]
 
@@ -37,7 +37,7 @@ def worker(request, tiny_model):
 
 
 def trial(method: str, retain: str = "", **changes) -> TrialConfig:
-    settings = {"retain_weight": 1.0, "learning_rate": 3e-3, "epochs": 2, "batch_size": 12, "evaluations": 1}
+    settings = {"retain_weight": 1.0, "learning_rate": 3e-3, "epochs": 1, "batch_size": 8, "evaluations": 1}
     if method == "rmu":
         settings |= {"hidden_layer": 1, "train_layers": 2}
     return TrialConfig(method, method, METHODS[method].parameters, retain_loss=retain, **(settings | changes))

@@ -37,7 +37,7 @@ def write_tiny_model(folder: Path, kind: str = "llama", vocabulary: int = NUM_ST
     return folder
 
 
-def tiny_task(model: Path, forget: int = 24, retain: int = 30) -> Task:
+def tiny_task(model: Path, forget: int = 16, retain: int = 20) -> Task:
     """Markov chains of different lengths; scored as the synthetic benchmark is."""
     rng = np.random.default_rng(0)
     probes = {chain: Probe(draw(chain, 12, rng), truth=transition_matrix(chain)) for chain in HOMES}
