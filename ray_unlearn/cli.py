@@ -73,6 +73,15 @@ ScaleOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(help="Workers that train one trial together.")]
 GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. [default: 1 where there are GPUs, else 0]")]
 ZeroOption = Annotated[Zero, typer.Option(help="DeepSpeed ZeRO stage.")]
+LoraOption = Annotated[
+    int, typer.Option(help="Train low-rank adapters of this rank in place of all weights; 0: do not.")
+]
+TrainOption = Annotated[
+    str, typer.Option(help="Train only parameters in whose name this regular expression is found. [default: all]")
+]
+CheckpointingOption = Annotated[
+    bool, typer.Option("--checkpointing", help="Recompute activations: less memory, a third more arithmetic.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use. [default: one of its own on this machine]"),
@@ -96,6 +105,9 @@ def tune(
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
     zero: ZeroOption = Zero.stage2,
+    lora: LoraOption = 0,
+    train: TrainOption = "",
+    checkpointing: CheckpointingOption = False,
     objective: Annotated[
         Objective, typer.Option(help="combined: one number. pareto: forget and utility side by side.")
     ] = Objective.combined,
@@ -124,6 +136,9 @@ def tune(
         workers_per_trial=workers_per_trial,
         gpus_per_worker=gpus_per_worker,
         zero=int(zero.value),
+        lora=lora,
+        train=train,
+        checkpointing=checkpointing,
         objective=objective.value,
         utility_floor=utility_floor,
         seed=seed,
@@ -169,6 +184,16 @@ def prepare(
         address=address,
     )
     raise typer.Exit(commands.prepare(options))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method. [default: all of them]")] = None,
+) -> None:
+    """Print every method: formula, paper, parameters, what it needs, and its names in other code bases."""
+    from ray_unlearn.methods_page import describe_methods
+
+    print(describe_methods(name))
 
 
 @app.command()

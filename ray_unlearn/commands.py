@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -16,7 +16,8 @@ from rich.console import Console
 from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, count_parameters
+from ray_unlearn.model import check_model, check_pattern, check_trained
+from ray_unlearn.prepare import cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.results import read_search
@@ -44,6 +45,9 @@ class TuneOptions:
     workers_per_trial: int
     gpus_per_worker: float | None
     zero: int
+    lora: int
+    train: str
+    checkpointing: bool
     objective: str
     utility_floor: float
     seed: int
@@ -76,7 +80,13 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     scale = resolve_scale(options.scale, gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
-    gang = gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, gpus)
+    gang = replace(
+        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, gpus),
+        lora_rank=options.lora,
+        train=options.train,
+        checkpointing=options.checkpointing,
+        reference_folder=str(cache_folder() / "reference"),
+    )
     # Absolute, because the workers have working directories of their own.
     out = options.out.absolute()
     folder = unused(out / f"{options.benchmark}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
@@ -113,7 +123,7 @@ class ResolvedSearch:
 def resolve_search(options: TuneOptions, scale: str, gang: GangConfig, gpus: int, name: str) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
     task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split, options.seed))
-    size = count_parameters(task.model)
+    size = check_trained(task.model, gang.lora_rank, gang.train)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
     config = SearchConfig(
@@ -166,8 +176,6 @@ def show_results(folder: Path, status: str) -> int:
 
 def prepare(options: PrepareOptions) -> int:
     """Check, fine-tune the two models, say where they are; the exit code."""
-    from ray_unlearn.prepare import prepare_models
-
     check_workers(options.workers, options.gpus_per_worker, "--workers")
     for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
         if value < 1:
@@ -224,6 +232,9 @@ def check_tune(options: TuneOptions) -> None:
         )
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
+    if options.lora < 0:
+        raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
+    check_pattern(options.train)
     if options.data is not None and not options.data.is_dir():
         raise UserError(f"--data {options.data}: no such folder. Give the folder that holds the benchmark's data")
     if options.model is not None:

@@ -24,6 +24,8 @@ from ray_unlearn.trial import Job, run_trial
 
 IDLE_SECONDS = 5.0
 """An idle gang's poll: short enough that no collective times out and that it ends soon when told."""
+CLOSE_SECONDS = 30.0
+"""How long the end of a search waits for its gangs; then it goes without them, and Ray ends them."""
 MAX_DELIVERIES = 3
 """A job whose workers died this often has failed."""
 MAX_STARTS = 3
@@ -130,7 +132,7 @@ class _Broker:
     async def report(self, gang: int, job_id: str, number: int, values: dict[str, Any]) -> bool:
         """Hand over the job's report of that number (from 1); answers whether to go on."""
         mail = self._mail.get(job_id)
-        if mail is None or mail.stopped:
+        if mail is None or mail.stopped or self._closed:
             self._in_flight.pop(gang, None)
             return False
         if number > mail.reported:
@@ -164,7 +166,16 @@ class _Broker:
 
 
 def gang_loop(settings: Mapping[str, Any]) -> None:
-    """What every worker of a gang runs, for the whole search."""
+    """What every worker of a gang runs, for the whole search. It ends with the broker."""
+    import ray
+
+    try:
+        _serve(settings)
+    except ray.exceptions.RayActorError:
+        return  # the broker is gone, and the search with it
+
+
+def _serve(settings: Mapping[str, Any]) -> None:
     import ray
     import torch.distributed as dist
     from ray import train
@@ -234,14 +245,27 @@ class Gangs:
         self.count = count
         self._config, self._storage = config, storage
         self._threads: list[threading.Thread] = []
+        self._closed = False
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000}
         self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count)
 
-    def start(self) -> None:
+    def __enter__(self) -> Gangs:
         for gang in range(self.count):
             thread = threading.Thread(target=self._run, args=(gang,), daemon=True, name=f"gang-{gang}")
             thread.start()
             self._threads.append(thread)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the gangs finish and free their places; a trial in flight ends at its next report."""
+        import ray
+
+        self._closed = True
+        ray.get(self.broker.close.remote())
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        ray.kill(self.broker)
 
     def _run(self, gang: int) -> None:
         import ray
@@ -269,10 +293,8 @@ class Gangs:
             ).fit()
         except Exception as error:
             reason = describe(error)
-        try:
+        if not self._closed:  # after the end, a call to Ray would start it anew
             ray.get(self.broker.gang_ended.remote(gang, reason))
-        except ray.exceptions.RayError:
-            return  # the broker is gone: the search is over
 
     def run(self, job: Job, on_report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Do one job outside the search and return its last report, which has "error" if it failed.
@@ -286,13 +308,3 @@ class Gangs:
             if on_report:
                 on_report(report)
         return report
-
-    def close(self, timeout: float = 30.0) -> None:
-        """Let the gangs finish and free their places."""
-        import ray
-
-        ray.get(self.broker.close.remote())
-        deadline = time.monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        ray.kill(self.broker)

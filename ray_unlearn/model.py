@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,27 @@ def context_length(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30)
 
 
-def count_parameters(name: str) -> int:
-    """Parameters of a model, from its configuration alone (no weights are read)."""
+def check_pattern(pattern: str) -> None:
+    """Raise UserError where the pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--train {pattern}: is no regular expression ({error}). Correct it") from None
+
+
+def check_trained(name: str, lora_rank: int, pattern: str) -> int:
+    """The number of the model's parameters, from its configuration alone (no weights are read).
+
+    Raises UserError where there would be nothing to train.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(name))
-    return sum(p.numel() for p in model.parameters())
+        size = sum(p.numel() for p in model.parameters())
+        choose_trained(model, lora_rank, pattern, checkpointing=False)
+    return size
 
 
 def _first_line(error: Exception) -> str:
@@ -90,8 +104,6 @@ def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool
 
     Raises UserError where the pattern names nothing, or peft is missing.
     """
-    import re
-
     if lora_rank:
         try:
             from peft import LoraConfig, get_peft_model

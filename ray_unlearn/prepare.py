@@ -114,37 +114,36 @@ def prepare_models(
     assert benchmark.build_task is not None
     task = benchmark.build_task(request)
     jobs = {"target": ("forget", "retain"), "retrained": ("retain",)}
-    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address):
-        gangs = Gangs(task, gang, 1, Path(scratch))
-        gangs.start()
-        try:
-            for name, learn in jobs.items():
-                measured = name == "retrained"
-                unfinished = out / f".{name}.unfinished"
-                job = Job(
-                    name,
-                    trial,
-                    learn=learn,
-                    evaluate=("selection", "report") if measured else (),
-                    generate=measured,
-                    save_to=str(unfinished.absolute()),
-                )
-                log(f"{name}: fine-tuning on {' and '.join(learn)}")
-                report = gangs.run(
-                    job,
-                    lambda r, name=name: log(  # type: ignore[misc]
-                        f"{name}: epoch {r['epoch']}/{trial.epochs}, loss {r['forget_loss']:.3f}, "
-                        f"{r['train_seconds']:.0f} s"
-                    ),
-                )
-                if "error" in report:
-                    raise RuntimeError(f"{name} could not be made: {report['error']}")
-                if measured:
-                    profiles = {n: benchmark.compare_with_itself(p) for n, p in last_profiles([report]).items()}
-                    write_profile(unfinished, profiles, {"benchmark": benchmark.name, "split": task.split})
-                unfinished.rename(out / name)
-        finally:
-            gangs.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
+        ray_session(gang, 1, address),
+        Gangs(task, gang, 1, Path(scratch)) as gangs,
+    ):
+        for name, learn in jobs.items():
+            measured = name == "retrained"
+            unfinished = out / f".{name}.unfinished"
+            job = Job(
+                name,
+                trial,
+                learn=learn,
+                evaluate=("selection", "report") if measured else (),
+                generate=measured,
+                save_to=str(unfinished.absolute()),
+            )
+            log(f"{name}: fine-tuning on {' and '.join(learn)}")
+            report = gangs.run(
+                job,
+                lambda r, name=name: log(  # type: ignore[misc]
+                    f"{name}: epoch {r['epoch']}/{trial.epochs}, loss {r['forget_loss']:.3f}, "
+                    f"{r['train_seconds']:.0f} s"
+                ),
+            )
+            if "error" in report:
+                raise RuntimeError(f"{name} could not be made: {report['error']}")
+            if measured:
+                profiles = {n: benchmark.compare_with_itself(p) for n, p in last_profiles([report]).items()}
+                write_profile(unfinished, profiles, {"benchmark": benchmark.name, "split": task.split})
+            unfinished.rename(out / name)
 
 
 def cache_folder() -> Path:

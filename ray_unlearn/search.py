@@ -254,26 +254,22 @@ def run_search(
         for name in config.methods
     }
     recorder = Recorder(config, studies, spaces, writer)
+    watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address),
+        Gangs(task, config.gang, config.concurrent, Path(scratch)) as gangs,
     ):
-        gangs = Gangs(task, config.gang, config.concurrent, Path(scratch))
-        watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
-        gangs.start()
-        try:
-            start = finished_profile(gangs.run(Job("start")), "selection", "the starting model")
-            judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
-            meta |= describe_anchors(judge)
-            writer.write_search(meta)
-            recorder.watcher = watcher
-            watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
-            status = tune_trials(config, gangs, judge, recorder, Path(scratch))
-            best = best_of_methods(recorder.rows, config.utility_floor)
-            watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
-            run_finals(config, gangs, task, best, writer, folder if keep_model else None)
-        finally:
-            gangs.close()
+        start = finished_profile(gangs.run(Job("start")), "selection", "the starting model")
+        judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
+        meta |= describe_anchors(judge)
+        writer.write_search(meta)
+        recorder.watcher = watcher
+        watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
+        status = tune_trials(config, gangs, judge, recorder, Path(scratch))
+        best = best_of_methods(recorder.rows, config.utility_floor)
+        watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
+        run_finals(config, gangs, task, best, writer, folder if keep_model else None)
     chosen = choose(list(best.values()), config.utility_floor)
     meta |= {
         "status": status,

@@ -190,8 +190,11 @@ class Worker:
         sums = torch.stack(records)
         dist.all_reduce(sums)
         losses = [StepLosses(*row) for row in sums.tolist()]
+        where = f"in epoch {epoch + 1} (learning rate {trial.learning_rate:g})"
         if not torch.isfinite(sums).all():
-            raise NonFinite(f"loss is not finite in epoch {epoch + 1} (learning rate {trial.learning_rate:g})")
+            raise NonFinite(f"the loss is not finite {where}")
+        if self.engine.skipped_steps:  # DeepSpeed leaves such steps out and goes on
+            raise NonFinite(f"the gradient is not finite in {self.engine.skipped_steps} step(s) {where}")
         return losses
 
     def _set_learning_rate(self, trial: TrialConfig, step: int, total: int) -> None:

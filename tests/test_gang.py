@@ -135,9 +135,11 @@ def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(ti
     from ray_unlearn.session import ray_session
 
     config = GangConfig(num_workers=2, zero_stage=3, max_tokens=100)
-    with tempfile.TemporaryDirectory() as scratch, ray_session(config, 1, None):
-        gangs = Gangs(tiny_task(tiny_model), config, 1, Path(scratch))
-        gangs.start()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ray_session(config, 1, None),
+        Gangs(tiny_task(tiny_model), config, 1, Path(scratch)) as gangs,
+    ):
 
         def scores(name: str, trial: TrialConfig = TRIAL) -> dict:
             report = gangs.run(Job(name, trial))
@@ -158,4 +160,3 @@ def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(ti
         broken = gangs.run(Job("broken", dataclasses.replace(TRIAL, parameters={"temperature": 1.0})))
         assert "TypeError" in broken["error"]
         assert scores("after a restart of the gang") == first
-        gangs.close()

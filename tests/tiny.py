@@ -48,8 +48,8 @@ def tiny_task(model: Path, forget: int = 16, retain: int = 20) -> Task:
     )
 
 
-def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600) -> Path:
-    """An untrained small Llama with a byte-level tokenizer trained on that file's text."""
+def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600, **shape: int) -> Path:
+    """An untrained small Llama with a byte-level tokenizer trained on that file's text; `shape` changes its sizes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -67,14 +67,11 @@ def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600) -> Path:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     wrapped.save_pretrained(folder)
     torch.manual_seed(0)
+    sizes = {"vocab_size": vocabulary, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 96, "max_position_embeddings": 1024, **shape}
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=96,
-        max_position_embeddings=1024,
+        **sizes,
+        num_key_value_heads=sizes["num_attention_heads"],
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=1,
