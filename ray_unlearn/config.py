@@ -9,6 +9,24 @@ from typing import Any
 SCHEDULES = ("linear", "constant")
 OBJECTIVES = ("combined", "pareto")
 SCALES = ("mini", "full")
+METHOD_TITLES = {
+    "simnpo": "SimNPO",
+    "npo": "NPO",
+    "ga": "GA",
+    "graddiff": "GradDiff",
+    "idknll": "IdkNLL",
+    "dpo": "IdkDPO",
+    "altpo": "AltPO",
+    "rmu": "RMU",
+    "wga": "WGA",
+    "satimp": "SatImp",
+    "undial": "UNDIAL",
+    "ceu": "CE-U",
+    "pdu": "PDU",
+    "simnpo_token": "SimNPO (token)",
+    "npo_token": "TNPO",
+}
+"""Methods as papers print them, for whoever shows results without importing the losses."""
 
 
 class UserError(Exception):

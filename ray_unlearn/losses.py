@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ray_unlearn.config import UserError
+from ray_unlearn.config import METHOD_TITLES, UserError
 
 SEQUENCE, TOKEN = "sequence", "token"
 FORGET, ALTERNATE = "forget", "alternate"
@@ -219,7 +219,6 @@ class Method:
     """One line of the table: what a method computes and what must be computed for it."""
 
     name: str
-    title: str
     formula: str
     loss: Callable[..., Tensor]
     reduction: str
@@ -246,6 +245,11 @@ class Method:
     """How other code bases name and place the same parameters."""
 
     @property
+    def title(self) -> str:
+        """Its name as papers print it."""
+        return METHOD_TITLES.get(self.name, self.name)
+
+    @property
     def parameters(self) -> dict[str, float]:
         """The keyword-only arguments of loss and rule with their defaults: the method's hyperparameters."""
         return keyword_arguments(self.loss) | self.rule_parameters
@@ -268,7 +272,6 @@ METHODS = {
     for method in (
         Method(
             "simnpo",
-            "SimNPO",
             "-(2/beta) log sigmoid((beta/|y|) NLL - gamma)",
             simnpo,
             SEQUENCE,
@@ -282,7 +285,6 @@ METHODS = {
         ),
         Method(
             "npo",
-            "NPO",
             "-(2/beta) log sigmoid(beta (NLL - NLL_ref))",
             npo,
             SEQUENCE,
@@ -293,7 +295,6 @@ METHODS = {
         ),
         Method(
             "ga",
-            "GA",
             "-CE",
             ga,
             TOKEN,
@@ -302,10 +303,9 @@ METHODS = {
             ranges="learning rate only; diverges early",
             elsewhere="grad_ascent, GradAscent",
         ),
-        Method("graddiff", "GradDiff", "-CE + retain", ga, TOKEN, "arXiv:2203.12817", elsewhere=SAME_AS_GRADDIFF),
+        Method("graddiff", "-CE + retain", ga, TOKEN, "arXiv:2203.12817", elsewhere=SAME_AS_GRADDIFF),
         Method(
             "idknll",
-            "IdkNLL",
             "CE of a refusal",
             nll,
             TOKEN,
@@ -316,7 +316,6 @@ METHODS = {
         ),
         Method(
             "dpo",
-            "IdkDPO",
             "-(2/beta) log sigmoid(beta (log-ratio(refusal) - log-ratio(answer)))",
             dpo,
             SEQUENCE,
@@ -329,7 +328,6 @@ METHODS = {
         ),
         Method(
             "altpo",
-            "AltPO",
             "DPO with plausible alternate answers",
             dpo,
             SEQUENCE,
@@ -342,7 +340,6 @@ METHODS = {
         ),
         Method(
             "rmu",
-            "RMU",
             "||h - c u||^2 / H, at one layer",
             rmu,
             TOKEN,
@@ -354,7 +351,6 @@ METHODS = {
         ),
         Method(
             "wga",
-            "WGA",
             "-p^beta CE, weight detached",
             wga,
             TOKEN,
@@ -364,7 +360,6 @@ METHODS = {
         ),
         Method(
             "satimp",
-            "SatImp",
             "-p^beta1 (1 - p)^beta2 CE, weight detached",
             satimp,
             TOKEN,
@@ -374,7 +369,6 @@ METHODS = {
         ),
         Method(
             "undial",
-            "UNDIAL",
             "CE to softmax(z_ref - beta onehot(y))",
             undial,
             TOKEN,
@@ -386,7 +380,6 @@ METHODS = {
         ),
         Method(
             "ceu",
-            "CE-U",
             "CE to softmax(z without the true token)",
             ceu,
             TOKEN,
@@ -395,7 +388,6 @@ METHODS = {
         ),
         Method(
             "pdu",
-            "PDU",
             "-CE, retain weight += dual_step (retain loss - retain_limit) each epoch",
             ga,
             TOKEN,
@@ -406,7 +398,6 @@ METHODS = {
         ),
         Method(
             "simnpo_token",
-            "SimNPO (token)",
             "-(2/beta) log sigmoid(beta CE - gamma), token by token",
             simnpo_token,
             TOKEN,
@@ -414,7 +405,6 @@ METHODS = {
         ),
         Method(
             "npo_token",
-            "TNPO",
             "-(2/beta) log sigmoid(beta (CE - CE_ref)), token by token",
             npo_token,
             TOKEN,
@@ -425,7 +415,7 @@ METHODS = {
 }
 """The methods that can be searched."""
 
-FINETUNE = Method("finetune", "fine-tuning", "CE", nll, TOKEN, "", uses_retain=False)
+FINETUNE = Method("finetune", "CE", nll, TOKEN, "", uses_retain=False)
 """Not an unlearning method: how target and retrained models are made."""
 
 

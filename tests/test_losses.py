@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ray_unlearn.config import METHOD_TITLES
 from ray_unlearn.losses import (
     FINETUNE,
     METHODS,
@@ -133,7 +134,7 @@ def with_gradients(tokens: list[ScoredTokens]) -> list[Tensor]:
     return [leaf.requires_grad_() for leaf in leaves]
 
 
-ALL_RETAIN = [Method(r.name, r.name, "", r.loss, TOKEN, "") for r in RETAIN_LOSSES.values()]
+ALL_RETAIN = [Method(r.name, "", r.loss, TOKEN, "") for r in RETAIN_LOSSES.values()]
 TABLE = pytest.mark.parametrize("method", [*ALL, *ALL_RETAIN], ids=lambda m: m.name)
 
 
@@ -295,3 +296,10 @@ def test_an_unknown_method_is_refused_with_the_known_ones():
 def test_keyword_only_arguments_are_the_hyperparameters():
     assert METHODS["simnpo"].parameters == {"beta": 2.5, "gamma": 0.0}
     assert METHODS["ga"].parameters == {}
+
+
+def test_every_method_has_a_title_a_formula_and_a_paper():
+    assert set(METHOD_TITLES) == set(METHODS)
+    for method in METHODS.values():
+        assert method.formula
+        assert "arXiv:" in method.paper

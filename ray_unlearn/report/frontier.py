@@ -123,7 +123,9 @@ def explain_frontier(results: SearchResults) -> list[FrontierPoint]:
 
 
 def _body(results: SearchResults, row: Row, chosen: Row | None, front: list[Row]) -> str:
-    settings = [f"{name} {setting(name, row[name])}" for name in searched_names(results) if row.get(name) is not None]
+    ranges = results.meta.get("spaces", {}).get(row["method"], {}).get("ranges", row)
+    names = [name for name in searched_names(results) if name in ranges and row.get(name) is not None]
+    settings = [f"{name} {setting(name, row[name])}" for name in names]
     scores = f"has forget score {score(row['forget'])} and keeps {score(row['utility'])}"
     facts = (
         f"{method_label(row['method'])}, trial {row['number']}, {scores} of the starting model's utility "

@@ -9,24 +9,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-NOTHING = "–"
+from ray_unlearn.config import METHOD_TITLES
 
-_PRINTED = {
-    "simnpo": "SimNPO",
-    "npo": "NPO",
-    "ga": "GA",
-    "graddiff": "GradDiff",
-    "grad_diff": "GradDiff",
-    "dpo": "DPO",
-    "idk": "IDK",
-    "rmu": "RMU",
-    "undial": "UNDIAL",
-}
+NOTHING = "–"
 
 
 def method_label(method: str) -> str:
     """A method as papers print it; one that is not known here keeps its own name."""
-    return _PRINTED.get(method, method)
+    return METHOD_TITLES.get(method, method)
 
 
 def is_number(value: Any) -> bool:
