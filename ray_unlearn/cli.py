@@ -16,7 +16,7 @@ from ray_unlearn import __version__
 from ray_unlearn.config import UserError
 
 USAGE = 2
-"""Exit code of wrong use. 0 is complete, 3 partial (some trials missing), 130 interrupted."""
+"""Exit code of wrong use. 0 is complete, 130 interrupted."""
 
 app = typer.Typer(
     add_completion=False,
@@ -57,7 +57,7 @@ def _root(
 
 BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, tofu or synthetic.")]
 ModelOption = Annotated[
-    str | None, typer.Option(help="Starting model: a folder or a hub name. [default: the benchmark's own]")
+    str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
 ]
 DataOption = Annotated[
     Path | None, typer.Option(help="Local folder with the benchmark's data, laid out as on the hub.")
@@ -71,20 +71,20 @@ ScaleOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int, typer.Option(help="Workers that train one trial together.")]
-GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. [default: 1 where there are GPUs, else 0]")]
+GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. (default: 1 where there are GPUs, else 0)")]
 ZeroOption = Annotated[Zero, typer.Option(help="DeepSpeed ZeRO stage.")]
 LoraOption = Annotated[
     int, typer.Option(help="Train low-rank adapters of this rank in place of all weights; 0: do not.")
 ]
 TrainOption = Annotated[
-    str, typer.Option(help="Train only parameters in whose name this regular expression is found. [default: all]")
+    str, typer.Option(help="Train only parameters in whose name this regular expression is found. (default: all)")
 ]
 CheckpointingOption = Annotated[
     bool, typer.Option("--checkpointing", help="Recompute activations: less memory, a third more arithmetic.")
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use. [default: one of its own on this machine]"),
+    typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use. (default: one of its own on this machine)"),
 ]
 
 
@@ -101,7 +101,7 @@ def tune(
     split: SplitOption = None,
     scale: ScaleOption = Scale.auto,
     trials: Annotated[int, typer.Option(help="Trials of each method.")] = 20,
-    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. [default: what the machine holds]")] = None,
+    concurrent: Annotated[int | None, typer.Option(help="Trials at a time. (default: what the machine holds)")] = None,
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
     zero: ZeroOption = Zero.stage2,
@@ -188,7 +188,7 @@ def prepare(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="One method. [default: all of them]")] = None,
+    name: Annotated[str | None, typer.Argument(help="One method. (default: all of them)")] = None,
 ) -> None:
     """Print every method: formula, paper, parameters, what it needs, and its names in other code bases."""
     from ray_unlearn.methods_page import describe_methods

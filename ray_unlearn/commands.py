@@ -24,8 +24,8 @@ from ray_unlearn.results import read_search
 from ray_unlearn.space import Space, file_method, load_space
 
 BIGGEST_WORKER_COUNT = 1024
-PARTIAL = 3
-"""Exit code of a search whose trials did not all end."""
+INTERRUPTED = 130
+"""Exit code of a search that Ctrl-C ended; what had finished by then is kept and reported."""
 MINI_BANNER = (
     "MINI: generated data and a tiny model, to see the whole thing work. Its figures say nothing about real models."
 )
@@ -169,9 +169,9 @@ def show_results(folder: Path, status: str) -> int:
         print(f"Model:   {folder / 'model'}")
     print(f"Again:   ray_unlearn report {folder}")
     if status != "complete":
-        print(f"ray_unlearn: only {len(results.trials)} trials ended; see {folder / 'log.txt'}", file=sys.stderr)
+        print(f"ray_unlearn: interrupted after {len(results.trials)} trials", file=sys.stderr)
     print(folder.name, flush=True)
-    return 0 if status == "complete" else PARTIAL
+    return 0 if status == "complete" else INTERRUPTED
 
 
 def prepare(options: PrepareOptions) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def reference_key(model: str, sequences: Sequences, gang: GangConfig) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=4)
 def weights_fingerprint(model: str) -> str:
     """Changes with the weights: over the files' content; the hub's cache already names its files by it."""
     folder = Path(model)

@@ -268,8 +268,9 @@ def run_search(
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         status = tune_trials(config, gangs, judge, recorder, Path(scratch))
         best = best_of_methods(recorder.rows, config.utility_floor)
-        watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
-        run_finals(config, gangs, task, best, writer, folder if keep_model else None)
+        if status == "complete":  # whoever interrupted it wants the results now
+            watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
+            run_finals(config, gangs, task, best, writer, folder if keep_model else None)
     chosen = choose(list(best.values()), config.utility_floor)
     meta |= {
         "status": status,
@@ -281,7 +282,10 @@ def run_search(
 
 
 def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
-    """Let Tune run all trials over the gangs; the recorder has their rows afterwards."""
+    """Let Tune run all trials over the gangs; the recorder has their rows afterwards.
+
+    Returns "complete", or "partial" after Ctrl-C, at which Tune ends the trials and returns as if nothing were.
+    """
     trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge)
     total = config.trials * len(config.methods)
     Tuner(

@@ -1,5 +1,7 @@
 """Packed, answer-only scoring gives what the plain way gives: one padded row at a time, all logits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,25 @@ def test_the_distribution_and_the_argmax_belong_to_the_same_positions(model):
     picked = answers.log_distribution.gather(-1, packed.targets[:, None])[:, 0]
     torch.testing.assert_close(picked, answers.logprobs)
     assert (answers.correct == (answers.log_distribution.argmax(-1) == packed.targets)).all()
+
+
+def test_padding_and_tokens_after_the_answers_change_neither_log_probs_nor_gradients(model):
+    packed = pack(sequences(), 16)
+    filled = packed.tokens.clone()
+    taken = sum(len(tokens) for tokens, _ in sequences())
+    positions_used = torch.zeros_like(packed.keep)
+    for row, starts in enumerate(packed.positions == 0):
+        last = int(starts.nonzero()[-1])  # the row's tail starts over, as a sequence would
+        tail_is_padding = not packed.keep[row, last:].any()
+        positions_used[row, : last if tail_is_padding else None] = True
+    assert positions_used.sum() >= taken
+    assert not positions_used.all(), "there is padding to change"
+    filled[~positions_used] = 7
+    gradients = []
+    for tokens in (packed.tokens, filled):
+        model.zero_grad()
+        logprobs = score_answers(AnswerScorer(model), dataclasses.replace(packed, tokens=tokens)).logprobs
+        logprobs.sum().backward()
+        gradients.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

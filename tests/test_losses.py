@@ -253,6 +253,15 @@ def test_ceu_teaches_the_other_tokens_in_their_own_proportion():
     assert ceu(tokens).item() == pytest.approx(-(0.6 * math.log(0.3) + 0.4 * math.log(0.2)), rel=1e-6)
 
 
+def test_ceu_pulls_the_softmax_towards_its_own_without_the_true_token():
+    logits = torch.tensor([[1.0, 0.2, -0.5]], dtype=torch.float64, requires_grad=True)
+    tokens = dataclasses.replace(scored([-1.0]), targets=torch.tensor([0]), log_distribution=logits.log_softmax(-1))
+    ceu(tokens).sum().backward()
+    softmax = logits.detach().softmax(-1)[0]
+    teacher = torch.tensor([0.0, *(softmax[1:] / softmax[1:].sum())], dtype=torch.float64)
+    torch.testing.assert_close(logits.grad[0], softmax - teacher)
+
+
 def test_rmu_steers_towards_one_fixed_direction_of_the_given_length():
     goal = 20.0 * rmu_direction(SIZE).double()
     tokens = dataclasses.replace(scored([-1.0, -1.0]), hidden=torch.stack([goal, goal + 1.0]))
