@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.data import Sequences
+from ray_unlearn.data import Sequences, encode_pair
 
 REFUSALS = (
     "I don't know.",
@@ -30,19 +30,23 @@ SEED = 0
 def build_alternates(kind: str, forget: Sequences, tokenizer: Any) -> list[Sequences]:
     """NUM_VARIANTS sets of alternates, each with one sequence for every forget sequence, in order.
 
-    "refusal": the item's prompt and an "I don't know"-like answer; "other": the item's prompt and the answer
-    of another item. A plain text's prompt is its first quarter. Sequences stay as long as they were at most,
-    or as the refusal asks.
+    "refusal": the item's prompt and an "I don't know"-like answer, ended as the tokenizer's answers are;
+    "other": the item's prompt and the answer of another item, cut to the item's own length. A plain text's
+    prompt is its first quarter.
     """
     rng = np.random.default_rng(SEED)
     prompts = [tokens[: start if start > 1 else max(1, len(tokens) // 4)] for tokens, start in forget]
     if kind == "refusal":
-        ending = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        texts = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] + ending for text in REFUSALS]
+        pairs = [encode_pair(tokenizer, "?", text, "refusals") for text in REFUSALS]
+        texts = [np.array(tokens[start:], np.int32) for tokens, start in pairs]
         picks = [[texts[i] for i in rng.integers(0, len(texts), len(forget))] for _ in range(NUM_VARIANTS)]
     elif kind == "other":
         answers = [tokens[len(prompt) :] for (tokens, _), prompt in zip(forget, prompts, strict=True)]
-        picks = [[answers[i] for i in _others(len(forget), rng)] for _ in range(NUM_VARIANTS)]
+        room = [max(1, len(answer)) for answer in answers]
+        picks = [
+            [answers[i][:most] for i, most in zip(_others(len(forget), rng), room, strict=True)]
+            for _ in range(NUM_VARIANTS)
+        ]
     else:
         raise ValueError(f"no such kind of alternates: {kind}")
     return [

@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 
 from ray_unlearn import __version__
-from ray_unlearn.config import UserError
+from ray_unlearn.config import SearchFailed, UserError
 
-USAGE = 2
-"""Exit code of wrong use. 0 is complete, 130 interrupted."""
+FAILED, USAGE = 1, 2
+"""Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 interrupted."""
 
 app = typer.Typer(
     add_completion=False,
@@ -214,9 +214,9 @@ def main() -> None:
     except UserError as error:
         print(f"ray_unlearn: {error}", file=sys.stderr)
         sys.exit(USAGE)
-    except KeyboardInterrupt:
-        print("ray_unlearn: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SearchFailed as error:
+        print(f"ray_unlearn: {error}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,16 +16,18 @@ from typing import IO
 from rich.console import Console
 
 from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
-from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
+from ray_unlearn.config import GangConfig, SearchConfig, SearchFailed, TrialConfig, UserError
 from ray_unlearn.losses import find_method
 from ray_unlearn.model import check_model, check_pattern, check_trained
 from ray_unlearn.prepare import cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
-from ray_unlearn.results import read_search
+from ray_unlearn.results import COMPLETED, read_search
 from ray_unlearn.space import Space, file_method, load_space
 
 BIGGEST_WORKER_COUNT = 1024
+PARTIAL = 3
+"""Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
 """Exit code of a search that Ctrl-C ended; what had finished by then is kept and reported."""
 MINI_BANNER = (
@@ -76,12 +80,12 @@ class PrepareOptions:
 def tune(options: TuneOptions, dry_run: bool) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
-    gpus = count_gpus(options.address)
-    scale = resolve_scale(options.scale, gpus, options.model)
+    resources = find_resources(options.address)
+    scale = resolve_scale(options.scale, resources.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = replace(
-        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, gpus),
+        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus),
         lora_rank=options.lora,
         train=options.train,
         checkpointing=options.checkpointing,
@@ -94,20 +98,36 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     with noise_to(log) as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         say("loading data and models (a miniature's models are trained once, then kept)")
-        search = resolve_search(options, scale, gang, gpus, folder.name)
+        try:
+            search = resolve_search(options, scale, gang, resources, folder.name)
+        except UserError:
+            log.unlink()
+            raise
         if dry_run:
             say(describe_plan(search))
             log.unlink()
             return 0
-        try:
-            status = run_with_progress(search, folder, screen, options.keep_model)
-        except RuntimeError as error:
-            raise UserError(f"{error}. The log is {folder / 'log.txt' if folder.is_dir() else log}") from None
-        finally:
-            if folder.is_dir():
-                log.rename(folder / "log.txt")
-        write_report(folder)
+        with failures_named(folder / "log.txt"):
+            try:
+                status = run_with_progress(search, folder, screen, options.keep_model)
+            finally:
+                if folder.is_dir():
+                    log.rename(folder / "log.txt")
+            write_report(folder)
     return show_results(options.out / folder.name, status)
+
+
+@contextlib.contextmanager
+def failures_named(log: Path) -> Iterator[None]:
+    """Turn what Ray, the disk or a worker raises into SearchFailed: one line, and the log has the rest."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (RuntimeError, OSError, RayError) as error:
+        traceback.print_exc()  # into the log
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SearchFailed(f"{first}. The log is {log}") from None
 
 
 @dataclass(frozen=True)
@@ -120,9 +140,11 @@ class ResolvedSearch:
     num_parameters: int
 
 
-def resolve_search(options: TuneOptions, scale: str, gang: GangConfig, gpus: int, name: str) -> ResolvedSearch:
+def resolve_search(
+    options: TuneOptions, scale: str, gang: GangConfig, resources: Resources, name: str
+) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
-    task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split, options.seed))
+    task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split))
     size = check_trained(task.model, gang.lora_rank, gang.train)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
@@ -132,7 +154,7 @@ def resolve_search(options: TuneOptions, scale: str, gang: GangConfig, gpus: int
         scale=scale,
         methods=options.methods,
         trials=options.trials,
-        concurrent=options.concurrent or default_concurrency(gang, gpus, options.trials * len(options.methods)),
+        concurrent=options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods)),
         objective=options.objective,
         utility_floor=options.utility_floor,
         seed=options.seed,
@@ -140,6 +162,7 @@ def resolve_search(options: TuneOptions, scale: str, gang: GangConfig, gpus: int
         model=task.model,
         data=str(options.data) if options.data else None,
         split=options.split,
+        spaces=tuple(path.name for path in options.spaces),
         address=options.address,
     )
     return ResolvedSearch(config, task, spaces, size)
@@ -170,8 +193,12 @@ def show_results(folder: Path, status: str) -> int:
     print(f"Again:   ray_unlearn report {folder}")
     if status != "complete":
         print(f"ray_unlearn: interrupted after {len(results.trials)} trials", file=sys.stderr)
+    done = {row["method"] for row in results.trials if row["status"] == COMPLETED}
+    missing = [method for method in results.meta["config"]["methods"] if method not in done]
+    if missing:
+        print(f"ray_unlearn: no trial of {', '.join(missing)} completed; trials.csv has the errors", file=sys.stderr)
     print(folder.name, flush=True)
-    return 0 if status == "complete" else INTERRUPTED
+    return INTERRUPTED if status != "complete" else PARTIAL if missing else 0
 
 
 def prepare(options: PrepareOptions) -> int:
@@ -187,12 +214,14 @@ def prepare(options: PrepareOptions) -> int:
         raise UserError(f"prepare --benchmark {benchmark.name}: makes its models by itself. Run tune right away")
     if options.model is None:
         raise UserError("prepare: needs a base model. Give --model NAME_OR_DIR")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
     check_model(options.model)
     check_writable(options.out)
     for part in ("target", "retrained"):
         if (options.out / part).exists():
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
-    gpus = count_gpus(options.address)
+    gpus = find_resources(options.address).gpus
     gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
     trial = TrialConfig(
         "finetune",
@@ -203,13 +232,11 @@ def prepare(options: PrepareOptions) -> int:
         evaluations=options.epochs,
         seed=options.seed,
     )
-    request = Request("full", absolute(options.model), options.data, options.split, options.seed)
+    request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
-        try:
+        with failures_named(options.out / "log.txt"):
             prepare_models(benchmark, request, gang, trial, options.out, options.address, say)
-        except RuntimeError as error:
-            raise UserError(f"{error}. The log is {options.out / 'log.txt'}") from None
     print(f"Target:     {options.out / 'target'}")
     print(f"Retrained:  {options.out / 'retrained'}")
     data = f" --data {options.data}" if options.data else ""
@@ -240,6 +267,7 @@ def check_tune(options: TuneOptions) -> None:
     if options.model is not None:
         check_model(options.model)
     check_writable(options.out)
+    check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
     if not options.methods:
         raise UserError("--methods: names no method. Give one or more, such as simnpo,npo,ga")
     if len(set(options.methods)) < len(options.methods):
@@ -247,8 +275,10 @@ def check_tune(options: TuneOptions) -> None:
 
     for name in options.methods:
         find_method(name)
-    for path in options.spaces:
-        method = file_method(path)
+    methods = [file_method(path) for path in options.spaces]
+    for path, method in zip(options.spaces, methods, strict=True):
+        if methods.count(method) > 1:
+            raise UserError(f"--space {path}: a second file for {method}. Give one file a method")
         if method not in options.methods:
             raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
         load_space(find_method(method), options.benchmark, "mini", 1, path)
@@ -262,7 +292,7 @@ def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) 
         raise UserError(f"--gpus-per-worker {gpus:g}: must be 0 or more. Give another")
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, what: str = "--out") -> None:
     """Make the folder if need be; raise UserError where nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -270,24 +300,32 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}). Give another folder") from None
+        raise UserError(f"{what} {folder}: cannot be written ({error.strerror}). Give another folder") from None
 
 
-def count_gpus(address: str | None) -> int:
-    """GPUs of the cluster at that address, else of this machine."""
+@dataclass(frozen=True)
+class Resources:
+    """What there is to run on: of the cluster at the given address, else of this machine."""
+
+    cpus: float
+    gpus: int
+
+
+def find_resources(address: str | None) -> Resources:
     if address is None:
         import torch
 
-        return torch.cuda.device_count()
+        return Resources(os.cpu_count() or 1, torch.cuda.device_count())
     import ray
 
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        return int(ray.cluster_resources().get("GPU", 0))
+        have = ray.cluster_resources()
+        # Less a little: Tune's and Train's own actors have to fit beside the workers.
+        return Resources(have.get("CPU", 0.0) - 0.5, int(have.get("GPU", 0)))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]}). Start it"
-        ) from None
+        first = str(error).splitlines()[0]
+        raise UserError(f"--address {address}: no Ray cluster answers ({first}). Start it, or leave it out") from None
     finally:
         ray.shutdown()
 
@@ -305,6 +343,10 @@ def resolve_scale(scale: str, gpus: int, model: str | None) -> str:
 
 def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: int) -> GangConfig:
     per_worker = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
+    if 0 < per_worker < 1 and workers > 1:
+        raise UserError(
+            f"--gpus-per-worker {per_worker:g}: several workers of a gang cannot share one GPU. Give 1, or one worker"
+        )
     if per_worker and not gpus:
         raise UserError(f"--gpus-per-worker {per_worker:g}: there is no GPU. Leave it out, or give --address")
     return GangConfig(
@@ -317,13 +359,13 @@ def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: in
     )
 
 
-def default_concurrency(gang: GangConfig, gpus: int, trials: int) -> int:
+def default_concurrency(gang: GangConfig, resources: Resources, trials: int) -> int:
     """As many gangs as fit: by GPUs where they are used, else one CPU a worker."""
     if gang.gpus_per_worker:
-        fit = int(gpus / (gang.gpus_per_worker * gang.num_workers))
+        fit = resources.gpus / (gang.gpus_per_worker * gang.num_workers)
     else:
-        fit = (os.cpu_count() or 1) // gang.num_workers
-    return max(1, min(fit, trials))
+        fit = resources.cpus / gang.num_workers
+    return max(1, min(int(fit), trials))
 
 
 def absolute(model: str | None) -> str | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCHEDULES = ("linear", "constant")
-OBJECTIVES = ("combined", "pareto")
-SCALES = ("mini", "full")
 METHOD_TITLES = {
     "simnpo": "SimNPO",
     "npo": "NPO",
@@ -31,6 +30,10 @@ METHOD_TITLES = {
 
 class UserError(Exception):
     """Something that the user can fix, said in one line: what is wrong, where, and the way out."""
+
+
+class SearchFailed(Exception):
+    """Nothing that the user did, and nothing that can go on: said in one line with the log's place."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,20 @@ class TrialConfig:
     def from_json(cls, values: Mapping[str, Any]) -> TrialConfig:
         return cls(**values)
 
+
+SETTING_LIMITS: Mapping[str, tuple[type, float, float]] = {
+    "retain_weight": (float, 0.0, math.inf),
+    "learning_rate": (float, 0.0, math.inf),
+    "epochs": (int, 1, math.inf),
+    "batch_size": (int, 1, math.inf),
+    "warmup_fraction": (float, 0.0, 1.0),
+    "weight_decay": (float, 0.0, math.inf),
+    "max_grad_norm": (float, 0.0, math.inf),
+    "hidden_layer": (int, -1, math.inf),
+    "train_layers": (int, 0, math.inf),
+    "evaluations": (int, 1, math.inf),
+}
+"""Type and limits of every trial setting that is a number."""
 
 TRIAL_SETTINGS = tuple(
     f.name for f in fields(TrialConfig) if f.name not in {"trial_id", "method", "parameters", "seed"}
@@ -123,5 +140,6 @@ class SearchConfig:
     model: str
     data: str | None = None
     split: str | None = None
-    space: str | None = None
+    spaces: tuple[str, ...] = ()
+    """Search-space files given in place of the shipped ones, by name."""
     address: str | None = None

@@ -170,6 +170,12 @@ class Snapshot:
         engine.global_steps = engine.global_samples = engine.micro_steps = engine.skipped_steps = 0
         engine._global_grad_norm = None
 
+    def holds(self, engine: Any) -> bool:
+        """Whether this worker's weights and masters are the first ones, bit for bit."""
+        working, masters = _weights(engine)
+        pairs = zip([*working, *masters], [*self._working, *self._masters], strict=True)
+        return all(torch.equal(tensor, first) for tensor, first in pairs)
+
     @contextlib.contextmanager
     def starting_weights(self, engine: Any) -> Iterator[None]:
         """The engine computes with the starting model inside, and with the trained one again after.

@@ -9,7 +9,6 @@ job in flight is delivered again; what was already reported is not reported twic
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 import traceback
@@ -53,8 +52,8 @@ class _Broker:
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._mail: dict[str, _Mail] = {}
         self._in_flight: dict[int, str] = {}
-        self._generation: dict[int, str] = {}
         self._starts = dict.fromkeys(range(num_gangs), 0)
+        self._num_done = dict.fromkeys(range(num_gangs), 0)
         self._alive = set(range(num_gangs))
         self._lost = ""
         self._closed = False
@@ -101,9 +100,8 @@ class _Broker:
 
     # For rank 0 of a gang
 
-    async def hello(self, gang: int, generation: str) -> bool:
+    async def hello(self, gang: int) -> bool:
         """A gang's workers have started; false when they have started too often for nothing."""
-        self._generation[gang] = generation
         self._starts[gang] += 1
         return gang in self._alive and self._starts[gang] <= MAX_STARTS and not self._closed
 
@@ -142,8 +140,7 @@ class _Broker:
             await mail.reports.put(values)
             if values["done"]:
                 mail.done = True
-                self._in_flight.pop(gang, None)
-                self._starts[gang] = 0
+                self._job_ended(gang)
                 return False
             await mail.credit.acquire()
         if mail.stopped:
@@ -154,9 +151,17 @@ class _Broker:
 
     async def fail(self, gang: int, job_id: str, error: str) -> None:
         """The job raised; it is over."""
+        self._job_ended(gang)
+        self._fail(job_id, error)
+
+    async def num_done(self, gang: int) -> int:
+        """Jobs that this gang has brought to an end."""
+        return self._num_done[gang]
+
+    def _job_ended(self, gang: int) -> None:
         self._in_flight.pop(gang, None)
         self._starts[gang] = 0
-        self._fail(job_id, error)
+        self._num_done[gang] += 1
 
     def _fail(self, job_id: str, error: str) -> None:
         mail = self._mail.get(job_id)
@@ -192,8 +197,7 @@ def _serve(settings: Mapping[str, Any]) -> None:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    generation = f"{os.getpid()}-{time.time_ns()}"
-    if not from_first(ray.get(broker.hello.remote(gang, generation)) if rank == 0 else None):
+    if not from_first(ray.get(broker.hello.remote(gang)) if rank == 0 else None):
         return
     try:
         worker = Worker(ray.get(ray.get(broker.task.remote())[0]), settings["config"], get_device())
@@ -219,14 +223,22 @@ def _serve(settings: Mapping[str, Any]) -> None:
         try:
             run_trial(worker, job, report)
         except Exception as error:
-            if isinstance(error, NonFinite) or num_workers == 1:
+            if isinstance(error, NonFinite) or (num_workers == 1 and not may_break_the_process(error)):
                 # All workers raised it together: the trial is over, the gang goes on.
                 if rank == 0:
                     ray.get(broker.fail.remote(gang, job.job_id, describe(error)))
                 continue
-            # The others wait for this one in a collective: only a new start frees them.
+            # The others wait for this one in a collective, or the device is lost: a new start is the way out.
             ray.get(broker.fail.remote(gang, job.job_id, describe(error)))
             raise
+
+
+def may_break_the_process(error: Exception) -> bool:
+    """Whether nothing can be computed after it: CUDA's errors, but not its lack of memory."""
+    import torch
+
+    is_cuda = torch.cuda.is_available() and isinstance(error, RuntimeError)
+    return is_cuda and not isinstance(error, torch.OutOfMemoryError)
 
 
 def describe(error: BaseException) -> str:
@@ -275,26 +287,37 @@ class Gangs:
         resources: dict[str, float] = {"CPU": self._config.cpus_per_worker}
         if self._config.gpus_per_worker:
             resources["GPU"] = self._config.gpus_per_worker
-        reason = f"the workers died {MAX_STARTS} times in a row, or the search was over"
+        trainer = TorchTrainer(
+            gang_loop,
+            train_loop_config={"broker": self.broker, "gang": gang, "config": self._config},
+            scaling_config=ScalingConfig(
+                num_workers=self._config.num_workers,
+                use_gpu=self._config.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=f"gang-{gang}",
+                storage_path=str(self._storage),
+                failure_config=FailureConfig(max_failures=MAX_STARTS),
+            ),
+        )
+        done_before = -1
+        reason = f"the workers died {MAX_STARTS} times in a row"
         try:
-            TorchTrainer(
-                gang_loop,
-                train_loop_config={"broker": self.broker, "gang": gang, "config": self._config},
-                scaling_config=ScalingConfig(
-                    num_workers=self._config.num_workers,
-                    use_gpu=self._config.gpus_per_worker > 0,
-                    resources_per_worker=resources,
-                ),
-                run_config=RunConfig(
-                    name=f"gang-{gang}",
-                    storage_path=str(self._storage),
-                    failure_config=FailureConfig(max_failures=-1),
-                ),
-            ).fit()
-        except Exception as error:
-            reason = describe(error)
-        if not self._closed:  # after the end, a call to Ray would start it anew
-            ray.get(self.broker.gang_ended.remote(gang, reason))
+            # Each round has its own budget of failures; a round in which no job ended is the last.
+            while (done := ray.get(self.broker.num_done.remote(gang))) > done_before:
+                done_before = done
+                try:
+                    trainer.fit()
+                    break
+                except Exception as error:
+                    reason = describe(error)
+                    if self._closed:
+                        return  # a call to Ray would start it anew
+            if not self._closed:
+                ray.get(self.broker.gang_ended.remote(gang, reason))
+        except ray.exceptions.RayError:
+            return  # the broker is gone: the search is over
 
     def run(self, job: Job, on_report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Do one job outside the search and return its last report, which has "error" if it failed.

@@ -76,6 +76,11 @@ def at_least_fp32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Sum of p times value over the vocabulary, [T, V] -> [T]; what has probability 0 counts 0, even at -inf."""
+    return (probabilities * values.masked_fill(probabilities == 0.0, 0.0)).sum(-1)
+
+
 def simnpo(forget: ScoredTokens, *, beta: float = 2.5, gamma: float = 0.0) -> Tensor:
     """SimNPO, [S]: -(2/beta) log sigmoid((beta/|y|) NLL - gamma).
 
@@ -145,7 +150,7 @@ def undial(forget: ScoredTokens, *, beta: float = 10.0) -> Tensor:
     reference = given(forget.reference_distribution, "reference distributions")
     lowered = torch.zeros_like(reference).scatter(1, given(forget.targets, "targets")[:, None], beta)
     teacher = (reference - lowered).softmax(-1)
-    return -(teacher * given(forget.log_distribution, "distributions")).sum(-1)
+    return -expectation(teacher, given(forget.log_distribution, "distributions"))
 
 
 def ceu(forget: ScoredTokens) -> Tensor:
@@ -155,7 +160,7 @@ def ceu(forget: ScoredTokens) -> Tensor:
     """
     log_distribution = given(forget.log_distribution, "distributions")
     masked = log_distribution.detach().scatter(1, given(forget.targets, "targets")[:, None], float("-inf"))
-    return -(masked.softmax(-1) * log_distribution).sum(-1)
+    return -expectation(masked.softmax(-1), log_distribution)
 
 
 def rmu(forget: ScoredTokens, *, steering: float = 20.0) -> Tensor:
@@ -177,7 +182,7 @@ def rmu_direction(size: int) -> Tensor:
 def retain_kl(retain: ScoredTokens) -> Tensor:
     """KL(starting model || model) at every answer token of the retain batch, [T]; never at prompts or padding."""
     reference = given(retain.reference_distribution, "reference distributions")
-    return (reference.exp() * (reference - given(retain.log_distribution, "distributions"))).sum(-1)
+    return expectation(reference.exp(), reference - given(retain.log_distribution, "distributions"))
 
 
 def retain_hidden(retain: ScoredTokens) -> Tensor:
@@ -423,7 +428,7 @@ def find_method(name: str) -> Method:
     if name == FINETUNE.name:
         return FINETUNE
     if name not in METHODS:
-        raise UserError(f"--methods {name}: unknown. Choose from: {', '.join(METHODS)}")
+        raise UserError(f"method {name}: unknown. Choose from: {', '.join(METHODS)}")
     return METHODS[name]
 
 

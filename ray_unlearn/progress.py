@@ -79,7 +79,14 @@ class LiveProgress(PlainProgress):
         super().__init__(console, total)
         self._rows: dict[str, tuple[str, str, str, Mapping[str, Any] | None]] = {}
         self._stage = ""
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+        # Not redirecting: what others print goes to the log, and Live would bring it back to the screen.
+        self._live = Live(
+            console=console,
+            refresh_per_second=4,
+            get_renderable=self._render,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._live.start()
 
     def stage(self, what: str) -> None:

@@ -82,7 +82,6 @@ def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
         "benchmark": _TEXT,
         "method": _TEXT,
         "step": _INTEGER,
-        "loss": _NUMBER,
         **_SCORES,
     }
     columns |= {"forget_loss": _NUMBER, "retain_loss": _NUMBER}

@@ -8,9 +8,10 @@ is a thin client of the broker and is reused for the next trial.
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from ray_unlearn import __version__
@@ -30,7 +32,7 @@ from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
 from ray_unlearn.results import COMPLETED, FAILED, Writer, curve_schema, trial_schema
 from ray_unlearn.sampling import MethodStudy
-from ray_unlearn.session import ray_session
+from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.trial import Job
 
@@ -122,7 +124,10 @@ class Recorder(_StaysHere, Callback):
         self._open: dict[str, tuple[TrialConfig, int, float]] = {}
         self._asked = dict.fromkeys(config.methods, 0)
         self.rows: list[dict[str, Any]] = []
-        self.watcher: Watcher | None = None
+
+    def attach(self, watcher: Watcher, stop: Callable[[str], Any]) -> None:
+        """Whom to show the trials to, and how to stop a trial's job (by its id, giving an object reference)."""
+        self._watcher, self._stop = watcher, stop
 
     def suggest(self, tune_id: str) -> dict[str, Any] | None:
         """The next trial of the method that has had the fewest; None when all have had their number."""
@@ -146,8 +151,7 @@ class Recorder(_StaysHere, Callback):
         self._asked[method] += 1
         self._open[tune_id] = (trial, number, started)
         self._reports[tune_id] = []
-        if self.watcher:
-            self.watcher.started(trial, number)
+        self._watcher.started(trial, number)
         return {"trial": json.dumps(trial.to_json())}
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
@@ -157,7 +161,8 @@ class Recorder(_StaysHere, Callback):
         self._close(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """The trial's Tune actor died (the trial itself reports its failures)."""
+        """The trial's Tune actor died (the trial itself reports its failures): its gang must not wait for it."""
+        ray.get(self._stop(self._open[trial.trial_id][0].trial_id))
         self._reports[trial.trial_id].append({"error": "lost: the trial's process ended", "done": True})
         self._close(trial.trial_id)
 
@@ -170,8 +175,7 @@ class Recorder(_StaysHere, Callback):
         self._writer.write_trial(row, [curve_row(trial, self._config, r) for r in reports if "error" not in r])
         self.rows.append(row)
         self._studies[trial.method].tell(tune_id, row if row["status"] == COMPLETED else None)
-        if self.watcher:
-            self.watcher.finished(row)
+        self._watcher.finished(row)
 
 
 class _Suggestions(_StaysHere, Searcher):
@@ -206,7 +210,7 @@ def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: li
         "number": number,
         "benchmark": config.benchmark,
         "scale": config.scale,
-        "status": COMPLETED if error is None and good else FAILED,
+        "status": COMPLETED if error is None and good and good[-1]["done"] else FAILED,
         "error": error,
     }
     if good:
@@ -219,8 +223,7 @@ def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: li
 def curve_row(trial: TrialConfig, config: SearchConfig, report: Mapping[str, Any]) -> dict[str, Any]:
     head = {"trial_id": trial.trial_id, "benchmark": config.benchmark, "method": trial.method}
     losses = {name: report[name] for name in ("step", "forget_loss", "retain_loss")}
-    loss = report["forget_loss"] + trial.retain_weight * report["retain_loss"]
-    return {**head, **losses, "loss": loss, **_scores(report, config.benchmark)}
+    return {**head, **losses, **_scores(report, config.benchmark)}
 
 
 def _scores(report: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
@@ -254,6 +257,7 @@ def run_search(
         for name in config.methods
     }
     recorder = Recorder(config, studies, spaces, writer)
+    writer.write_search(meta)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
@@ -264,7 +268,7 @@ def run_search(
         judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
         meta |= describe_anchors(judge)
         writer.write_search(meta)
-        recorder.watcher = watcher
+        recorder.attach(watcher, gangs.broker.stop.remote)
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         status = tune_trials(config, gangs, judge, recorder, Path(scratch))
         best = best_of_methods(recorder.rows, config.utility_floor)
@@ -284,12 +288,13 @@ def run_search(
 def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
     """Let Tune run all trials over the gangs; the recorder has their rows afterwards.
 
-    Returns "complete", or "partial" after Ctrl-C, at which Tune ends the trials and returns as if nothing were.
+    Raises RuntimeError where Tune gives up (a disk that is full, say). Returns "complete", or "partial" after
+    Ctrl-C, at which Tune ends the trials and returns as if nothing were.
     """
     trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge)
     total = config.trials * len(config.methods)
-    Tuner(
-        tune.with_resources(trainable, {"CPU": 0.001}),
+    tuner = Tuner(
+        tune.with_resources(trainable, {"CPU": SLIVER}),
         tune_config=TuneConfig(
             search_alg=_Suggestions(recorder),
             num_samples=total,
@@ -303,7 +308,11 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except TuneError as error:
+        raise RuntimeError(f"Ray Tune ended the search: {error}") from error
     return "complete" if len(recorder.rows) == total else "partial"
 
 
@@ -403,7 +412,8 @@ def describe_search(
         "created": _now(),
         "finished": None,
         "command": command,
-        "config": asdict(config),
+        "config": public_config(config),
+        "git": git_revision(),
         "objective_text": benchmark.objective,
         "metrics": dict(benchmark.metrics),
         "start": None,
@@ -412,6 +422,28 @@ def describe_search(
         "versions": {"ray_unlearn": __version__, **{name: metadata.version(name) for name in VERSIONS}},
         "chosen": None,
     }
+
+
+def public_config(config: SearchConfig) -> dict[str, Any]:
+    """The configuration as it may be passed on: folders by their names, no addresses."""
+    values = asdict(config)
+    values.pop("address")
+    values["gang"].pop("reference_folder")
+    for name in ("model", "data"):
+        if values[name] and Path(values[name]).is_dir():
+            values[name] = Path(values[name]).name
+    return values
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with a + where it has changes; None where this is no checkout."""
+    place = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*place, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run([*place, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision.strip() + ("+" if changes.strip() else "")
 
 
 def describe_anchors(judge: Judge) -> dict[str, Any]:

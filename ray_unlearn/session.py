@@ -26,6 +26,9 @@ ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 
+SLIVER = 0.01
+"""CPUs of one Tune actor, which only waits for reports."""
+
 
 @contextlib.contextmanager
 def ray_session(gang: GangConfig, count: int, address: str | None) -> Iterator[None]:
@@ -49,7 +52,9 @@ def ray_session(gang: GangConfig, count: int, address: str | None) -> Iterator[N
         ray.init(address=address, logging_level=logging.WARNING)
     try:
         have = ray.cluster_resources()
-        for name, amount in (("CPU", cpus), ("GPU", gang.num_workers * count * gang.gpus_per_worker)):
+        # Tune's own actors need a sliver beside the workers: at the last CPU they would wait for ever.
+        needs = {"CPU": cpus + SLIVER * count, "GPU": gang.num_workers * count * gang.gpus_per_worker}
+        for name, amount in needs.items():
             if amount > have.get(name, 0.0):
                 raise RuntimeError(
                     f"the Ray cluster has {have.get(name, 0.0):g} {name}, and {count} gang(s) of {gang.num_workers} "

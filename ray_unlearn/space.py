@@ -16,13 +16,15 @@ epochs = 6
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_unlearn.config import SCHEDULES, TRIAL_SETTINGS, UserError
+from ray_unlearn.benchmarks import BENCHMARKS
+from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, UserError
 from ray_unlearn.losses import METHODS, Method
 
 SIZE_EXPONENT = 0.6
@@ -68,20 +70,35 @@ def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, 
     if raw.get("method") != method.name:
         raise UserError(f'{path}: has method = {raw.get("method")!r}. Write method = "{method.name}"')
     _check_keys(path, "the file", raw, {"method", "fixed", "space", "warm_start", "on"})
-    overrides = raw.get("on", {})
-    fixed, ranges = dict(raw.get("fixed", {})), dict(raw.get("space", {}))
-    warm_starts = list(raw.get("warm_start", []))
+    fixed, ranges = dict(_table(path, raw, "fixed")), dict(_table(path, raw, "space"))
+    warm_starts = _tables(path, raw, "warm_start")
+    overrides = _table(path, raw, "on")
+    _check_keys(path, "[on]", overrides, {f"{name}{scale}" for name in BENCHMARKS for scale in ("", "-mini", "-full")})
     for name in (benchmark, f"{benchmark}-{scale}"):
-        table = overrides.get(name, {})
+        table = _table(path, overrides, name)
         _check_keys(path, f"[on.{name}]", table, {"fixed", "space", "warm_start"})
-        for key, value in table.get("fixed", {}).items():
+        for key, value in _table(path, table, "fixed").items():
             ranges.pop(key, None)
             fixed[key] = value
-        for key, value in table.get("space", {}).items():
+        for key, value in _table(path, table, "space").items():
             fixed.pop(key, None)
             ranges[key] = value
-        warm_starts = list(table.get("warm_start", warm_starts))
+        warm_starts = _tables(path, table, "warm_start") or warm_starts
     return _check(path, method, fixed, ranges, warm_starts, num_parameters)
+
+
+def _table(path: Path, parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = parent.get(key, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {key} = {table!r} is no table. Write [{key}] and the settings under it")
+    return table
+
+
+def _tables(path: Path, parent: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    tables = parent.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: {key} is no list of tables. Write [[{key}]] and the settings under it")
+    return list(tables)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -121,22 +138,24 @@ def _check(
         if key in words:
             if value not in words[key]:
                 raise UserError(f"{path}: [fixed] {key} = {value!r}. Choose one of: {', '.join(words[key])}")
-        elif not _is_number(value) or value < 0:
-            raise UserError(f"{path}: [fixed] {key} = {value!r} is no number from 0 up. Give one")
+        else:
+            _check_number(path, f"[fixed] {key}", key, value)
         if key in tables:
             raise UserError(f"{path}: {key} is in [fixed] and in [space]. Take it out of one of them")
+    for key in tables:
+        if key in words:
+            raise UserError(f"{path}: [space.{key}] is no number. Put it into [fixed]")
     ranges = {key: _range(path, key, table, num_parameters) for key, table in tables.items()}
     if not ranges:
         raise UserError(f"{path}: [space] is empty, there is nothing to search. Add a range")
     points = []
     for warm_start in warm_starts:
-        at = warm_start.get("at_parameters")
+        at = _size(path, "[[warm_start]]", warm_start)
         point = {}
         for key, value in warm_start.items():
             if key == "at_parameters":
                 continue
-            if not _is_number(value):
-                raise UserError(f"{path}: [[warm_start]] {key} = {value!r} is no number. Give one")
+            _check_number(path, f"[[warm_start]] {key}", key, value)
             if key in ranges:
                 value = scaled(value, at, num_parameters) if key == "learning_rate" else value
                 point[key] = min(max(value, ranges[key].low), ranges[key].high)
@@ -168,19 +187,40 @@ def _range(path: Path, key: str, table: Any, num_parameters: int) -> Range:
         raise UserError(f"{where} has low = {low:g} and high = {high:g}: the range is reversed or empty. Swap them")
     if table.get("log") and low <= 0:
         raise UserError(f"{where} is logarithmic and starts at {low:g}. Give a low above 0")
-    at = table.get("at_parameters")
-    if at is not None and (not _is_number(at) or at <= 0):
-        raise UserError(f"{where} at_parameters = {at!r} is no model size. Give a number such as 7e9")
+    integer = SETTING_LIMITS.get(key, (float, 0, 0))[0] is int or bool(table.get("integer", False))
+    for name, value in (("low", low), ("high", high)):
+        _check_number(path, f"[space.{key}] {name}", key, value)
+        if integer and value != int(value):
+            raise UserError(f"{where} {name} = {value:g}: {key} takes whole numbers. Give one")
+    at = _size(path, f"[space.{key}]", table)
     return Range(
-        scaled(low, at, num_parameters),
-        scaled(high, at, num_parameters),
-        bool(table.get("log", False)),
-        bool(table.get("integer", False)),
+        scaled(low, at, num_parameters), scaled(high, at, num_parameters), bool(table.get("log", False)), integer
     )
 
 
+def _size(path: Path, where: str, table: Mapping[str, Any]) -> float | None:
+    """The table's at_parameters."""
+    at = table.get("at_parameters")
+    if at is not None and (not _is_number(at) or at <= 0):
+        raise UserError(f"{path}: {where} at_parameters = {at!r} is no model size. Give a number such as 7e9")
+    return at
+
+
+def _check_number(path: Path, where: str, key: str, value: Any) -> None:
+    """The value fits the setting, or the method parameter (any number; one called beta must be above 0)."""
+    if not _is_number(value):
+        raise UserError(f"{path}: {where} = {value!r} is no number. Give one")
+    kind, low, high = SETTING_LIMITS.get(key, (float, -math.inf, math.inf))
+    if kind is int and value != int(value):
+        raise UserError(f"{path}: {where} = {value:g}: takes whole numbers. Give one")
+    if not low <= value <= high:
+        raise UserError(f"{path}: {where} = {value:g}: must lie between {low:g} and {high:g}. Give such a number")
+    if key == "beta" and value <= 0:
+        raise UserError(f"{path}: {where} = {value:g}: must be above 0. Give such a number")
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_keys(path: Path, where: str, found: Mapping[str, Any], allowed: set[str], who: str = "there is") -> None:

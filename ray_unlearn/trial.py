@@ -84,6 +84,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     method = find_method(trial.method)
     if method.needs_reference:
         worker.prepare_reference(method, job.learn)
+        mark = worker.clock()  # once a search, so it is no trial's training
     last = job.stop_after or trial.epochs
     points = evaluation_epochs(trial.epochs, trial.evaluations) if job.points else []
     for epoch in range(1, last + 1):

@@ -152,16 +152,15 @@ class Worker:
         """One step and back must leave every bit in place: the licence for serving trials from one engine."""
         sequences = self.task.forget if len(self.task.forget) else self.task.retain
         few = sequences.select(range(min(2 * self.num_workers, len(sequences))))
-        before = engines.weights_digest(self.engine), self._token_logprobs(few)
+        before = self._token_logprobs(few)
         finetune = TrialConfig("self-test", "finetune", learning_rate=1e-2, warmup_fraction=0.0)
         self._set_learning_rate(finetune, 0, 1)
         self._step(_Batch(finetune, [[item] for item in few], [], {}))
-        if engines.weights_digest(self.engine) == before[0]:
+        if self._snapshot.holds(self.engine):
             raise RuntimeError("the self-test's training step changed no weight: no gradient reaches what is trained")
         self._token_logprobs(few)  # an evaluation may leave weights gathered
         self.restore()
-        after = engines.weights_digest(self.engine), self._token_logprobs(few)
-        if after[0] != before[0] or not np.array_equal(after[1], before[1]):
+        if not self._snapshot.holds(self.engine) or not np.array_equal(self._token_logprobs(few), before):
             raise RuntimeError(
                 "this DeepSpeed version cannot be put back to its first state in place. "
                 "Install the version pinned in constraints.txt"
@@ -437,12 +436,16 @@ class Worker:
         parts = share(lengths, self.num_workers, budget)[self.rank]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         mine: dict[int, str] = {}
+        # With checkpointing on, a model in training mode drops its cache, and the answers are wrong.
+        model = self.engine.module.model
+        was_training = model.training
+        model.eval()
         for part in parts:
             rows = [prompts.prompts[i] for i in part] or [prompts.prompts[0]]
             width = max(len(r) for r in rows)
             tokens = torch.tensor([[pad] * (width - len(r)) + list(r) for r in rows], device=self.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self.device)
-            output = self.engine.module.model.generate(
+            output = model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
                 do_sample=False,
@@ -452,6 +455,7 @@ class Worker:
             )
             for i, row in zip(part, output[:, width:].tolist(), strict=False):
                 mine[i] = self.tokenizer.decode(row, skip_special_tokens=True).strip()
+        model.train(was_training)
         everyone: list[dict[int, str]] = [{} for _ in range(self.num_workers)]
         dist.all_gather_object(everyone, mine)
         merged = {i: text for part in everyone for i, text in part.items()}

@@ -45,11 +45,12 @@ REVERSED = 'method = "simnpo"\n[space.beta]\nlow = 4.0\nhigh = 1.0\n'
 FOREIGN = 'method = "ga"\n[space.beta]\nlow = 1.0\nhigh = 4.0\n'
 
 
+@pytest.mark.timeout(300)  # the miniature's models may have to be trained first
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--benchmark", "wmpd"], ["--benchmark wmpd", "wmdp, tofu, synthetic"]),
-        (["--benchmark", "wmdp", "--methods", "simnpo,magic"], ["--methods magic", "graddiff"]),
+        (["--benchmark", "wmdp", "--methods", "simnpo,magic"], ["method magic", "graddiff"]),
         (["--benchmark", "wmdp", "--methods", "ga,ga"], ["names one twice"]),
         (["--benchmark", "wmdp", "--methods", ""], ["names no method"]),
         (["--benchmark", "wmdp", "--workers-per-trial", "0", "--zero", "3"], ["--zero 3", "at least 1"]),
@@ -68,6 +69,10 @@ FOREIGN = 'method = "ga"\n[space.beta]\nlow = 1.0\nhigh = 4.0\n'
         (["--benchmark", "wmdp", "--space", "{foreign}"], ["'beta'", "ga takes"]),
         (["--benchmark", "wmdp", "--methods", "npo", "--space", "{good}"], ["simnpo", "--methods"]),
         (["--benchmark", "tofu"], ["tofu", "ray_unlearn prepare"]),
+        (["--benchmark", "synthetic", "--split", "some"], ["--split some", "Leave --split out"]),
+        (["--benchmark", "wmdp", "--train", "("], ["--train (", "regular expression"]),
+        (["--benchmark", "wmdp", "--train", "no_such_weight"], ["--train no_such_weight", "names no parameter"]),
+        (["--benchmark", "wmdp", "--lora", "-1"], ["--lora -1"]),
         (["--benchmark", "tofu", "--model", "{model}", "--split", "forget99"], ["--split forget99", "forget10"]),
     ],
 )

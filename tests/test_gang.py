@@ -65,13 +65,13 @@ def test_a_job_in_flight_is_delivered_again_and_reported_once():
     async def life():
         broker = _Broker([], 1)
         await broker.submit(Job("a"))
-        assert await broker.hello(0, "first")
+        assert await broker.hello(0)
         await taken(broker)
         reading = asyncio.create_task(broker.next("a"))
         waiting = asyncio.create_task(broker.report(0, "a", 1, point()))
         await soon(reading)
         waiting.cancel()  # its worker dies
-        assert await broker.hello(0, "second")
+        assert await broker.hello(0)
         assert (await soon(taken(broker))).job_id == "a"
         assert await soon(broker.report(0, "a", 1, point())) is True, "told before, so there is nothing to wait for"
         reading = asyncio.create_task(broker.next("a"))
@@ -97,7 +97,7 @@ def test_a_job_that_keeps_killing_its_workers_fails():
 def test_a_gang_that_starts_for_nothing_is_given_up():
     async def life():
         broker = _Broker([], 1)
-        answers = [await broker.hello(0, str(i)) for i in range(MAX_STARTS + 1)]
+        answers = [await broker.hello(0) for _ in range(MAX_STARTS + 1)]
         assert answers == [True] * MAX_STARTS + [False]
 
     asyncio.run(life())
@@ -114,6 +114,35 @@ def test_when_the_last_gang_is_gone_every_job_fails_with_the_reason():
         await broker.submit(Job("c"))
         for name in "abc":
             assert (await soon(broker.next(name)))["error"] == "no memory"
+
+    asyncio.run(life())
+
+
+def test_a_client_that_vanished_does_not_keep_the_gang_once_its_job_is_stopped():
+    async def life():
+        broker = _Broker([], 1)
+        for name in "ab":
+            await broker.submit(Job(name))
+        await taken(broker)
+        waiting = asyncio.create_task(broker.report(0, "a", 1, point()))
+        reader = asyncio.create_task(broker.next("a"))
+        await asyncio.sleep(0.05)
+        reader.cancel()
+        await broker.stop("a")
+        assert await soon(waiting) is False
+        assert (await soon(taken(broker))).job_id == "b"
+
+    asyncio.run(life())
+
+
+def test_a_closed_broker_ends_the_trial_in_flight_and_the_gang():
+    async def life():
+        broker = _Broker([], 1)
+        await broker.submit(Job("a"))
+        await taken(broker)
+        await broker.close()
+        assert await soon(broker.report(0, "a", 1, point())) is False
+        assert await soon(broker.take(0)) == "exit"
 
     asyncio.run(life())
 

@@ -155,6 +155,18 @@ def test_a_layer_that_the_model_does_not_have_is_refused():
         hidden_layer(4, 4)
 
 
+def test_generated_answers_are_the_same_with_checkpointing(tiny_model):
+    from ray_unlearn.benchmarks import Prompts
+
+    prompts = Prompts([[1, 2, 3], [4, 5], [6, 7, 8, 9]], ["", "", ""], max_new_tokens=12)
+    task = tiny_task(tiny_model)
+    plain, checkpointed = (
+        local_worker(task, GangConfig(zero_stage=2, checkpointing=on))._generate(prompts) for on in (False, True)
+    )
+    assert plain == checkpointed
+    assert any(plain)
+
+
 def test_alternates_keep_the_prompt_and_change_the_answer(tiny_model):
     tokenizer = load_tokenizer(str(tiny_model))
     forget = Sequences.build([([1, 2, 3, 4, 5], 3), (list(range(8)), 1), ([5, 5, 6, 7], 2)])

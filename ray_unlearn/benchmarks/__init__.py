@@ -89,7 +89,6 @@ class Request:
     model: str | None = None
     data: Path | None = None
     split: str | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task
-from ray_unlearn.config import TrialConfig
+from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.data import Sequences
 from ray_unlearn.metrics import Scores
 from ray_unlearn.prepare import Build, build_models, cached, read_profile, write_profile
@@ -80,6 +80,10 @@ def uniform_divergence(chain: str) -> float:
 
 
 def load(request: Request) -> Task:
+    given = {"--model": request.model, "--data": request.data, "--split": request.split}
+    for option, value in given.items():
+        if value is not None:
+            raise UserError(f"{option} {value}: synthetic makes its own data and models. Leave {option} out")
     sizes = SIZES[request.scale]
     rng = np.random.default_rng(DATA_SEED)
     train = {c: draw(c, sizes.retain if c == "retain" else sizes.forget, rng) for c in HOMES}

@@ -30,7 +30,7 @@ SIDES = ("forget", "general")
 
 DEFAULT_MODEL = "HuggingFaceH4/zephyr-7b-beta"
 DATA_SEED = 2403
-"""Of every choice among the real data; the request's seed changes none of them."""
+"""Of every choice among the real data; the search's seed changes none of them."""
 FORGET_CHUNKS = 600
 """Forget sequences: as many as RMU's 150 batches of 4."""
 RETAIN_CHUNKS = 2400

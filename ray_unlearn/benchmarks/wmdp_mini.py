@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 DATA_SEED = 1
-"""Of all that is generated: a request's seed changes neither data nor models."""
+"""Of all that is generated: the search's seed changes neither data nor models."""
 KINDS = {
     "hazard": ("venom", "blight", "vapour"),
     "general": ("dye", "balm", "glaze", "tonic", "resin", "spice"),

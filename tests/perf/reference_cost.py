@@ -58,7 +58,8 @@ def run_arm(arm: str, model: str, steps: int) -> dict:
     before = resident_bytes()
     worker = local_worker(task, GangConfig(zero_stage=0, threads_per_worker=os.cpu_count() or 1, max_tokens=1 << 20))
     method = "simnpo" if arm == "SimNPO" else "npo"
-    parameters = find_method(method).parameters
+    # A small beta: the model is untrained, and at SimNPO's own beta it would have nothing to forget.
+    parameters = find_method(method).parameters | {"beta": 0.1}
     trial = TrialConfig("perf", method, parameters, 1.0, 1e-5, epochs=1, batch_size=BATCH, warmup_fraction=0.0)
     reference = copy.deepcopy(worker.engine.module).eval() if arm == "NPO, resident reference" else None
     worker.restore()

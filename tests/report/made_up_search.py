@@ -155,7 +155,6 @@ def simulate(num_trials: int, methods: tuple[str, ...], seed: int = 3) -> list[t
                 "benchmark": "wmdp",
                 "method": method,
                 "step": 10 * k,
-                "loss": 1.0 / k,
                 "epoch": 2.5 * k,
                 "objective": scores["objective"] * (1 - math.exp(-1.1 * k)) / (1 - math.exp(-1.1 * last)),
                 "forget": scores["forget"],
