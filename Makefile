@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
+# Packages are installed without byte code, and each module is compiled when it is first used, so it must be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all lint clean
 
 demo: $(STAMP)  ## search SimNPO, NPO and GA on the miniature benchmark and write the report
@@ -20,7 +23,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch goes first: DeepSpeed's set-up imports it. Without byte code here, modules are compiled on first use.
+# torch goes first: DeepSpeed's set-up imports it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-compile -c constraints.txt torch setuptools

@@ -118,3 +118,16 @@ def test_failed_trials_leave_the_study_able_to_go_on(tmp_path, pareto):
         study.ask(str(number))
         scores = {"objective": 0.1, "forget": 0.2, "utility": 0.3}
         study.tell(str(number), None if number % 3 == 0 else scores)
+
+
+def test_a_study_of_the_same_seed_asks_the_same_settings(tmp_path):
+    def asked(seed: int) -> list[dict[str, float]]:
+        study = MethodStudy(load(tmp_path, GOOD), trials=12, pareto=False, seed=seed)
+        result = []
+        for number in range(12):
+            result.append(study.ask(str(number)))
+            study.tell(str(number), {"objective": result[-1]["beta"]})
+        return result
+
+    assert asked(1) == asked(1)
+    assert asked(1) != asked(2)
