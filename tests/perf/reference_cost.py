@@ -2,7 +2,7 @@
 
     python -m tests.perf.reference_cost [--steps 5]
 
-Real TOFU batches (16 forget and 16 retain sequences) on a Llama of 39 M parameters, ZeRO-0, fp32, CPU. Each arm
+Real TOFU batches (16 forget and 16 retain sequences) on a Llama of 31 M parameters, ZeRO-0, fp32, CPU. Each arm
 runs in a process of its own, so that its peak memory is its own; memory is the peak above the process's size
 before the model was loaded, as a multiple of the weights. The losses of both NPO arms must agree.
 """
