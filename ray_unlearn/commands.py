@@ -325,7 +325,10 @@ def find_resources(address: str | None) -> Resources:
         return Resources(have.get("CPU", 0.0) - 0.5, int(have.get("GPU", 0)))
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"--address {address}: no Ray cluster answers ({first}). Start it, or leave it out") from None
+        raise UserError(
+            f"--address {address}: no Ray cluster answers ({first}). Start it, or, where it asks for a token, set "
+            "RAY_AUTH_MODE=token"
+        ) from None
     finally:
         ray.shutdown()
 
