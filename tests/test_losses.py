@@ -190,10 +190,11 @@ def test_a_fully_masked_batch_is_zero_and_runs_backward(method):
     assert loss.item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value", [0.0, -1e4])
 @TABLE
-def test_losses_and_gradients_are_finite_at_extreme_log_probs(method, value):
-    tokens = arguments(method, [value, value], dtype=torch.float32)
+def test_losses_and_gradients_are_finite_at_extreme_log_probs(method, value, dtype):
+    tokens = arguments(method, [value, value], dtype=dtype)
     leaves = with_gradients(tokens)
     loss = batch_loss(method, tokens)
     loss.backward()
