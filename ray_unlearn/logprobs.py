@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from ray_unlearn.data import Pack
+from ray_unlearn.losses import DISTRIBUTION, HIDDEN, LOGPROBS
 
-LOGPROBS, CORRECT, DISTRIBUTION, HIDDEN = "logprobs", "correct", "distribution", "hidden"
-"""How much a scorer answers."""
+CORRECT = "correct"
+"""How much a scorer answers: what losses read (LOGPROBS, DISTRIBUTION, HIDDEN), or this, for metrics."""
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,12 @@ from ray_unlearn.alternates import build_alternates
 from ray_unlearn.benchmarks import Profile, Prompts, Split, Task, load_benchmark
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.data import Pack, Sequences, pack, plan_epoch, share
-from ray_unlearn.logprobs import (
-    CORRECT,
+from ray_unlearn.logprobs import CORRECT, Answers, AnswerScorer, decoder_layers, score_answers
+from ray_unlearn.losses import (
     DISTRIBUTION,
+    FORGET,
     HIDDEN,
     LOGPROBS,
-    Answers,
-    AnswerScorer,
-    decoder_layers,
-    score_answers,
-)
-from ray_unlearn.losses import (
-    FORGET,
     RETAIN_LOSSES,
     SEQUENCE,
     Method,
@@ -306,7 +300,7 @@ class Worker:
 
     def _variants(self, name: str, method: Method, learn: tuple[str, ...]) -> list[Sequences]:
         """The forget set alone, or the alternates to it; built once."""
-        key = (name, *learn) if name == FORGET else (method.alternates, *learn)
+        key = self._set_key(name, method, learn)
         if key not in self._sets:
             forget = Sequences.concatenate([getattr(self.task, part) for part in learn])
             self._sets[key] = (
@@ -321,7 +315,7 @@ class Worker:
         """
         for name in method.sets:
             for i, sequences in enumerate(self._variants(name, method, learn)):
-                key = self._reference_key(name, method, learn), i
+                key = self._set_key(name, method, learn), i
                 if key not in self._references:
                     self._references[key] = self._find_reference(sequences)
 
@@ -343,7 +337,7 @@ class Worker:
         return logprobs
 
     @staticmethod
-    def _reference_key(name: str, method: Method, learn: tuple[str, ...]) -> tuple[str, ...]:
+    def _set_key(name: str, method: Method, learn: tuple[str, ...]) -> tuple[str, ...]:
         return (name if name == FORGET else method.alternates, *learn)
 
     def _pick_references(
@@ -354,7 +348,7 @@ class Worker:
             return {}
         result = {}
         for name in method.sets:
-            key = self._reference_key(name, method, learn), picked[name]
+            key = self._set_key(name, method, learn), picked[name]
             if key not in self._references:
                 raise RuntimeError("prepare_reference must run at the starting weights, before the first step")
             sequences = self._variants(name, method, learn)[picked[name]]

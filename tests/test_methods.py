@@ -10,8 +10,8 @@ from ray_unlearn.alternates import NUM_VARIANTS, REFUSALS, build_alternates
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.data import Sequences, pack
 from ray_unlearn.local import local_worker, run_local
-from ray_unlearn.logprobs import DISTRIBUTION, HIDDEN, decoder_layers, score_answers
-from ray_unlearn.losses import METHODS, RETAIN_LOSSES
+from ray_unlearn.logprobs import decoder_layers, score_answers
+from ray_unlearn.losses import DISTRIBUTION, HIDDEN, METHODS, RETAIN_LOSSES
 from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer
 from ray_unlearn.reference import read_reference, reference_key, write_reference
 from ray_unlearn.trial import Job
