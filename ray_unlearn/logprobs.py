@@ -11,21 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
+from torch.utils.checkpoint import checkpoint
 
 from ray_unlearn.data import Pack
 from ray_unlearn.losses import DISTRIBUTION, HIDDEN, LOGPROBS
 
-CORRECT = "correct"
-"""How much a scorer answers: what losses read (LOGPROBS, DISTRIBUTION, HIDDEN), or this, for metrics."""
+CORRECT, MOMENTS = "correct", "moments"
+"""How much a scorer answers: what losses read (LOGPROBS, DISTRIBUTION, HIDDEN), or these two, for metrics."""
+HEAD_BYTES = 256 * 2**20
+"""Logits (fp32) that may exist at one time; with more answer tokens the head goes over them in chunks, and
+computes each chunk again in the backward pass."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """logprobs: [T], fp32 (float64 for a float64 model); correct: bool [T], argmax is the token;
-    log_distribution: [T, V]; hidden: [T, H], one layer's output. What was not asked for is None."""
+    """logprobs: [T], fp32 (float64 for a float64 model); correct: bool [T], argmax is the token; moments:
+    [T, 2], mean and variance of log p over the whole distribution; log_distribution: [T, V]; hidden: [T, H],
+    one layer's output. What was not asked for is None."""
 
     logprobs: Tensor | None = None
     correct: Tensor | None = None
+    moments: Tensor | None = None
     log_distribution: Tensor | None = None
     hidden: Tensor | None = None
 
@@ -33,9 +39,10 @@ class Answers:
 class AnswerScorer(nn.Module):
     """A causal language model that answers with log-probs of the kept positions' next tokens.
 
-    The model's own forward does the projection (`logits_to_keep`), so tied and untied heads, scaled and
-    soft-capped logits are as the model defines them, and ZeRO-3 gathers the head's shard where it is used.
-    Sequences in a row are kept apart by their restarting positions (no attention mask, no cache).
+    The decoder runs once over the rows; only the kept positions' states go on to the head, by the model's own
+    forward (its decoder stands aside), so that tied and untied heads, scaled and soft-capped logits are as the
+    model defines them, and ZeRO-3 gathers the head's shard where it is used. Sequences in a row are kept apart
+    by their restarting positions (no attention mask, no cache).
     """
 
     def __init__(self, model: Any) -> None:
@@ -48,16 +55,55 @@ class AnswerScorer(nn.Module):
         """The fields of Answers, in order; `layer` is read for "hidden" alone, and then no logits are computed."""
         inputs = {"input_ids": tokens, "position_ids": positions, "use_cache": False}
         if detail == HIDDEN:
-            return None, None, None, self._hidden(inputs, keep, layer)
-        logits = self.model(**inputs, logits_to_keep=keep).logits  # [T, V]
+            return None, None, None, None, self._hidden(inputs, keep, layer)
+        output = causal_model(self.model).get_decoder()(**inputs)
+        states = output.last_hidden_state[keep]  # [T, H]
+        self._output_type = type(output)
+        rows = max(1, HEAD_BYTES // (4 * self._vocabulary))
+        if detail == DISTRIBUTION or len(states) <= rows:
+            return *self._head(states, targets, detail), None
+        chunks = []
+        for part, part_targets in zip(states.split(rows), targets.split(rows), strict=True):
+            if torch.is_grad_enabled():
+                chunks.append(checkpoint(self._head, part, part_targets, detail, use_reentrant=False))
+            else:
+                chunks.append(self._head(part, part_targets, detail))
+        whole = [None if field[0] is None else torch.cat(field) for field in zip(*chunks, strict=True)]
+        return *whole, None
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(causal_model(self.model).config.get_text_config().vocab_size)
+
+    def _head(self, states: Tensor, targets: Tensor, detail: str) -> tuple[Tensor | None, ...]:
+        """From the decoder's output [T, H] to the fields of Answers but the last."""
+        logits = self._logits(states)  # [T, V]
         if logits.dtype != torch.float64:
             logits = logits.float()
-        if detail == DISTRIBUTION:
+        if detail in (DISTRIBUTION, MOMENTS):
             log_distribution = log_softmax(logits, dim=-1)
             logprobs = log_distribution.gather(-1, targets[:, None])[:, 0]
-            return logprobs, logits.argmax(-1) == targets, log_distribution, None
+            correct = logits.argmax(-1) == targets
+            if detail == DISTRIBUTION:
+                return logprobs, correct, None, log_distribution
+            chances = log_distribution.exp()
+            # A token of probability 0 has log p = -inf, and weighs nothing.
+            finite = log_distribution.masked_fill(chances == 0, 0.0)
+            mean = (chances * finite).sum(-1)
+            return logprobs, correct, torch.stack([mean, (chances * finite**2).sum(-1) - mean**2], dim=-1), None
         logprobs = -cross_entropy(logits, targets, reduction="none")
         return logprobs, logits.argmax(-1) == targets if detail == CORRECT else None, None, None
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """The model's own way from its decoder's output [T, H] to logits [T, V]."""
+        model = causal_model(self.model)
+        decoder = model.get_decoder()
+        output = self._output_type(last_hidden_state=states[None])
+        decoder.forward = lambda *arguments, **named: output
+        try:
+            return model(input_ids=None, use_cache=False).logits[0]
+        finally:
+            del decoder.forward
 
     def _hidden(self, inputs: dict[str, Any], keep: Tensor, layer: int) -> Tensor:
         """Output of one decoder layer at the kept positions, [T, H]."""
@@ -68,7 +114,7 @@ class AnswerScorer(nn.Module):
 
         handle = decoder_layers(self.model)[layer].register_forward_hook(take)
         try:
-            self.model(**inputs, logits_to_keep=torch.zeros_like(keep))
+            causal_model(self.model).get_decoder()(**inputs)
         finally:
             handle.remove()
         return seen[0]
@@ -76,9 +122,13 @@ class AnswerScorer(nn.Module):
 
 def decoder_layers(model: Any) -> Any:
     """The model's list of decoder layers, with or without adapters around it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder = base.get_decoder()
+    decoder = causal_model(model).get_decoder()
     return decoder.layers if hasattr(decoder, "layers") else decoder.h
+
+
+def causal_model(model: Any) -> Any:
+    """The causal language model itself, where adapters are around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def score_answers(scorer: Any, pack: Pack, detail: str = LOGPROBS, layer: int = 0) -> Answers:

@@ -44,9 +44,11 @@ class Judge:
         return replace(judge, aims=tuple(had))
 
     def goal(self, aim: Aim) -> float | None:
-        """The value of a model that never knew: the retrained model's, else chance, else None."""
+        """The value of a model that never knew: the retrained model's, else on a hold-out, else chance, else None."""
         if self.retrained is not None and aim.metric in self.retrained:
             return self.retrained[aim.metric]
+        if aim.hold_out is not None and aim.hold_out in self.start:
+            return self.start[aim.hold_out]
         return aim.never_knew
 
     def verdict(self, metrics: Mapping[str, float]) -> Verdict:

@@ -127,7 +127,7 @@ def prepare_models(
                 trial,
                 learn=learn,
                 evaluate=("selection", "report") if measured else (),
-                generate=measured,
+                complete=measured,
                 save_to=str(unfinished.absolute()),
             )
             log(f"{name}: fine-tuning on {' and '.join(learn)}")

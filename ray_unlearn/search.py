@@ -331,7 +331,7 @@ def run_finals(
     benchmark = load_benchmark(config.benchmark)
     retrained = task.report.retrained
     start = finished_profile(
-        gangs.run(Job("start-report", evaluate=("report",), generate=True)), "report", "the starting model"
+        gangs.run(Job("start-report", evaluate=("report",), complete=True)), "report", "the starting model"
     )
     judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor)
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
@@ -347,7 +347,7 @@ def run_finals(
             trial,
             evaluate=("report",),
             points=False,
-            generate=True,
+            complete=True,
             stop_after=int(row["epoch"]),
             save_to=str(folder / "model") if keep and folder else None,
         )

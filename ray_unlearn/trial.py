@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,8 @@ class Job:
     """Splits to score at the end. On the way "selection" alone is scored, if it is among them."""
     points: bool = True
     """Whether to report on the way, at the trial's evaluation points."""
-    generate: bool = False
-    """Whether the last evaluation also generates answers."""
+    complete: bool = False
+    """Whether the last evaluation is a finalist's: all probes, and generated answers."""
     stop_after: int | None = None
     """Epochs after which to stop, with the learning-rate schedule of the whole trial."""
     save_to: str | None = None
@@ -64,12 +64,12 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
         nonlocal mark
         if done and job.save_to is not None:
             worker.save(Path(job.save_to))
-        profiles = {s: worker.evaluate(getattr(worker.task, s), generate=done and job.generate) for s in splits}
+        profiles = {s: worker.evaluate(getattr(worker.task, s), done and job.complete) for s in splits}
         spend("evaluate_seconds")
         values = {
             "epoch": epoch,
             **losses,
-            "profiles": {s: {"metrics": dict(p.metrics), "arrays": dict(p.arrays)} for s, p in profiles.items()},
+            "profiles": {s: asdict(p) for s, p in profiles.items()},
             **seconds,
             "peak_memory_bytes": worker.peak_memory_bytes(),
             "done": done,

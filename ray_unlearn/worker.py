@@ -7,6 +7,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from ray_unlearn import engine as engines
 from ray_unlearn.alternates import build_alternates
-from ray_unlearn.benchmarks import Profile, Prompts, Split, Task, load_benchmark
+from ray_unlearn.benchmarks import Probe, Profile, Prompts, Split, Task, load_benchmark
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.data import Pack, Sequences, pack, plan_epoch, share
-from ray_unlearn.logprobs import CORRECT, Answers, AnswerScorer, decoder_layers, score_answers
+from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, decoder_layers, score_answers
 from ray_unlearn.losses import (
     DISTRIBUTION,
     FORGET,
@@ -36,7 +37,7 @@ from ray_unlearn.losses import (
     find_method,
     zero,
 )
-from ray_unlearn.metrics import Scores
+from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_weights
 from ray_unlearn.reference import read_reference, reference_key, write_reference
 
@@ -357,46 +358,51 @@ class Worker:
 
     def _token_logprobs(self, sequences: Sequences) -> np.ndarray:
         """log p of every answer token, fp32 [sum of answer lengths], equal on all workers."""
-        offsets = np.concatenate([[0], np.cumsum(sequences.answer_lengths)])
-        result = torch.zeros(int(offsets[-1]))
+        result = torch.zeros(int(sequences.answer_lengths.sum()))
         for part, packed in self._packs(sequences):
             logprobs = score_answers(self.engine, packed).logprobs
             assert logprobs is not None
-            ordered = logprobs.float().cpu()[torch.argsort(packed.place.cpu())]
-            places = np.concatenate([np.zeros(0, int), *(np.arange(offsets[i], offsets[i + 1]) for i in part)])
-            result[torch.from_numpy(places)] = ordered
+            result[_token_rows(sequences, part)] = logprobs.float().cpu()[torch.argsort(packed.place.cpu())]
         return self._sum_over_workers(result).numpy()
 
     # Evaluation
 
-    def evaluate(self, split: Split, generate: bool = False) -> Profile:
+    def evaluate(self, split: Split, complete: bool = False) -> Profile:
         """Score every probe on all workers (each its share); every worker gets the whole result.
 
-        Raises NonFinite if a metric is nan or inf.
+        complete: as finalists are, with the final probes and generated answers. Raises NonFinite if a metric is
+        nan or inf.
         """
-        scores = {name: self._score(probe) for name, probe in split.probes.items()}
-        answers = {name: self._generate(prompts) for name, prompts in split.generations.items()} if generate else {}
-        profile = load_benchmark(self.task.benchmark).measure(scores, answers, split)
+        probes = {**split.probes, **(split.final_probes if complete else {})}
+        scores = {name: self._score(probe) for name, probe in probes.items()}
+        answers = {name: self._generate(prompts) for name, prompts in split.generations.items()} if complete else {}
+        return self._measure(scores, answers, split)
+
+    def _measure(self, scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
+        benchmark = load_benchmark(self.task.measured_by or self.task.benchmark)
+        profile = benchmark.measure(scores, answers, split)
         for name, value in profile.metrics.items():
             if not math.isfinite(value):
                 raise NonFinite(f"metric {name} is {value}")
         return profile
 
-    def _packs(self, sequences: Sequences) -> Any:
+    def _packs(self, sequences: Sequences) -> Iterator[tuple[list[int], Pack]]:
         """This worker's packs with the indices they hold, under no_grad."""
         for part in share(sequences.lengths, self.num_workers, self.gang.max_tokens)[self.rank]:
             with torch.no_grad():
                 yield part, pack([sequences[i] for i in part], self.gang.row_length).to(self.device)
 
-    @torch.no_grad()
-    def _score(self, probe: Any) -> Scores:
+    def _score(self, probe: Probe) -> Scores:
+        if probe.options is not None:
+            return self._score_options(probe.sequences, probe.options)
         sequences = probe.sequences
         result = torch.zeros(len(sequences), 4, dtype=torch.float64)
-        truth = None
-        if probe.truth is not None:
-            truth = torch.tensor(probe.truth).log().to(self.device)
+        num_tokens = int(sequences.answer_lengths.sum())
+        tokens = torch.zeros(num_tokens if probe.attack else 0, 3, dtype=torch.float64)
+        truth = None if probe.truth is None else torch.tensor(probe.truth).log().to(self.device)
+        detail = DISTRIBUTION if truth is not None else MOMENTS if probe.attack else CORRECT
         for part, packed in self._packs(sequences):
-            answers = score_answers(self.engine, packed, CORRECT if truth is None else DISTRIBUTION)
+            answers = score_answers(self.engine, packed, detail)
             assert answers.correct is not None
             assert answers.logprobs is not None
             scored = ScoredTokens(answers.logprobs.double(), packed.sequence, packed.lengths)
@@ -413,14 +419,51 @@ class Worker:
                 divergence = scored.mean((log_model.exp() * (log_model - log_truth)).sum(-1))
             columns.append(divergence)
             result[torch.tensor(part, dtype=torch.int64)] = torch.stack(columns, dim=1).cpu()
+            if probe.attack:
+                assert answers.moments is not None
+                rows = torch.cat([scored.logprobs[:, None], answers.moments.double()], dim=1).cpu()
+                tokens[_token_rows(sequences, part)] = rows[torch.argsort(packed.place.cpu())]
         table = self._sum_over_workers(result).numpy()
+        per_token = self._sum_over_workers(tokens).numpy() if probe.attack else None
         return Scores(
             nll=table[:, 0],
             num_tokens=sequences.answer_lengths.astype(np.float64),
             num_correct=table[:, 1],
             suffix_start=table[:, 2],
             divergence=table[:, 3] if truth is not None else None,
+            tokens=None if per_token is None else _token_scores(sequences, per_token),
+            gradient_norm=self._gradient_norms(sequences) if probe.attack else None,
         )
+
+    def _score_options(self, sequences: Sequences, options: np.ndarray) -> Scores:
+        """Every option of every sequence from one forward pass, in the order that Probe.options states."""
+        result = torch.zeros(*options.shape, 2, dtype=torch.float64)
+        for part, packed in self._packs(sequences):
+            log_distribution = score_answers(self.engine, packed, DISTRIBUTION).log_distribution
+            assert log_distribution is not None
+            members = torch.tensor(part, dtype=torch.int64)[packed.sequence.cpu()]
+            chosen = torch.from_numpy(options.astype(np.int64))[members]
+            logprobs = log_distribution.gather(-1, chosen.to(self.device)).double().cpu()
+            is_best = log_distribution.argmax(-1).cpu()[:, None] == chosen
+            result[members] = torch.stack([-logprobs, is_best.double()], dim=-1)
+        table = self._sum_over_workers(result).reshape(-1, 2).numpy()
+        return Scores(table[:, 0], np.ones(len(table)), table[:, 1], 1.0 - table[:, 1])
+
+    def _gradient_norms(self, sequences: Sequences) -> np.ndarray | None:
+        """2-norm of each sequence's mean-loss gradient over the trained weights, [n]; None under ZeRO-3, where no
+        worker holds whole gradients."""
+        if self.gang.zero_stage == 3:
+            return None
+        trained = [p for p in self.engine.module.parameters() if p.requires_grad]
+        result = torch.zeros(len(sequences), dtype=torch.float64)
+        for i in range(self.rank, len(sequences), self.num_workers):
+            packed = pack([sequences[i]], self.gang.row_length).to(self.device)
+            # Not through the engine: its hooks would take these for a training step's gradients.
+            logprobs = score_answers(self.engine.module, packed).logprobs
+            assert logprobs is not None
+            gradients = torch.autograd.grad(-logprobs.mean(), trained, allow_unused=True)
+            result[i] = torch.stack([g.double().norm() for g in gradients if g is not None]).norm().cpu()
+        return self._sum_over_workers(result).numpy()
 
     @torch.no_grad()
     def _generate(self, prompts: Prompts) -> list[str]:
@@ -486,6 +529,24 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def _answer_offsets(sequences: Sequences) -> np.ndarray:
+    """Where each answer starts when all are laid end to end, int64 [n + 1]."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sequences.answer_lengths)])
+
+
+def _token_rows(sequences: Sequences, part: list[int]) -> Tensor:
+    """The answer tokens of these sequences among those of all, int64 [tokens of the part]."""
+    offsets = _answer_offsets(sequences)
+    places = [np.arange(offsets[i], offsets[i + 1]) for i in part]
+    return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *places]))
+
+
+def _token_scores(sequences: Sequences, table: np.ndarray) -> TokenScores:
+    """From rows of log p and its mean and variance, [T, 3]."""
+    std = np.sqrt(np.maximum(table[:, 2], 0.0))
+    return TokenScores(_answer_offsets(sequences), table[:, 0], table[:, 1], std)
 
 
 def schedule(step: int, total: int, warmup_fraction: float, kind: str) -> float:

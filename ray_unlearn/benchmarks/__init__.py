@@ -15,6 +15,7 @@ import numpy as np
 from ray_unlearn.config import UserError
 from ray_unlearn.data import Sequences
 from ray_unlearn.metrics import Scores
+from ray_unlearn.metrics.rouge import rouge_l_recall
 
 BENCHMARKS = {
     "wmdp": "hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
@@ -28,13 +29,18 @@ class Probe:
     """One set of sequences to score, with what groups them.
 
     question: int [n], the question that each sequence answers; is_correct: bool [n]; truth: float [V, V],
-    the true next-token distribution given the current token, where there is one.
+    the true next-token distribution given the current token, where there is one. options: int [n, k]: each
+    sequence's answer is one token, the first of k to choose from; the pass then scores k answers for the
+    price of one, as if there were k sequences (Scores has n * k rows, row i * k + j for option j of i).
+    attack: this probe is for membership attacks, and is scored token by token.
     """
 
     sequences: Sequences
     question: np.ndarray | None = None
     is_correct: np.ndarray | None = None
     truth: np.ndarray | None = None
+    options: np.ndarray | None = None
+    attack: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Profile:
-    """What one model measures on one split: named metrics, and per-example arrays that metrics compare with."""
+    """What one model measures on one split: named metrics, and per-example arrays that metrics compare with.
+
+    absent: metrics that cannot be had here, each with the reason; never a made-up value.
+    """
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, list[float]] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,9 @@ class Split:
     """What is scored on one split. The search sees "selection" alone; "report" is for finalists."""
 
     probes: Mapping[str, Probe]
+    """Scored at every evaluation point: what the objective needs, and what comes with it for nothing."""
+    final_probes: Mapping[str, Probe] = field(default_factory=dict)
+    """Only for finalists; their scores join those of `probes`."""
     generations: Mapping[str, Prompts] = field(default_factory=dict)
     """Only for finalists: generation costs more than the training."""
     retrained: Profile | None = None
@@ -79,6 +92,8 @@ class Task:
     report: Split
     split: str = ""
     """Which part of the benchmark is forgotten, where it has several."""
+    measured_by: str = ""
+    """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,8 @@ class Request:
     model: str | None = None
     data: Path | None = None
     split: str | None = None
+    retrained: Path | None = None
+    """A profile of the retrained model: the file, or the folder that holds profile.json."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,9 @@ class Aim:
     metric: str
     never_knew: float | None = None
     """That value where no retrained model is at hand (chance level); None: the aim is left out then."""
+    hold_out: str | None = None
+    """The metric that has that value at the starting model: the same measure on data that it never saw. It goes
+    before `never_knew`, and the retrained model's before both."""
     only_if_alone: bool = False
     """Used only where no other aim can be had."""
 
@@ -131,6 +151,11 @@ class Benchmark:
     benchmark makes its own models."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
+    leaks: Mapping[str, str] = field(default_factory=dict)
+    """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
+    what sampling attacks look at."""
+    similarity: Callable[[list[str], list[str]], np.ndarray] = rouge_l_recall
+    """(generated answers, references) -> how much of the reference each answer holds, [n] in [0, 1]."""
 
 
 def load_benchmark(name: str) -> Benchmark:

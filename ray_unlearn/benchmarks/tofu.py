@@ -143,7 +143,7 @@ def _split(reader: _Reader, forget: str, offset: int, limit: int | None) -> Spli
         if fictitious:
             probes[f"{name}_paraphrased"] = Probe(reader.pairs(rows, part, "paraphrased_answer"))
         generations[name] = reader.prompts(rows, part)
-    return Split(probes, generations)
+    return Split(probes, generations=generations)
 
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:

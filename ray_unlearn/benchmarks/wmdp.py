@@ -71,19 +71,29 @@ def encode_options(tokenizer: Any, prompt: str, continuations: Iterable[str]) ->
 
 
 def build_probe(tokenizer: Any, questions: Sequence[Question], context: int) -> Probe:
-    """Raises UserError naming the first question that the model cannot read whole."""
-    items, owners, right = [], [], []
-    for number, question in enumerate(questions):
-        for option, (tokens, start) in enumerate(encode_options(tokenizer, question.prompt, question.continuations)):
-            if len(tokens) > context:
-                raise UserError(
-                    f"{question.where}: the question has {len(tokens)} tokens, but the model reads at most "
-                    f"{context}. Remove it, or take a model with a longer context"
-                )
-            items.append((tokens, start))
-            owners.append(number)
-            right.append(option == question.answer)
-    return Probe(Sequences.build(items), np.array(owners, np.int64), np.array(right, bool))
+    """Raises UserError naming the first question that the model cannot read whole.
+
+    Where every option is a single token after the same prompt (letters are), one sequence a question is enough.
+    """
+    encoded = [encode_options(tokenizer, q.prompt, q.continuations) for q in questions]
+    for question, options in zip(questions, encoded, strict=True):
+        longest = max(len(tokens) for tokens, _ in options)
+        if longest > context:
+            raise UserError(
+                f"{question.where}: the question has {longest} tokens, but the model reads at most {context}. "
+                "Remove it, or take a model with a longer context"
+            )
+    owners = np.repeat(np.arange(len(questions)), [len(q.continuations) for q in questions])
+    right = np.concatenate([np.arange(len(q.continuations)) == q.answer for q in questions])
+    if len({len(q.continuations) for q in questions}) == 1 and all(_share_prompt(options) for options in encoded):
+        last_tokens = np.array([[tokens[-1] for tokens, _ in options] for options in encoded], np.int64)
+        return Probe(Sequences.build(options[0] for options in encoded), owners, right, options=last_tokens)
+    return Probe(Sequences.build(item for options in encoded for item in options), owners, right)
+
+
+def _share_prompt(options: Sequence[tuple[list[int], int]]) -> bool:
+    """Whether they differ in one last token alone."""
+    return all(len(tokens) == start + 1 and tokens[:start] == options[0][0][:start] for tokens, start in options)
 
 
 def build_splits(
