@@ -139,8 +139,10 @@ class Pack:
         return Pack(**moved, num_tokens=self.num_tokens)
 
 
-def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
+def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bool = False) -> Pack:
     """Pack (tokens, answer start) pairs by first-fit decreasing into rows of `row_length` (0: the longest).
+
+    alone: every sequence gets a row of its own, for models that would mix those of one row.
 
     A row's unused tail holds token 0 at restarted positions and is never kept. No items at all give one
     row with nothing kept, so that a worker without work still runs the model with the others.
@@ -152,7 +154,7 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
-        row = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
+        row = next((r for r, free in enumerate(room) if free >= lengths[i] and not alone), None)
         if row is None:
             rows.append([])
             room.append(width)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -91,6 +93,46 @@ def gather_trained(engine: Any, rank: int) -> dict[str, Tensor]:
     return state
 
 
+@contextlib.contextmanager
+def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, every linear layer but the head has the weights `change` makes of them; after, its own again.
+
+    Adapters are merged into what is changed, and have no effect of their own inside. `change` takes and gives a
+    matrix, and must give the same on every worker. Every worker must enter it.
+    """
+    model = engine.module.model
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    adapted = {id(m.base_layer): m for m in model.modules() if hasattr(m, "base_layer")}
+    adapters = {id(part) for m in adapted.values() for part in m.modules() if part is not m.base_layer}
+    saved: list[tuple[Any, Tensor]] = []
+    for layer in layers:
+        if id(layer) in adapters:
+            continue
+        around = adapted.get(id(layer))
+        saved.append((layer.weight, _shard(layer.weight).detach().clone()))
+        needed = [*(around or layer).parameters()]
+        is_sharded = hasattr(layer.weight, "ds_id")
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(needed, modifier_rank=0, enabled=is_sharded):
+            if rank == 0 or not is_sharded:
+                delta = sum(around.get_delta_weight(name) for name in around.active_adapters) if around else 0.0
+                layer.weight.data.copy_(change(layer.weight.data + delta))
+    _drop_gathered(engine)
+    try:
+        with model.disable_adapter() if adapted else contextlib.nullcontext():
+            yield
+    finally:
+        _drop_gathered(engine)
+        with torch.no_grad():
+            for weight, value in saved:
+                _shard(weight).copy_(value)
+
+
+def _shard(parameter: Any) -> Tensor:
+    """This worker's part of a parameter: its ZeRO-3 shard, else the whole."""
+    return parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data
+
+
 def _base_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
@@ -119,6 +161,14 @@ def _drop_gathered(engine: Any) -> None:
     """ZeRO-3 may leave weights gathered after a forward pass; they would outlive a change of their shards."""
     if hasattr(engine.optimizer, "empty_partition_cache"):
         engine.optimizer.empty_partition_cache()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One worker's trained weights at some moment: in working precision, and the fp32 masters where apart."""
+
+    working: list[Tensor]
+    masters: list[Tensor]
 
 
 class Snapshot:
@@ -175,6 +225,34 @@ class Snapshot:
         working, masters = _weights(engine)
         pairs = zip([*working, *masters], [*self._working, *self._masters], strict=True)
         return all(torch.equal(tensor, first) for tensor, first in pairs)
+
+    @torch.no_grad()
+    def kept(self, engine: Any) -> Kept:
+        """A copy of this worker's trained weights and masters as they are now."""
+        working, masters = _weights(engine)
+        return Kept([t.detach().clone() for t in working], [t.detach().clone() for t in masters])
+
+    def start_from(self, engine: Any, kept: Kept) -> None:
+        """Kept weights with a new optimizer: as if training began with them."""
+        self.restore(engine)
+        self.put_back(engine, kept)
+
+    @torch.no_grad()
+    def put_back(self, engine: Any, kept: Kept) -> None:
+        """Kept weights and masters; optimizer and counters stay as they are."""
+        working, masters = _weights(engine)
+        self._put(engine, [*working, *masters], [*kept.working, *kept.masters])
+
+    @torch.no_grad()
+    def move_along_line(self, engine: Any, kept: Kept, alpha: float) -> None:
+        """First weights + alpha (kept - first): a point on the line through both models, masters likewise."""
+
+        def between(first: Tensor, end: Tensor) -> Tensor:
+            return (first.float() + alpha * (end.float() - first.float())).to(first.dtype)
+
+        working = [between(*pair) for pair in zip(self._working, kept.working, strict=True)]
+        masters = [between(*pair) for pair in zip(self._masters, kept.masters, strict=True)]
+        self.put_back(engine, Kept(working, masters))
 
     @contextlib.contextmanager
     def starting_weights(self, engine: Any) -> Iterator[None]:

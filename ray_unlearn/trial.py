@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.config import TrialConfig
 from ray_unlearn.losses import find_method
+from ray_unlearn.robustness import Robustness
 
 if TYPE_CHECKING:
     from ray_unlearn.worker import Worker
@@ -36,11 +38,41 @@ class Job:
     """Epochs after which to stop, with the learning-rate schedule of the whole trial."""
     save_to: str | None = None
     """Folder for the model as it is at the end."""
+    alpha: float = 1.0
+    """What is scored and saved at the end: the point start + alpha (end - start) on the line through both models."""
+    line: tuple[float, ...] = ()
+    """More such points to score after the end, each on the splits asked for."""
+    robustness: Robustness = field(default_factory=Robustness)
+    """Attacks on the model as it is at the end."""
 
 
 def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
     """The epochs (1-based) after which a trial is evaluated: evenly spread, the last one included."""
     return sorted({max(1, round(epochs * (i + 1) / evaluations)) for i in range(evaluations)})
+
+
+def _score(worker: Worker, splits: tuple[str, ...], complete: bool = False) -> dict[str, Any]:
+    """The profiles of the model as it is, by split, as plain data."""
+    return {s: asdict(worker.evaluate(getattr(worker.task, s), complete)) for s in splits}
+
+
+def _at(worker: Worker, alpha: float, splits: tuple[str, ...]) -> dict[str, Any]:
+    with worker.on_the_line(alpha):
+        return _score(worker, splits)
+
+
+def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
+    """What is done with the model at the end of a job: it is kept, scored and attacked."""
+    with worker.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
+        if job.save_to is not None:
+            worker.save(Path(job.save_to))
+        profiles = _score(worker, splits, job.complete)
+        for name in splits if job.robustness.attacks else ():
+            seed = job.trial.seed if job.trial else 0
+            attacked = asdict(worker.attack(job.robustness, getattr(worker.task, name), seed))
+            for part in ("metrics", "absent"):
+                profiles[name][part] |= attacked[part]
+    return profiles
 
 
 def run_trial(worker: Worker, job: Job, report: Report) -> None:
@@ -62,14 +94,15 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
 
     def point(epoch: int, losses: Mapping[str, float], splits: tuple[str, ...], done: bool) -> bool:
         nonlocal mark
-        if done and job.save_to is not None:
-            worker.save(Path(job.save_to))
-        profiles = {s: worker.evaluate(getattr(worker.task, s), done and job.complete) for s in splits}
+        profiles = _end(worker, job, splits) if done else _score(worker, splits)
+        line = [{"alpha": a, "profiles": _at(worker, a, splits)} for a in (job.line if done else ())]
         spend("evaluate_seconds")
         values = {
             "epoch": epoch,
             **losses,
-            "profiles": {s: asdict(p) for s, p in profiles.items()},
+            "profiles": profiles,
+            "line": line,
+            "notes": worker.notes,
             **seconds,
             "peak_memory_bytes": worker.peak_memory_bytes(),
             "done": done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import resource
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ray_unlearn import engine as engines
 from ray_unlearn.alternates import build_alternates
-from ray_unlearn.benchmarks import Probe, Profile, Prompts, Split, Task, load_benchmark
+from ray_unlearn.benchmarks import Benchmark, Probe, Profile, Prompts, Split, Task, load_benchmark
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.data import Pack, Sequences, pack, plan_epoch, share
 from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, decoder_layers, score_answers
@@ -40,6 +41,7 @@ from ray_unlearn.losses import (
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_weights
 from ray_unlearn.reference import read_reference, reference_key, write_reference
+from ray_unlearn.robustness import ATTACKS, Robustness, attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
 
 GENERATION_BATCH = 32
 Item = tuple[np.ndarray, int]
@@ -127,6 +129,7 @@ class Worker:
             torch.set_num_threads(gang.threads_per_worker)
         self.tokenizer = load_tokenizer(task.model)
         model = load_model(task.model, gang.precision)
+        self._num_parameters = sum(p.numel() for p in model.parameters())
         self._num_layers = len(decoder_layers(model))
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
         self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device)
@@ -135,13 +138,40 @@ class Worker:
         self._references: dict[tuple[tuple[str, ...], int], np.ndarray] = {}
         self._frozen: set[str] = set()
         self._watch_frozen()
+        self._alone = False
+        self._alone = not self._packing_is_valid()
         self._check_restore()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how this model is run."""
+        return ["this model mixes packed sequences: each gets a row of its own, sorted by length"] * self._alone
 
     def restore(self) -> None:
         """Back to the starting model, as if no trial had run."""
         self._snapshot.restore(self.engine)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    @torch.no_grad()
+    def _packing_is_valid(self) -> bool:
+        """Whether what comes first in a row leaves the second sequence's log-probs as they are.
+
+        Models that carry a state along the row (linear attention, short convolutions) mix what is packed.
+        """
+        vocabulary = len(self.tokenizer)
+        first, second = (np.arange(n, n + 6, dtype=np.int32) % vocabulary for n in (1, 11))
+        scores = []
+        for shift in (0, 3):
+            packed = pack([((first + shift) % vocabulary, 1), (second, 1)], 12).to(self.device)
+            logprobs = score_answers(self.engine, packed).logprobs
+            assert logprobs is not None
+            scores.append(logprobs[packed.sequence == 1])
+        tolerance = 1e-5 if self.gang.precision == "fp32" else 1e-2
+        return bool((scores[0] - scores[1]).abs().max() <= tolerance)
+
+    def _pack(self, items: list[Item]) -> Pack:
+        return pack(items, self.gang.row_length, self._alone)
 
     def _check_restore(self) -> None:
         """One step and back must leave every bit in place: the licence for serving trials from one engine."""
@@ -215,7 +245,7 @@ class Worker:
         method, trial = batch.method, batch.trial
         # Set after set, then the retain sequences: each a contiguous run of the pack's sequences.
         items = [batch.examples[m][k] for k in range(len(method.sets)) for m in examples]
-        packed = pack([*items, *(batch.retain[m] for m in retained)], self.gang.row_length)
+        packed = self._pack([*items, *(batch.retain[m] for m in retained)])
         reference = np.concatenate(
             [np.zeros(0, np.float32), *(batch.references[name][m] for name in batch.references for m in examples)]
         )
@@ -378,9 +408,12 @@ class Worker:
         answers = {name: self._generate(prompts) for name, prompts in split.generations.items()} if complete else {}
         return self._measure(scores, answers, split)
 
+    @property
+    def _benchmark(self) -> Benchmark:
+        return load_benchmark(self.task.measured_by or self.task.benchmark)
+
     def _measure(self, scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
-        benchmark = load_benchmark(self.task.measured_by or self.task.benchmark)
-        profile = benchmark.measure(scores, answers, split)
+        profile = self._benchmark.measure(scores, answers, split)
         for name, value in profile.metrics.items():
             if not math.isfinite(value):
                 raise NonFinite(f"metric {name} is {value}")
@@ -390,7 +423,7 @@ class Worker:
         """This worker's packs with the indices they hold, under no_grad."""
         for part in share(sequences.lengths, self.num_workers, self.gang.max_tokens)[self.rank]:
             with torch.no_grad():
-                yield part, pack([sequences[i] for i in part], self.gang.row_length).to(self.device)
+                yield part, self._pack([sequences[i] for i in part]).to(self.device)
 
     def _score(self, probe: Probe) -> Scores:
         if probe.options is not None:
@@ -457,7 +490,7 @@ class Worker:
         trained = [p for p in self.engine.module.parameters() if p.requires_grad]
         result = torch.zeros(len(sequences), dtype=torch.float64)
         for i in range(self.rank, len(sequences), self.num_workers):
-            packed = pack([sequences[i]], self.gang.row_length).to(self.device)
+            packed = self._pack([sequences[i]]).to(self.device)
             # Not through the engine: its hooks would take these for a training step's gradients.
             logprobs = score_answers(self.engine.module, packed).logprobs
             assert logprobs is not None
@@ -466,8 +499,11 @@ class Worker:
         return self._sum_over_workers(result).numpy()
 
     @torch.no_grad()
-    def _generate(self, prompts: Prompts) -> list[str]:
-        """Greedy answers, in the prompts' order."""
+    def _generate(self, prompts: Prompts, seed: int | None = None) -> list[str]:
+        """Answers in the prompts' order: greedy ones, or with a seed sampled at temperature 1 from the whole
+        distribution."""
+        if seed is not None:
+            torch.manual_seed(seed + self.rank)
         lengths = [len(p) for p in prompts.prompts]
         budget = GENERATION_BATCH * max(lengths)
         parts = share(lengths, self.num_workers, budget)[self.rank]
@@ -485,7 +521,10 @@ class Worker:
             output = model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                do_sample=False,
+                do_sample=seed is not None,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
                 max_new_tokens=prompts.max_new_tokens,
                 pad_token_id=pad,
                 synced_gpus=self.gang.zero_stage == 3 and self.num_workers > 1,
@@ -502,6 +541,68 @@ class Worker:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values.cpu()
+
+    # Beyond the end of a trial
+
+    def attack(self, settings: Robustness, split: Split, seed: int) -> Profile:
+        """The metrics of the model under each attack; afterwards the weights are what they were.
+
+        A metric that an attack makes infinite is absent.
+        """
+        benchmark = self._benchmark
+        judged = [aim.metric for aim in benchmark.aims] + [keep.metric for keep in benchmark.keeps]
+        metrics: dict[str, float] = {}
+        absent: dict[str, str] = {}
+        for name in settings.attacks:
+            try:
+                if name == "sample":
+                    metrics |= self._sample(settings, split, seed)
+                else:
+                    under = self._relearned(settings, seed) if name == "relearn" else self._quantised()
+                    with under:
+                        metrics |= attacked(name, self.evaluate(split).metrics, judged)
+            except NonFinite as error:
+                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in judged}
+        return Profile(metrics, absent=absent)
+
+    def _sample(self, settings: Robustness, split: Split, seed: int) -> dict[str, float]:
+        benchmark = self._benchmark
+        result: dict[str, float] = {}
+        for name, metric in benchmark.leaks.items():
+            if name in split.generations:
+                prompts = split.generations[name]
+                answers = [self._generate(prompts, (seed + 1) * 1000 + k) for k in range(settings.samples)]
+                similarities = np.array([benchmark.similarity(a, prompts.references) for a in answers])
+                result |= attacked("sample", {metric: worst_of(similarities)}, [metric])
+        return result
+
+    def _quantised(self) -> contextlib.AbstractContextManager[None]:
+        return engines.changed_linear_weights(self.engine, self.rank, round_to_nf4)
+
+    @contextlib.contextmanager
+    def _relearned(self, settings: Robustness, seed: int) -> Iterator[None]:
+        kept = self._snapshot.kept(self.engine)
+        self._snapshot.start_from(self.engine, kept)
+        part = f"{settings.relearn_order} {settings.relearn_share} of forget, {seed}"
+        known = pick_relearned(self.task.forget, settings.relearn_share, settings.relearn_order, seed)
+        self._sets.setdefault((FORGET, part), [known])
+        trial = relearn_trial(settings, self._num_parameters, seed)
+        try:
+            for epoch in range(trial.epochs):
+                self.train(trial, epoch, (part,))
+            yield
+        finally:
+            self._snapshot.put_back(self.engine, kept)
+
+    @contextlib.contextmanager
+    def on_the_line(self, alpha: float) -> Iterator[None]:
+        """Inside, the weights are those of the start + alpha (now - start)."""
+        kept = self._snapshot.kept(self.engine)
+        self._snapshot.move_along_line(self.engine, kept, alpha)
+        try:
+            yield
+        finally:
+            self._snapshot.put_back(self.engine, kept)
 
     # The rest
 
