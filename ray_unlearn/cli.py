@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ray_unlearn import __version__
-from ray_unlearn.config import SearchFailed, UserError
+from ray_unlearn.config import Robustness, SearchFailed, UserError
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 interrupted."""
@@ -36,6 +36,11 @@ class Scale(StrEnum):
 class Objective(StrEnum):
     combined = "combined"
     pareto = "pareto"
+
+
+class RelearnOrder(StrEnum):
+    random = "random"
+    shortest = "shortest"
 
 
 class Zero(StrEnum):
@@ -63,6 +68,24 @@ DataOption = Annotated[
     Path | None, typer.Option(help="Local folder with the benchmark's data, laid out as on the hub.")
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp).")]
+RetrainedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="What the retrained model measures: a profile.json or its folder. (default: retrained/ beside the model)"
+    ),
+]
+RobustnessOption = Annotated[
+    str,
+    typer.Option(
+        help="Attacks on what is scored, comma-separated: relearn (fine-tune on a part of the forget set), quantise "
+        "(4-bit weights), sample (worst of several answers); or none."
+    ),
+]
+RelearnShareOption = Annotated[float, typer.Option(help="Share of the forget set that relearning has.")]
+RelearnEpochsOption = Annotated[int, typer.Option(help="Epochs of relearning.")]
+RelearnOrderOption = Annotated[RelearnOrder, typer.Option(help="Which part relearning has.")]
+SamplesOption = Annotated[int, typer.Option(help="Answers sampled for each prompt.")]
+UtilityFloorOption = Annotated[float, typer.Option(help="Least utility, relative to the starting model.")]
 ScaleOption = Annotated[
     Scale,
     typer.Option(
@@ -99,6 +122,7 @@ def tune(
     model: ModelOption = None,
     data: DataOption = None,
     split: SplitOption = None,
+    retrained: RetrainedOption = None,
     scale: ScaleOption = Scale.auto,
     trials: Annotated[int, typer.Option(help="Trials of each method.")] = 20,
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. (default: what the machine holds)")] = None,
@@ -111,7 +135,7 @@ def tune(
     objective: Annotated[
         Objective, typer.Option(help="combined: one number. pareto: forget and utility side by side.")
     ] = Objective.combined,
-    utility_floor: Annotated[float, typer.Option(help="Least utility, relative to the starting model.")] = 0.95,
+    utility_floor: UtilityFloorOption = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
@@ -130,6 +154,7 @@ def tune(
         model=model,
         data=data,
         split=split,
+        retrained=retrained,
         scale=scale.value,
         trials=trials,
         concurrent=concurrent,
@@ -184,6 +209,62 @@ def prepare(
         address=address,
     )
     raise typer.Exit(commands.prepare(options))
+
+
+@app.command()
+def evaluate(
+    benchmark: BenchmarkOption,
+    model: Annotated[str, typer.Option(help="The model to score: a folder or a hub name.")],
+    start: Annotated[
+        str | None, typer.Option(help="The model that unlearning started from; then forget and utility are told, too.")
+    ] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    retrained: RetrainedOption = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write the scores here as a retrained model's, for --retrained.")
+    ] = None,
+    scale: ScaleOption = Scale.auto,
+    robustness: RobustnessOption = "none",
+    relearn_share: RelearnShareOption = 0.2,
+    relearn_epochs: RelearnEpochsOption = 3,
+    relearn_order: RelearnOrderOption = RelearnOrder.random,
+    samples: SamplesOption = 8,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = None,
+    zero: ZeroOption = Zero.stage2,
+    utility_floor: UtilityFloorOption = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
+    address: AddressOption = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets the evaluation's own folder.")] = Path("results"),
+) -> None:
+    """Score any model on the whole of a benchmark with every metric, as the literature does."""
+    from ray_unlearn import commands
+
+    options = commands.EvaluateOptions(
+        benchmark=benchmark,
+        model=model,
+        start=start,
+        data=data,
+        split=split,
+        retrained=retrained,
+        profile=profile,
+        scale=scale.value,
+        robustness=_robustness(robustness, relearn_share, relearn_epochs, relearn_order, samples),
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        zero=int(zero.value),
+        utility_floor=utility_floor,
+        seed=seed,
+        address=address,
+        out=out,
+    )
+    raise typer.Exit(commands.evaluate(options))
+
+
+def _robustness(attacks: str, share: float, epochs: int, order: RelearnOrder, samples: int) -> Robustness:
+    named = tuple(dict.fromkeys(a.strip() for a in attacks.split(",") if a.strip() and a.strip() != "none"))
+    return Robustness(named, share, epochs, order.value, samples)
 
 
 @app.command()

@@ -16,10 +16,10 @@ from typing import IO
 from rich.console import Console
 
 from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
-from ray_unlearn.config import GangConfig, SearchConfig, SearchFailed, TrialConfig, UserError
+from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
 from ray_unlearn.losses import find_method
 from ray_unlearn.model import check_model, check_pattern, check_trained
-from ray_unlearn.prepare import cache_folder, prepare_models
+from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.results import COMPLETED, read_search
@@ -43,6 +43,7 @@ class TuneOptions:
     model: str | None
     data: Path | None
     split: str | None
+    retrained: Path | None
     scale: str
     trials: int
     concurrent: int | None
@@ -58,6 +59,26 @@ class TuneOptions:
     address: str | None
     out: Path
     keep_model: bool
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    benchmark: str
+    model: str
+    start: str | None
+    data: Path | None
+    split: str | None
+    retrained: Path | None
+    scale: str
+    robustness: Robustness
+    profile: Path | None
+    workers: int
+    gpus_per_worker: float | None
+    zero: int
+    utility_floor: float
+    seed: int
+    address: str | None
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -145,6 +166,7 @@ def resolve_search(
 ) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
     task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split))
+    task = attach_retrained(task, options.retrained)
     size = check_trained(task.model, gang.lora_rank, gang.train)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
@@ -199,6 +221,48 @@ def show_results(folder: Path, status: str) -> int:
         print(f"ray_unlearn: no trial of {', '.join(missing)} completed; trials.csv has the errors", file=sys.stderr)
     print(folder.name, flush=True)
     return INTERRUPTED if status != "complete" else PARTIAL if missing else 0
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+    from ray_unlearn.evaluation import describe_evaluation, run_evaluation, write_evaluation, write_model_profile
+
+    benchmark = load_benchmark(options.benchmark)
+    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
+    check_data(options.data)
+    check_robustness(options.robustness)
+    models = {"model": options.model, "start": options.start}
+    for name in filter(None, models.values()):
+        check_model(name)
+    if options.profile is not None:
+        check_writable(options.profile.parent, "--profile")
+    check_writable(options.out)
+    gpus = find_resources(options.address).gpus
+    scale = resolve_scale(options.scale, gpus, options.model if options.scale == "full" else None)
+    if scale == "mini":
+        print(MINI_BANNER, flush=True)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
+    folder.mkdir()
+    log = folder / "log.txt"
+    with noise_to(log), failures_named(log):
+        request = Request(scale, None, options.data, options.split, whole=True)
+        tasks = {
+            who: attach_retrained(benchmark.load(replace(request, model=absolute(model))), options.retrained)
+            for who, model in models.items()
+            if model is not None
+        }
+        evaluation, profiles = run_evaluation(
+            benchmark, tasks, gang, options.robustness, options.utility_floor, options.seed, options.address
+        )
+        asked = {"model": Path(options.model).name, "start": options.start and Path(options.start).name, "scale": scale}
+        write_evaluation(folder, benchmark, tasks["model"], asked, evaluation)
+        if options.profile is not None:
+            write_model_profile(options.profile, benchmark, tasks["model"], profiles)
+    print(describe_evaluation(benchmark, evaluation))
+    print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
+    return 0
 
 
 def prepare(options: PrepareOptions) -> int:
@@ -262,8 +326,7 @@ def check_tune(options: TuneOptions) -> None:
     if options.lora < 0:
         raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
     check_pattern(options.train)
-    if options.data is not None and not options.data.is_dir():
-        raise UserError(f"--data {options.data}: no such folder. Give the folder that holds the benchmark's data")
+    check_data(options.data)
     if options.model is not None:
         check_model(options.model)
     check_writable(options.out)
@@ -290,6 +353,22 @@ def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) 
         raise UserError(f"{option} {workers}: {why}. Give at least 1")
     if gpus is not None and gpus < 0:
         raise UserError(f"--gpus-per-worker {gpus:g}: must be 0 or more. Give another")
+
+
+def check_data(data: Path | None) -> None:
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such folder. Give the folder that holds the benchmark's data")
+
+
+def check_robustness(robustness: Robustness) -> None:
+    for attack in robustness.attacks:
+        if attack not in ATTACKS:
+            raise UserError(f"--robustness {attack}: unknown. Choose from: {', '.join(ATTACKS)}, none")
+    if not 0.0 < robustness.relearn_share <= 1.0:
+        raise UserError(f"--relearn-share {robustness.relearn_share:g}: must be above 0 and at most 1. Give 0.2, say")
+    for name, value in (("--relearn-epochs", robustness.relearn_epochs), ("--samples", robustness.samples)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
 
 
 def check_writable(folder: Path, what: str = "--out") -> None:

@@ -28,6 +28,14 @@ METHOD_TITLES = {
 """Methods as papers print them, for whoever shows results without importing the losses."""
 
 
+ATTACKS = {
+    "relearn": "relearned",
+    "quantise": "quantised",
+    "sample": "sampled",
+}
+"""By attack, the first word of its metrics' names."""
+
+
 class UserError(Exception):
     """Something that the user can fix, said in one line: what is wrong, where, and the way out."""
 
@@ -94,6 +102,20 @@ TRIAL_SETTINGS = tuple(
     f.name for f in fields(TrialConfig) if f.name not in {"trial_id", "method", "parameters", "seed"}
 )
 """The trial settings that a search space may fix or search, besides the method's own parameters."""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Which attacks, and how hard."""
+
+    attacks: tuple[str, ...] = ()
+    relearn_share: float = 0.2
+    """Share of the forget set that the attacker has."""
+    relearn_epochs: int = 3
+    relearn_order: str = "random"
+    """"random" sequences of the forget set, or its "shortest"."""
+    samples: int = 8
+    """Answers sampled for each prompt, at temperature 1 from the whole distribution."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,35 +110,41 @@ class Writer:
         return cls(folder, trials, curves)
 
     def write_search(self, meta: Mapping[str, Any]) -> None:
-        self._replace(self.folder / "search.json", json.dumps(meta, indent=2, sort_keys=True).encode())
+        write_json(self.folder / "search.json", meta)
 
     def write_trial(self, row: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> None:
         place = Path(f"benchmark={row['benchmark']}") / f"method={row['method']}" / f"{row['trial_id']}.parquet"
         if curve:
-            self._write_table(self.folder / "curves" / place, self._curves, curve)
-        self._write_table(self.folder / "trials" / place, self._trials, [row])
+            write_table(self.folder / "curves" / place, self._curves, curve)
+        write_table(self.folder / "trials" / place, self._trials, [row])
 
     def write_final(self, row: Mapping[str, Any]) -> None:
-        self._write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
+        write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
 
-    def _write_table(self, path: Path, schema: pa.Schema, rows: list[Mapping[str, Any]]) -> None:
-        unknown = {key for row in rows for key in row} - set(schema.names)
-        if unknown:
-            raise ValueError(f"{path.name}: columns outside the schema: {sorted(unknown)}")
-        table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, write_page_checksum=True)
-        self._replace(path, buffer.getvalue().to_pybytes())
 
-    @staticmethod
-    def _replace(path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _replace(path, json.dumps(values, indent=2, sort_keys=True).encode())
+
+
+def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One checksummed Parquet file, whole or not at all. Raises ValueError on columns outside the schema."""
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise ValueError(f"{path.name}: columns outside the schema: {sorted(unknown)}")
+    table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    _replace(path, buffer.getvalue().to_pybytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)

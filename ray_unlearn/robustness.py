@@ -9,12 +9,11 @@ greedy decoding hides what is left (arXiv:2511.04934).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_unlearn.config import TrialConfig
+from ray_unlearn.config import ATTACKS, Robustness, TrialConfig
 from ray_unlearn.space import scaled
 
 if TYPE_CHECKING:
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
     from ray_unlearn.benchmarks import Benchmark
     from ray_unlearn.data import Sequences
 
-ATTACKS = {
-    "relearn": "relearned",
-    "quantise": "quantised",
-    "sample": "sampled",
-}
-"""By attack, the first word of its metrics' names."""
 TITLES = {
     "relearn": "after fine-tuning on a part of the forget set",
     "quantise": "with linear weights in 4 bits",
@@ -47,27 +40,13 @@ BLOCK = 64
 """Weights that share one scale, as bitsandbytes has it."""
 
 
-@dataclass(frozen=True)
-class Robustness:
-    """Which attacks, and how hard."""
-
-    attacks: tuple[str, ...] = ()
-    relearn_share: float = 0.2
-    """Share of the forget set that the attacker has."""
-    relearn_epochs: int = 3
-    relearn_order: str = "random"
-    """"random" sequences of the forget set, or its "shortest"."""
-    samples: int = 8
-    """Answers sampled for each prompt, at temperature 1 from the whole distribution."""
-
-
-def describe_metrics(benchmark: Benchmark) -> dict[str, str]:
-    """Every metric that the attacks add to a benchmark's own, with one line on what it is."""
+def describe_metrics(benchmark: Benchmark, attacks: Iterable[str] = tuple(ATTACKS)) -> dict[str, str]:
+    """Every metric that these attacks add to a benchmark's own, with one line on what it is."""
     judged = [aim.metric for aim in benchmark.aims] + [keep.metric for keep in benchmark.keeps]
     result = {}
-    for attack, word in ATTACKS.items():
+    for attack in attacks:
         for name in dict.fromkeys(benchmark.leaks.values() if attack == "sample" else judged):
-            result[f"{word}_{name}"] = f"{TITLES[attack]}: {benchmark.metrics[name]}"
+            result[f"{ATTACKS[attack]}_{name}"] = f"{TITLES[attack]}: {benchmark.metrics[name]}"
     return result
 
 

@@ -8,13 +8,11 @@ is a thin client of the broker and is reused for the next trial.
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +22,6 @@ from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
-from ray_unlearn import __version__
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
 from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.gang import Gangs
@@ -35,19 +32,7 @@ from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.trial import Job
-
-VERSIONS = (
-    "ray",
-    "torch",
-    "transformers",
-    "datasets",
-    "optuna",
-    "deepspeed",
-    "pyarrow",
-    "accelerate",
-    "numpy",
-    "scipy",
-)
+from ray_unlearn.versions import git_revision, package_versions
 
 
 class Watcher(Protocol):
@@ -419,7 +404,7 @@ def describe_search(
         "start": None,
         "retrained": None,
         "spaces": {name: asdict(space) for name, space in spaces.items()},
-        "versions": {"ray_unlearn": __version__, **{name: metadata.version(name) for name in VERSIONS}},
+        "versions": package_versions(),
         "chosen": None,
     }
 
@@ -433,17 +418,6 @@ def public_config(config: SearchConfig) -> dict[str, Any]:
         if values[name] and Path(values[name]).is_dir():
             values[name] = Path(values[name]).name
     return values
-
-
-def git_revision() -> str | None:
-    """The checkout's commit, with a + where it has changes; None where this is no checkout."""
-    place = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run([*place, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run([*place, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.strip() + ("+" if changes.strip() else "")
 
 
 def describe_anchors(judge: Judge) -> dict[str, Any]:

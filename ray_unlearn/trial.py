@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_unlearn.config import TrialConfig
+from ray_unlearn.config import Robustness, TrialConfig
 from ray_unlearn.losses import find_method
-from ray_unlearn.robustness import Robustness
 
 if TYPE_CHECKING:
     from ray_unlearn.worker import Worker
@@ -44,6 +43,8 @@ class Job:
     """More such points to score after the end, each on the splits asked for."""
     robustness: Robustness = field(default_factory=Robustness)
     """Attacks on the model as it is at the end."""
+    seed: int = 0
+    """Of the attacks."""
 
 
 def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
@@ -68,8 +69,7 @@ def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
             worker.save(Path(job.save_to))
         profiles = _score(worker, splits, job.complete)
         for name in splits if job.robustness.attacks else ():
-            seed = job.trial.seed if job.trial else 0
-            attacked = asdict(worker.attack(job.robustness, getattr(worker.task, name), seed))
+            attacked = asdict(worker.attack(job.robustness, getattr(worker.task, name), job.seed))
             for part in ("metrics", "absent"):
                 profiles[name][part] |= attacked[part]
     return profiles

@@ -22,7 +22,7 @@ from torch import Tensor
 from ray_unlearn import engine as engines
 from ray_unlearn.alternates import build_alternates
 from ray_unlearn.benchmarks import Benchmark, Probe, Profile, Prompts, Split, Task, load_benchmark
-from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.config import ATTACKS, GangConfig, Robustness, TrialConfig
 from ray_unlearn.data import Pack, Sequences, pack, plan_epoch, share
 from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, decoder_layers, score_answers
 from ray_unlearn.losses import (
@@ -41,7 +41,7 @@ from ray_unlearn.losses import (
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_weights
 from ray_unlearn.reference import read_reference, reference_key, write_reference
-from ray_unlearn.robustness import ATTACKS, Robustness, attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
+from ray_unlearn.robustness import attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
 
 GENERATION_BATCH = 32
 Item = tuple[np.ndarray, int]

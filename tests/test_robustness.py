@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from ray_unlearn.benchmarks import Prompts
-from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.config import GangConfig, Robustness, TrialConfig
 from ray_unlearn.data import Sequences
 from ray_unlearn.engine import weights_digest
 from ray_unlearn.local import local_worker, run_local
-from ray_unlearn.robustness import BLOCK, NF4, Robustness, pick_relearned, round_to_nf4, worst_of
+from ray_unlearn.robustness import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
 from ray_unlearn.trial import Job
 from tests.tiny import tiny_task
 

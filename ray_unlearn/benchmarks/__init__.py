@@ -66,7 +66,8 @@ class Profile:
 
 @dataclass(frozen=True)
 class Split:
-    """What is scored on one split. The search sees "selection" alone; "report" is for finalists."""
+    """What is scored on one split. The search sees "selection" alone; "report" is for finalists, and "whole"
+    for models by themselves."""
 
     probes: Mapping[str, Probe]
     """Scored at every evaluation point: what the objective needs, and what comes with it for nothing."""
@@ -92,6 +93,8 @@ class Task:
     report: Split
     split: str = ""
     """Which part of the benchmark is forgotten, where it has several."""
+    whole: Split | None = None
+    """All that both splits hold, where it was asked for: what the literature's figures are of."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
 
@@ -104,8 +107,8 @@ class Request:
     model: str | None = None
     data: Path | None = None
     split: str | None = None
-    retrained: Path | None = None
-    """A profile of the retrained model: the file, or the folder that holds profile.json."""
+    whole: bool = False
+    """Whether Task.whole is wanted."""
 
 
 @dataclass(frozen=True)
