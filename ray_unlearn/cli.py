@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ray_unlearn import __version__
-from ray_unlearn.config import Robustness, SearchFailed, UserError
+from ray_unlearn.config import SAMPLERS, Robustness, SearchFailed, UserError
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 interrupted."""
@@ -41,6 +41,10 @@ class Objective(StrEnum):
 class RelearnOrder(StrEnum):
     random = "random"
     shortest = "shortest"
+
+
+class Sampler(StrEnum):
+    tpe, gp, nsga2, qmc, random = SAMPLERS
 
 
 class Zero(StrEnum):
@@ -136,6 +140,14 @@ def tune(
         Objective, typer.Option(help="combined: one number. pareto: forget and utility side by side.")
     ] = Objective.combined,
     utility_floor: UtilityFloorOption = 0.95,
+    sampler: Annotated[
+        Sampler,
+        typer.Option(
+            help="Where settings come from. tpe, gp, nsga2: published ones, spread ones, then learnt. "
+            "qmc: published, then spread. random: random."
+        ),
+    ] = Sampler.tpe,
+    prune: Annotated[bool, typer.Option(help="Stop trials early that lag behind their method's others.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
@@ -166,6 +178,8 @@ def tune(
         checkpointing=checkpointing,
         objective=objective.value,
         utility_floor=utility_floor,
+        sampler=sampler.value,
+        prune=prune,
         seed=seed,
         address=address,
         out=out,

@@ -55,6 +55,8 @@ class TuneOptions:
     checkpointing: bool
     objective: str
     utility_floor: float
+    sampler: str
+    prune: bool
     seed: int
     address: str | None
     out: Path
@@ -179,6 +181,8 @@ def resolve_search(
         concurrent=options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods)),
         objective=options.objective,
         utility_floor=options.utility_floor,
+        sampler=options.sampler,
+        prune=options.prune,
         seed=options.seed,
         gang=gang,
         model=task.model,
@@ -476,6 +480,7 @@ def describe_plan(search: ResolvedSearch) -> str:
         f"gangs       {config.concurrent} of {gang.num_workers} worker(s), ZeRO-{gang.zero_stage}, "
         f"{gang.precision}, {gang.gpus_per_worker:g} GPU(s) a worker",
         f"objective   {config.objective}, utility floor {config.utility_floor:g}",
+        f"sampler     {config.sampler}, {'with' if config.prune else 'no'} pruning",
     ]
     for name, space in search.spaces.items():
         ranges = ", ".join(

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCHEDULES = ("linear", "constant")
+TPE, GP, NSGA2, QMC, RANDOM = "tpe", "gp", "nsga2", "qmc", "random"
+SAMPLERS = (TPE, GP, NSGA2, QMC, RANDOM)
+"""Where a search's settings come from: Optuna's samplers, points spread evenly, points drawn at random."""
 METHOD_TITLES = {
     "simnpo": "SimNPO",
     "npo": "NPO",
@@ -160,6 +163,10 @@ class SearchConfig:
     seed: int
     gang: GangConfig
     model: str
+    sampler: str = TPE
+    """One of SAMPLERS."""
+    prune: bool = False
+    """Whether trials that lag behind their method's others are stopped early."""
     data: str | None = None
     split: str | None = None
     spaces: tuple[str, ...] = ()

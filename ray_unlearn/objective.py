@@ -93,3 +93,12 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
     for i, point in enumerate(points):
         front[i] = not np.any(np.all(points >= point, axis=1) & np.any(points > point, axis=1))
     return front
+
+
+def hypervolume(points: np.ndarray) -> float:
+    """Area that points [n, 2] dominate together, down to the reference point (0, 0); what is below 0 adds nothing."""
+    area = height = 0.0
+    for x, y in sorted(np.maximum(points, 0.0).tolist(), reverse=True):
+        area += x * max(0.0, y - height)
+        height = max(height, y)
+    return area

@@ -11,10 +11,11 @@
 
 Trial columns: trial_id, number (order of suggestion), benchmark, method, scale, status (completed, pruned,
 failed), error, every setting and every method parameter under its own name (null where the method has no
-such parameter), objective, forget, utility, epoch (of the evaluation point that counts), seed, wall_seconds
-(suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
-peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
-benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
+such parameter), objective, forget, utility, epoch (of the evaluation point that counts), seed, epochs_run
+(epochs really trained, up to the last report), wall_seconds (suggestion to result), train_seconds,
+evaluate_seconds, device_seconds (wall_seconds times workers), peak_memory_bytes, and one column
+`<benchmark>/<metric>` a metric. All files of a search have one schema, and benchmark and method are columns
+too, so that any Parquet reader opens the folder with no options.
 Files are written under a temporary name and renamed; nothing written is ever rewritten.
 """
 
@@ -61,6 +62,7 @@ _SETTINGS = {
 _SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}
 _COSTS = {
     "seed": _INTEGER,
+    "epochs_run": _INTEGER,
     "wall_seconds": _NUMBER,
     "train_seconds": _NUMBER,
     "evaluate_seconds": _NUMBER,

@@ -20,14 +20,16 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
 from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.gang import Gangs
+from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
-from ray_unlearn.results import COMPLETED, FAILED, Writer, curve_schema, trial_schema
+from ray_unlearn.results import COMPLETED, FAILED, PRUNED, Writer, curve_schema, trial_schema
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
@@ -46,9 +48,11 @@ class Watcher(Protocol):
 class GangTrial(tune.Trainable):
     """One Tune trial: submits its job, hands on the reports with the verdict on them."""
 
-    def setup(self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None) -> None:
+    def setup(
+        self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None, rungs: tuple[float, ...] = ()
+    ) -> None:
         assert judge is not None
-        self._broker, self._judge = broker, judge
+        self._broker, self._judge, self._rungs = broker, judge, rungs
         self._submit(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -58,7 +62,7 @@ class GangTrial(tune.Trainable):
 
     def _submit(self, config: dict[str, Any]) -> None:
         trial = TrialConfig.from_json(json.loads(config["trial"]))
-        self._job = Job(trial.trial_id, trial)
+        self._job = Job(trial.trial_id, trial, rungs=self._rungs)
         ray.get(self._broker.submit.remote(self._job))
 
     def step(self) -> dict[str, Any]:
@@ -107,11 +111,13 @@ class Recorder(_StaysHere, Callback):
         self._config, self._studies, self._spaces, self._writer = config, studies, spaces, writer
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._open: dict[str, tuple[TrialConfig, int, float]] = {}
+        self._halving = Halving()
+        self._pruned: set[str] = set()
         self._asked = dict.fromkeys(config.methods, 0)
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, watcher: Watcher, stop: Callable[[str], Any]) -> None:
-        """Whom to show the trials to, and how to stop a trial's job (by its id, giving an object reference)."""
+        """Whom to show the trials to, and how to stop a trial's job (by its id)."""
         self._watcher, self._stop = watcher, stop
 
     def suggest(self, tune_id: str) -> dict[str, Any] | None:
@@ -139,6 +145,17 @@ class Recorder(_StaysHere, Callback):
         self._watcher.started(trial, number)
         return {"trial": json.dumps(trial.to_json())}
 
+    def goes_on(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """The verdict on a trial's report that is not its last; a trial that is stopped gives its gang back at once."""
+        trial = self._open[tune_id][0]
+        rung = rung_epochs(trial.epochs, rungs_of(self._config)).get(report["epoch"])
+        names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
+        if rung is None or self._halving.goes_on(trial.method, rung, [report[name] for name in names]):
+            return True
+        self._pruned.add(tune_id)
+        self._stop(trial.trial_id)
+        return False
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         self._reports[trial.trial_id].append(json.loads(result["report"]))
 
@@ -147,19 +164,19 @@ class Recorder(_StaysHere, Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial's Tune actor died (the trial itself reports its failures): its gang must not wait for it."""
-        ray.get(self._stop(self._open[trial.trial_id][0].trial_id))
+        self._stop(self._open[trial.trial_id][0].trial_id)
         self._reports[trial.trial_id].append({"error": "lost: the trial's process ended", "done": True})
         self._close(trial.trial_id)
 
     def _close(self, tune_id: str) -> None:
         trial, number, started = self._open.pop(tune_id)
         reports = self._reports.pop(tune_id)
-        row = trial_row(trial, number, self._config, reports)
+        row = trial_row(trial, number, self._config, reports, tune_id in self._pruned)
         row["wall_seconds"] = time.perf_counter() - started
         row["device_seconds"] = row["wall_seconds"] * self._config.gang.num_workers
         self._writer.write_trial(row, [curve_row(trial, self._config, r) for r in reports if "error" not in r])
         self.rows.append(row)
-        self._studies[trial.method].tell(tune_id, row if row["status"] == COMPLETED else None)
+        self._studies[trial.method].tell(tune_id, row)
         self._watcher.finished(row)
 
 
@@ -183,7 +200,25 @@ class _Suggestions(_StaysHere, Searcher):
         return None
 
 
-def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]]) -> dict[str, Any]:
+def rungs_of(config: SearchConfig) -> tuple[float, ...]:
+    return RUNGS if config.prune else ()
+
+
+class _Verdicts(_StaysHere, FIFOScheduler):
+    """Tune's view of the recorder: which trials go on. They start in the order in which they were suggested."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        goes_on = self._recorder.goes_on(trial.trial_id, json.loads(result["report"]))
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
+def trial_row(
+    trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]], pruned: bool = False
+) -> dict[str, Any]:
     """One row of results from a trial's reports; its best evaluation point counts."""
     settings = trial.to_json()
     parameters = settings.pop("parameters")
@@ -195,8 +230,9 @@ def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: li
         "number": number,
         "benchmark": config.benchmark,
         "scale": config.scale,
-        "status": COMPLETED if error is None and good and good[-1]["done"] else FAILED,
+        "status": PRUNED if pruned else COMPLETED if error is None and good and good[-1]["done"] else FAILED,
         "error": error,
+        "epochs_run": good[-1]["epoch"] if good else 0,
     }
     if good:
         best = max(good, key=lambda r: r["objective"])
@@ -238,7 +274,9 @@ def run_search(
     )
     meta = describe_search(config, benchmark, spaces, command)
     studies = {
-        name: MethodStudy(spaces[name], config.trials, config.objective == "pareto", config.seed)
+        name: MethodStudy(
+            spaces[name], config.trials, config.objective == "pareto", config.seed, config.sampler, config.utility_floor
+        )
         for name in config.methods
     }
     recorder = Recorder(config, studies, spaces, writer)
@@ -253,7 +291,7 @@ def run_search(
         judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
         meta |= describe_anchors(judge)
         writer.write_search(meta)
-        recorder.attach(watcher, gangs.broker.stop.remote)
+        recorder.attach(watcher, lambda job_id: ray.get(gangs.broker.stop.remote(job_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         status = tune_trials(config, gangs, judge, recorder, Path(scratch))
         best = best_of_methods(recorder.rows, config.utility_floor)
@@ -276,12 +314,13 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
     Raises RuntimeError where Tune gives up (a disk that is full, say). Returns "complete", or "partial" after
     Ctrl-C, at which Tune ends the trials and returns as if nothing were.
     """
-    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge)
+    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge, rungs=rungs_of(config))
     total = config.trials * len(config.methods)
     tuner = Tuner(
         tune.with_resources(trainable, {"CPU": SLIVER}),
         tune_config=TuneConfig(
             search_alg=_Suggestions(recorder),
+            scheduler=_Verdicts(recorder),
             num_samples=total,
             max_concurrent_trials=config.concurrent,
             reuse_actors=True,
@@ -344,6 +383,7 @@ def run_finals(
         profile = finished_profile(report, "report", trial.trial_id)
         costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
         costs |= {"wall_seconds": time.perf_counter() - began}
+        costs["epochs_run"] = job.stop_after
         scores = asdict(judge.verdict(profile.metrics))
         plain = {name: value for name, value in row.items() if "/" not in name}
         writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
@@ -369,10 +409,14 @@ def trial_of(row: Mapping[str, Any], parameters: Mapping[str, float]) -> TrialCo
 
 
 def choose(rows: list[Any], floor: float) -> Any:
-    """The row to hand over: the best objective among those at or above the utility floor, else of all."""
+    """The row to hand over: the best objective among those at or above the utility floor, else of all.
+
+    A pruned trial stands in only where none completed.
+    """
     completed = [row for row in rows if row["status"] == COMPLETED]
-    above = [row for row in completed if row["utility"] >= floor]
-    return max(above or completed, key=lambda row: row["objective"], default=None)
+    able = completed or [row for row in rows if row["status"] == PRUNED]
+    above = [row for row in able if row["utility"] >= floor]
+    return max(above or able, key=lambda row: row["objective"], default=None)
 
 
 def best_of_methods(rows: list[dict[str, Any]], floor: float) -> dict[str, dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.config import Robustness, TrialConfig
+from ray_unlearn.halving import rung_epochs
 from ray_unlearn.losses import find_method
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Job:
     """Splits to score at the end. On the way "selection" alone is scored, if it is among them."""
     points: bool = True
     """Whether to report on the way, at the trial's evaluation points."""
+    rungs: tuple[float, ...] = ()
+    """Shares of the trial's epochs after which it may be stopped: evaluation points like the others."""
     complete: bool = False
     """Whether the last evaluation is a finalist's: all probes, and generated answers."""
     stop_after: int | None = None
@@ -47,9 +50,10 @@ class Job:
     """Of the attacks."""
 
 
-def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
-    """The epochs (1-based) after which a trial is evaluated: evenly spread, the last one included."""
-    return sorted({max(1, round(epochs * (i + 1) / evaluations)) for i in range(evaluations)})
+def evaluation_epochs(epochs: int, evaluations: int, rungs: Sequence[float] = ()) -> list[int]:
+    """The epochs (1-based) after which a trial is evaluated: evenly spread, the last one and the rungs included."""
+    spread = {max(1, round(epochs * (i + 1) / evaluations)) for i in range(evaluations)}
+    return sorted(spread | set(rung_epochs(epochs, rungs)))
 
 
 def _score(worker: Worker, splits: tuple[str, ...], complete: bool = False) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
         worker.prepare_reference(method, job.learn)
         mark = worker.clock()  # once a search, so it is no trial's training
     last = job.stop_after or trial.epochs
-    points = evaluation_epochs(trial.epochs, trial.evaluations) if job.points else []
+    points = evaluation_epochs(trial.epochs, trial.evaluations, job.rungs) if job.points else []
     for epoch in range(1, last + 1):
         steps = worker.train(trial, epoch - 1, job.learn)
         spend("train_seconds")

@@ -95,6 +95,9 @@ def test_evaluation_points_are_spread_and_end_with_the_last_epoch():
     assert evaluation_epochs(10, 2) == [5, 10]
     assert evaluation_epochs(10, 1) == [10]
     assert evaluation_epochs(3, 10) == [1, 2, 3]
+    assert evaluation_epochs(10, 2, (0.2, 0.5)) == [2, 5, 10]
+    assert evaluation_epochs(10, 1, (0.2, 0.5)) == [2, 5, 10]
+    assert evaluation_epochs(1, 2, (0.2, 0.5)) == [1]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():

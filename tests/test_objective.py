@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep
-from ray_unlearn.objective import Judge, combined, pareto_front, relative, two_sided
+from ray_unlearn.objective import Judge, combined, hypervolume, pareto_front, relative, two_sided
 
 START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
 
@@ -65,3 +65,14 @@ def test_the_objective_is_continuous_at_the_floor_and_lower_below_it():
 def test_the_front_holds_what_nothing_dominates():
     points = np.array([[1.0, 0.0], [0.5, 0.5], [0.4, 0.4], [0.0, 1.0], [0.5, 0.5]])
     assert pareto_front(points).tolist() == [True, True, False, True, True]
+
+
+def test_the_hypervolume_is_the_area_that_the_points_cover_together():
+    assert hypervolume(np.zeros((0, 2))) == 0.0
+    assert hypervolume(np.array([[0.5, 0.4]])) == pytest.approx(0.2)
+    steps = np.array([[0.2, 0.8], [0.5, 0.5], [1.0, 0.1], [0.4, 0.4], [0.5, 0.5], [0.9, -1.0]])
+    assert hypervolume(steps) == pytest.approx(0.2 * 0.3 + 0.5 * 0.4 + 1.0 * 0.1)
+    grid = (np.indices((1000, 1000)).reshape(2, -1).T + 0.5) / 1000
+    points = np.random.default_rng(0).random((20, 2))
+    counted = np.any(np.all(grid[:, None] <= points[None], axis=2), axis=1).mean()
+    assert hypervolume(points) == pytest.approx(counted, abs=2e-3)

@@ -15,7 +15,8 @@ from ray_unlearn.results import COMPLETED, SearchResults
 
 HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error")
 SCORES = ("objective", "forget", "utility", "epoch")
-COSTS = ("seed", "wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds", "peak_memory_bytes")
+TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds")
+COSTS = ("seed", "epochs_run", *TIMES, "peak_memory_bytes")
 _OWN = frozenset((*HEAD, *TRIAL_SETTINGS, *SCORES, *COSTS))
 
 Row = dict[str, Any]
