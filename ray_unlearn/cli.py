@@ -148,6 +148,17 @@ def tune(
         ),
     ] = Sampler.tpe,
     prune: Annotated[bool, typer.Option(help="Stop trials early that lag behind their method's others.")] = False,
+    harvest: Annotated[
+        bool, typer.Option(help="Also score models between the starting one and each trial's, as candidates.")
+    ] = False,
+    robustness: RobustnessOption = "relearn,quantise",
+    under: Annotated[
+        str, typer.Option(help="Attacks on every trial; its forget score is then the worst. Names as in --robustness.")
+    ] = "none",
+    relearn_share: RelearnShareOption = 0.2,
+    relearn_epochs: RelearnEpochsOption = 3,
+    relearn_order: RelearnOrderOption = RelearnOrder.random,
+    samples: SamplesOption = 8,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
@@ -180,6 +191,9 @@ def tune(
         utility_floor=utility_floor,
         sampler=sampler.value,
         prune=prune,
+        harvest=harvest,
+        robustness=_robustness(robustness, relearn_share, relearn_epochs, relearn_order, samples),
+        under=_names(under),
         seed=seed,
         address=address,
         out=out,
@@ -277,8 +291,12 @@ def evaluate(
 
 
 def _robustness(attacks: str, share: float, epochs: int, order: RelearnOrder, samples: int) -> Robustness:
-    named = tuple(dict.fromkeys(a.strip() for a in attacks.split(",") if a.strip() and a.strip() != "none"))
-    return Robustness(named, share, epochs, order.value, samples)
+    return Robustness(_names(attacks), share, epochs, order.value, samples)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """What a comma-separated option names, each once; nothing for "none"."""
+    return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
 
 
 @app.command()

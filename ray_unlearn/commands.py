@@ -30,6 +30,8 @@ PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
 """Exit code of a search that Ctrl-C ended; what had finished by then is kept and reported."""
+LINE = (0.25, 0.5, 0.75, 1.25)
+"""Where --harvest scores the line from the starting model (0) to a trial's (1)."""
 MINI_BANNER = (
     "MINI: generated data and a tiny model, to see the whole thing work. Its figures say nothing about real models."
 )
@@ -57,6 +59,9 @@ class TuneOptions:
     utility_floor: float
     sampler: str
     prune: bool
+    harvest: bool
+    robustness: Robustness
+    under: tuple[str, ...]
     seed: int
     address: str | None
     out: Path
@@ -183,6 +188,9 @@ def resolve_search(
         utility_floor=options.utility_floor,
         sampler=options.sampler,
         prune=options.prune,
+        line=LINE if options.harvest else (),
+        robustness=options.robustness,
+        under=options.under,
         seed=options.seed,
         gang=gang,
         model=task.model,
@@ -327,6 +335,7 @@ def check_tune(options: TuneOptions) -> None:
         )
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
+    check_robustness(options.robustness, options.under)
     if options.lora < 0:
         raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
     check_pattern(options.train)
@@ -364,10 +373,11 @@ def check_data(data: Path | None) -> None:
         raise UserError(f"--data {data}: no such folder. Give the folder that holds the benchmark's data")
 
 
-def check_robustness(robustness: Robustness) -> None:
-    for attack in robustness.attacks:
-        if attack not in ATTACKS:
-            raise UserError(f"--robustness {attack}: unknown. Choose from: {', '.join(ATTACKS)}, none")
+def check_robustness(robustness: Robustness, under: tuple[str, ...] = ()) -> None:
+    for option, attacks in (("--robustness", robustness.attacks), ("--under", under)):
+        for attack in attacks:
+            if attack not in ATTACKS:
+                raise UserError(f"{option} {attack}: unknown. Choose from: {', '.join(ATTACKS)}, none")
     if not 0.0 < robustness.relearn_share <= 1.0:
         raise UserError(f"--relearn-share {robustness.relearn_share:g}: must be above 0 and at most 1. Give 0.2, say")
     for name, value in (("--relearn-epochs", robustness.relearn_epochs), ("--samples", robustness.samples)):

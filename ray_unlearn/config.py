@@ -167,6 +167,13 @@ class SearchConfig:
     """One of SAMPLERS."""
     prune: bool = False
     """Whether trials that lag behind their method's others are stopped early."""
+    line: tuple[float, ...] = ()
+    """Points start + alpha (end - start) on the line through the starting model and a finished trial's, scored
+    after the trial as candidates of their own."""
+    robustness: Robustness = field(default_factory=Robustness)
+    """Attacks on the finalists."""
+    under: tuple[str, ...] = ()
+    """Attacks on every trial: its forget score is then the worst over itself and these."""
     data: str | None = None
     split: str | None = None
     spaces: tuple[str, ...] = ()

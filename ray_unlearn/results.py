@@ -10,12 +10,13 @@
         log.txt         what Ray and DeepSpeed had to say
 
 Trial columns: trial_id, number (order of suggestion), benchmark, method, scale, status (completed, pruned,
-failed), error, every setting and every method parameter under its own name (null where the method has no
-such parameter), objective, forget, utility, epoch (of the evaluation point that counts), seed, epochs_run
-(epochs really trained, up to the last report), wall_seconds (suggestion to result), train_seconds,
-evaluate_seconds, device_seconds (wall_seconds times workers), peak_memory_bytes, and one column
-`<benchmark>/<metric>` a metric. All files of a search have one schema, and benchmark and method are columns
-too, so that any Parquet reader opens the folder with no options.
+failed; interpolated: no trial, but a point on the line from the starting model to that trial's, at `alpha`),
+error, every setting and every method parameter under its own name (null where the method has no such
+parameter), alpha (1 for a trial's own model), objective, forget, utility, epoch (of the evaluation point that
+counts), epochs_run (epochs really trained: fewer than `epochs` for a pruned trial), seed, wall_seconds
+(suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
+peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
+benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
 Files are written under a temporary name and renamed; nothing written is ever rewritten.
 """
 
@@ -34,6 +35,8 @@ import pyarrow.parquet as pq
 from ray_unlearn.config import UserError
 
 COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
+INTERPOLATED = "interpolated"
+"""No trial: a point on the line from the starting model to a completed trial's."""
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _HEAD = {
@@ -59,6 +62,7 @@ _SETTINGS = {
     "train_layers": _INTEGER,
     "evaluations": _INTEGER,
 }
+_PLACE = {"alpha": _NUMBER}
 _SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}
 _COSTS = {
     "seed": _INTEGER,
@@ -73,7 +77,7 @@ _COSTS = {
 
 def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[str]) -> pa.Schema:
     """One schema for all trials of a search: the union of its methods' parameters, then the metrics."""
-    columns = {**_HEAD, **_SETTINGS, **dict.fromkeys(parameters, _NUMBER), **_SCORES, **_COSTS}
+    columns = {**_HEAD, **_SETTINGS, **dict.fromkeys(parameters, _NUMBER), **_PLACE, **_SCORES, **_COSTS}
     columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
     return pa.schema(list(columns.items()))
 

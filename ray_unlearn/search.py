@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,12 +24,13 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
-from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
+from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.gang import Gangs
 from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
-from ray_unlearn.results import COMPLETED, FAILED, PRUNED, Writer, curve_schema, trial_schema
+from ray_unlearn.results import COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
+from ray_unlearn.robustness import describe_metrics
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
@@ -48,11 +49,10 @@ class Watcher(Protocol):
 class GangTrial(tune.Trainable):
     """One Tune trial: submits its job, hands on the reports with the verdict on them."""
 
-    def setup(
-        self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None, rungs: tuple[float, ...] = ()
-    ) -> None:
+    def setup(self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None, job: Any = None) -> None:
+        """job: what is the same for all trials."""
         assert judge is not None
-        self._broker, self._judge, self._rungs = broker, judge, rungs
+        self._broker, self._judge, self._plain = broker, judge, job
         self._submit(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -62,19 +62,24 @@ class GangTrial(tune.Trainable):
 
     def _submit(self, config: dict[str, Any]) -> None:
         trial = TrialConfig.from_json(json.loads(config["trial"]))
-        self._job = Job(trial.trial_id, trial, rungs=self._rungs)
+        self._job = replace(self._plain, job_id=trial.trial_id, trial=trial, seed=trial.seed)
         ray.get(self._broker.submit.remote(self._job))
 
     def step(self) -> dict[str, Any]:
         report = ray.get(self._broker.next.remote(self._job.job_id))
         result = {"done": report["done"]}
         if "error" not in report:
-            report["metrics"] = report.pop("profiles")["selection"]["metrics"]
-            scores = asdict(self._judge.verdict(report["metrics"]))
-            report |= scores
-            result |= scores
+            self._judge_point(report, report["done"])
+            for point in report["line"]:
+                self._judge_point(point, is_last=False)
+            result |= {name: report[name] for name in ("forget", "utility", "objective")}
         # As text, because Tune flattens and copies nested results.
         return {**result, "report": json.dumps(report)}
+
+    def _judge_point(self, point: dict[str, Any], is_last: bool) -> None:
+        """Put metrics and scores in the place of the profiles."""
+        point["metrics"] = point.pop("profiles")["selection"]["metrics"]
+        point |= asdict(self._judge.verdict(point["metrics"], is_last))
 
     def cleanup(self) -> None:
         ray.get(self._broker.stop.remote(self._job.job_id))
@@ -176,6 +181,9 @@ class Recorder(_StaysHere, Callback):
         row["device_seconds"] = row["wall_seconds"] * self._config.gang.num_workers
         self._writer.write_trial(row, [curve_row(trial, self._config, r) for r in reports if "error" not in r])
         self.rows.append(row)
+        for point in reports[-1].get("line", []):
+            self.rows.append(point_row(row, point, self._config.benchmark))
+            self._writer.write_trial(self.rows[-1], [])
         self._studies[trial.method].tell(tune_id, row)
         self._watcher.finished(row)
 
@@ -198,6 +206,17 @@ class _Suggestions(_StaysHere, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         return None
+
+
+def trial_job(config: SearchConfig) -> Job:
+    """The job of every trial, but for the trial itself."""
+    attacks = replace(config.robustness, attacks=config.under)
+    return Job("", rungs=rungs_of(config), line=config.line, robustness=attacks)
+
+
+def attacks_of(config: SearchConfig) -> tuple[str, ...]:
+    """Those that finalists go through: the ones asked for, and those that trials were judged under."""
+    return tuple(name for name in ATTACKS if name in (*config.robustness.attacks, *config.under))
 
 
 def rungs_of(config: SearchConfig) -> tuple[float, ...]:
@@ -233,12 +252,23 @@ def trial_row(
         "status": PRUNED if pruned else COMPLETED if error is None and good and good[-1]["done"] else FAILED,
         "error": error,
         "epochs_run": good[-1]["epoch"] if good else 0,
+        "alpha": 1.0,
     }
     if good:
-        best = max(good, key=lambda r: r["objective"])
+        # Points on the way have not been through the attacks that the last one has.
+        counted = good[-1:] if config.under else good
+        best = max(counted, key=lambda r: r["objective"])
         row |= _scores(best, config.benchmark)
         row |= {name: good[-1][name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
     return row
+
+
+def point_row(row: Mapping[str, Any], point: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
+    """The row of a point on a finished trial's line: its settings, no cost of its own."""
+    plain = {name: value for name, value in row.items() if "/" not in name and not name.endswith("_seconds")}
+    scores = _scores({**point, "epoch": row["epochs_run"]}, benchmark)
+    name = f"{row['trial_id']}@{point['alpha']:g}"
+    return {**plain, **scores, "trial_id": name, "status": INTERPOLATED, "alpha": point["alpha"]}
 
 
 def curve_row(trial: TrialConfig, config: SearchConfig, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,12 +297,13 @@ def run_search(
     """
     benchmark = load_benchmark(config.benchmark)
     parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
+    metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
     writer = Writer.create(
         folder,
-        trial_schema(benchmark.name, parameters, benchmark.metrics),
+        trial_schema(benchmark.name, parameters, metrics),
         curve_schema(benchmark.name, benchmark.metrics),
     )
-    meta = describe_search(config, benchmark, spaces, command)
+    meta = describe_search(config, benchmark, spaces, command) | {"metrics": metrics}
     studies = {
         name: MethodStudy(
             spaces[name], config.trials, config.objective == "pareto", config.seed, config.sampler, config.utility_floor
@@ -287,9 +318,15 @@ def run_search(
         ray_session(config.gang, config.concurrent, config.address),
         Gangs(task, config.gang, config.concurrent, Path(scratch)) as gangs,
     ):
-        start = finished_profile(gangs.run(Job("start")), "selection", "the starting model")
-        judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
-        meta |= describe_anchors(judge)
+        # Sampled answers are judged against the starting model's.
+        sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
+        report = gangs.run(Job("start", robustness=sampling, seed=config.seed))
+        start = finished_profile(report, "selection", "the starting model")
+        retrained = _metrics(task.selection.retrained)
+        judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
+        meta |= describe_anchors(judge) | {"notes": report["notes"]}
+        for note in report["notes"]:
+            watcher.stage(note)
         writer.write_search(meta)
         recorder.attach(watcher, lambda job_id: ray.get(gangs.broker.stop.remote(job_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
@@ -314,7 +351,7 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
     Raises RuntimeError where Tune gives up (a disk that is full, say). Returns "complete", or "partial" after
     Ctrl-C, at which Tune ends the trials and returns as if nothing were.
     """
-    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge, rungs=rungs_of(config))
+    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge, job=trial_job(config))
     total = config.trials * len(config.methods)
     tuner = Tuner(
         tune.with_resources(trainable, {"CPU": SLIVER}),
@@ -337,7 +374,8 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
         tuner.fit()
     except TuneError as error:
         raise RuntimeError(f"Ray Tune ended the search: {error}") from error
-    return "complete" if len(recorder.rows) == total else "partial"
+    ended = sum(row["status"] != INTERPOLATED for row in recorder.rows)
+    return "complete" if ended == total else "partial"
 
 
 def run_finals(
@@ -354,38 +392,38 @@ def run_finals(
     """
     benchmark = load_benchmark(config.benchmark)
     retrained = task.report.retrained
-    start = finished_profile(
-        gangs.run(Job("start-report", evaluate=("report",), complete=True)), "report", "the starting model"
-    )
-    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor)
+    attacks = replace(config.robustness, attacks=attacks_of(config))
+    final = Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=config.seed)
+    start = finished_profile(gangs.run(final), "report", "the starting model")
+    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor, config.under)
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
-        scores = asdict(judge.verdict(profile.metrics))
+        scores = asdict(judge.verdict(profile.metrics, is_last=False))
         writer.write_final(_final_row({"trial_id": name, "method": name}, config, scores, profile))
     chosen = choose(list(best.values()), config.utility_floor)
     for row in best.values():
         trial = trial_of(row, METHODS[row["method"]].parameters)
         keep = folder is not None and chosen is not None and row["trial_id"] == chosen["trial_id"]
-        job = Job(
-            f"final-{trial.trial_id}",
-            trial,
-            evaluate=("report",),
-            points=False,
-            complete=True,
+        job = replace(
+            final,
+            job_id=f"final-{trial.trial_id}",
+            trial=trial,
             stop_after=int(row["epoch"]),
+            alpha=row["alpha"],
             save_to=str(folder / "model") if keep and folder else None,
         )
         began = time.perf_counter()
         report = gangs.run(job)
+        plain = {name: value for name, value in row.items() if "/" not in name}
         if "error" in report:
-            writer.write_final({**row, "status": FAILED, "error": report["error"]})
+            unknown = dict.fromkeys(("forget", "utility", "objective"))
+            writer.write_final({**plain, **unknown, "status": FAILED, "error": report["error"]})
             continue
         profile = finished_profile(report, "report", trial.trial_id)
         costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
         costs |= {"wall_seconds": time.perf_counter() - began}
         costs["epochs_run"] = job.stop_after
         scores = asdict(judge.verdict(profile.metrics))
-        plain = {name: value for name, value in row.items() if "/" not in name}
         writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
 
 
@@ -413,7 +451,7 @@ def choose(rows: list[Any], floor: float) -> Any:
 
     A pruned trial stands in only where none completed.
     """
-    completed = [row for row in rows if row["status"] == COMPLETED]
+    completed = [row for row in rows if row["status"] in (COMPLETED, INTERPOLATED)]
     able = completed or [row for row in rows if row["status"] == PRUNED]
     above = [row for row in able if row["utility"] >= floor]
     return max(above or able, key=lambda row: row["objective"], default=None)
@@ -465,10 +503,10 @@ def public_config(config: SearchConfig) -> dict[str, Any]:
 
 
 def describe_anchors(judge: Judge) -> dict[str, Any]:
-    start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start))}
+    start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start, is_last=False))}
     retrained = None
     if judge.retrained is not None:
-        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained))}
+        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_last=False))}
     return {"start": start, "retrained": retrained}
 
 
