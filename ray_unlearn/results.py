@@ -37,6 +37,8 @@ from ray_unlearn.config import UserError
 COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
 INTERPOLATED = "interpolated"
 """No trial: a point on the line from the starting model to a completed trial's."""
+CANDIDATES = (COMPLETED, INTERPOLATED)
+"""What can be on the front and be chosen."""
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _HEAD = {

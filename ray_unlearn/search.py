@@ -29,7 +29,7 @@ from ray_unlearn.gang import Gangs
 from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
-from ray_unlearn.results import COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
+from ray_unlearn.results import CANDIDATES, COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
 from ray_unlearn.robustness import describe_metrics
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.session import SLIVER, ray_session
@@ -451,7 +451,7 @@ def choose(rows: list[Any], floor: float) -> Any:
 
     A pruned trial stands in only where none completed.
     """
-    completed = [row for row in rows if row["status"] in (COMPLETED, INTERPOLATED)]
+    completed = [row for row in rows if row["status"] in CANDIDATES]
     able = completed or [row for row in rows if row["status"] == PRUNED]
     above = [row for row in able if row["utility"] >= floor]
     return max(above or able, key=lambda row: row["objective"], default=None)

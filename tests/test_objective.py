@@ -7,11 +7,11 @@ from ray_unlearn.objective import Judge, combined, hypervolume, pareto_front, re
 START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
 
 
-def judge(retrained=None) -> Judge:
+def judge(retrained=None, under=(), **start: float) -> Judge:
     aims = (Aim("forget_accuracy", never_knew=0.25),)
     keeps = (Keep("general_accuracy", useless=0.25),)
-    benchmark = Benchmark("toy", "", {}, aims, keeps, load=None, measure=None)
-    return Judge.build(benchmark, START, retrained, 0.95)
+    benchmark = Benchmark("toy", "", {}, aims, keeps, load=None, measure=None, leaks={"forget": "forget_rouge"})
+    return Judge.build(benchmark, {**START, **start}, retrained, 0.95, under)
 
 
 def test_forgetting_is_two_sided():
@@ -55,6 +55,34 @@ def test_an_aim_for_want_of_better_is_left_out_where_there_is_better():
 def test_a_missing_metric_is_an_error_and_never_made_up():
     with pytest.raises(KeyError):
         judge().verdict({"forget_accuracy": 0.3})
+
+
+def test_under_attacks_the_forget_score_is_the_worst_of_all_at_a_trials_last_point():
+    metrics = {**START, "forget_accuracy": 0.25, "relearned_forget_accuracy": 0.6, "quantised_forget_accuracy": 0.25}
+    held = judge(under=("relearn", "quantise"))
+    assert held.verdict(metrics).forget == pytest.approx(two_sided(0.6, 0.95, 0.25))
+    assert held.verdict(metrics, is_last=False).forget == 1.0
+    assert judge(under=("quantise",)).verdict(metrics).forget == 1.0
+    with pytest.raises(KeyError):
+        held.verdict({**START, "forget_accuracy": 0.25})
+
+
+def test_sampled_answers_are_judged_from_the_starting_models_to_the_retrained_models():
+    retrained = {"forget_accuracy": 0.25, "forget_rouge": 0.2}
+    held = judge(retrained, ("sample",), sampled_forget_rouge=0.8)
+    metrics = {**START, "forget_accuracy": 0.25, "sampled_forget_rouge": 0.5}
+    assert held.verdict(metrics).forget == pytest.approx(0.5)
+    with pytest.raises(RuntimeError, match="retrained"):
+        judge(None, ("sample",))
+
+
+def test_a_hold_out_says_what_a_model_that_never_knew_would_have():
+    aims = (Aim("forget_probability", hold_out="hold_out_probability", never_knew=0.0),)
+    benchmark = Benchmark("toy", "", {}, aims, (), load=None, measure=None)
+    start = {"forget_probability": 0.9, "hold_out_probability": 0.3}
+    assert Judge.build(benchmark, start, None, 0.95).goal(aims[0]) == 0.3
+    assert Judge.build(benchmark, start, {"forget_probability": 0.4}, 0.95).goal(aims[0]) == 0.4
+    assert Judge.build(benchmark, {"forget_probability": 0.9}, None, 0.95).goal(aims[0]) == 0.0
 
 
 def test_the_objective_is_continuous_at_the_floor_and_lower_below_it():
