@@ -299,6 +299,65 @@ def _names(listed: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
 
 
+FolderArgument = Annotated[Path, typer.Argument(help="The search's folder, as `tune` printed it.")]
+SameAddressOption = Annotated[str | None, typer.Option(help="Ray cluster to use. (default: the search's)")]
+
+
+@app.command()
+def compare(
+    folder: FolderArgument,
+    seeds: Annotated[int, typer.Option(help="Runs of every finalist, each with a seed of its own.")] = 5,
+    top: Annotated[int, typer.Option(help="Finalists of each method.")] = 1,
+    frontier: Annotated[bool, typer.Option(help="Also every other point of the frontier.")] = False,
+    concurrent: Annotated[int | None, typer.Option(help="Runs at a time. (default: what the machine holds)")] = None,
+    allow_unequal: Annotated[
+        bool, typer.Option("--allow-unequal", help="Compare methods that had unequal budgets, and say so.")
+    ] = False,
+    address: SameAddressOption = None,
+) -> None:
+    """Train each method's best again with new seeds, and say which differences hold."""
+    from ray_unlearn import commands
+
+    options = commands.CompareOptions(folder, seeds, top, frontier, concurrent, allow_unequal, address)
+    raise typer.Exit(commands.compare(options))
+
+
+@app.command()
+def export(
+    folder: FolderArgument,
+    trial: Annotated[str, typer.Option(help="Which trial: its name, or best.")] = "best",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make. (default: export/ and the trial's name, in the search's)")
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapter by itself, for peft. (default: merged)")
+    ] = False,
+    address: SameAddressOption = None,
+) -> None:
+    """Write a trial's model as a folder to pass on, with a model card and what it takes to make it again."""
+    from ray_unlearn import commands
+
+    raise typer.Exit(commands.export(commands.ExportOptions(folder, trial, out, adapter, address)))
+
+
+@app.command()
+def reproduce(
+    what: Annotated[Path, typer.Argument(help="The reproduce.json of an exported model.")],
+    model: ModelOption = None,
+    data: DataOption = None,
+    retrained: RetrainedOption = None,
+    workers: Annotated[int | None, typer.Option(help="Workers of the gang. (default: as many as then)")] = None,
+    zero: Annotated[Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: as then)")] = None,
+    address: AddressOption = None,
+) -> None:
+    """Run an exported trial again, and compare figures and weights."""
+    from ray_unlearn import commands
+
+    stage = int(zero.value) if zero is not None else None
+    options = commands.ReproduceOptions(what, model, data, retrained, workers, stage, address)
+    raise typer.Exit(commands.reproduce(options))
+
+
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method. (default: all of them)")] = None,
@@ -311,7 +370,7 @@ def methods(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The search's folder, as `tune` printed it.")],
+    folder: FolderArgument,
 ) -> None:
     """Write a search's report again: HTML page, pictures, tables."""
     from ray_unlearn.report import write_report

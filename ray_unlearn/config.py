@@ -179,3 +179,16 @@ class SearchConfig:
     spaces: tuple[str, ...] = ()
     """Search-space files given in place of the shipped ones, by name."""
     address: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SearchConfig:
+        """From `asdict` gone through JSON: lists are tuples again, tables are settings again."""
+        robustness = values.get("robustness", {})
+        parts: dict[str, Any] = {
+            "gang": GangConfig(**values["gang"]),
+            "robustness": Robustness(**{**robustness, "attacks": tuple(robustness.get("attacks", ()))}),
+        }
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**{**plain, **parts})

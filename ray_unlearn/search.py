@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
@@ -23,15 +24,26 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ray_unlearn.again import LOCAL, data_fingerprint
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.gang import Gangs
 from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
-from ray_unlearn.results import CANDIDATES, COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
+from ray_unlearn.results import (
+    CANDIDATES,
+    COMPLETED,
+    FAILED,
+    INTERPOLATED,
+    PRUNED,
+    Writer,
+    curve_schema,
+    trial_schema,
+    write_json,
+)
 from ray_unlearn.robustness import describe_metrics
-from ray_unlearn.sampling import MethodStudy
+from ray_unlearn.sampling import MethodStudy, importances
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.trial import Job
@@ -290,20 +302,21 @@ def run_search(
     command: list[str],
     watcher: Watcher,
     keep_model: bool = True,
+    local: Mapping[str, Any] | None = None,
 ) -> str:
     """Run the whole search into `folder`; returns its status, "complete" or "partial".
+
+    local: what a later command on this machine needs to go on (see again.py).
 
     Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
     """
     benchmark = load_benchmark(config.benchmark)
-    parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
     metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
-    writer = Writer.create(
-        folder,
-        trial_schema(benchmark.name, parameters, metrics),
-        curve_schema(benchmark.name, benchmark.metrics),
-    )
+    writer = Writer.create(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
+    if local is not None:
+        write_json(folder / LOCAL, local)
     meta = describe_search(config, benchmark, spaces, command) | {"metrics": metrics}
+    meta |= {"data_fingerprint": data_fingerprint(task)}
     studies = {
         name: MethodStudy(
             spaces[name], config.trials, config.objective == "pareto", config.seed, config.sampler, config.utility_floor
@@ -324,7 +337,7 @@ def run_search(
         start = finished_profile(report, "selection", "the starting model")
         retrained = _metrics(task.selection.retrained)
         judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
-        meta |= describe_anchors(judge) | {"notes": report["notes"]}
+        meta |= describe_anchors(judge) | {name: report[name] for name in ("notes", "hardware")}
         for note in report["notes"]:
             watcher.stage(note)
         writer.write_search(meta)
@@ -340,9 +353,25 @@ def run_search(
         "status": status,
         "finished": _now(),
         "chosen": chosen["trial_id"] if chosen else None,
+        "importances": describe_importances(recorder.rows, spaces),
     }
     writer.write_search(meta)
     return status
+
+
+def row_schema(config: SearchConfig) -> pa.Schema:
+    """Of the search's trials, and of its finalists."""
+    benchmark = load_benchmark(config.benchmark)
+    parameters = dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters)
+    return trial_schema(
+        benchmark.name, parameters, [*benchmark.metrics, *describe_metrics(benchmark, attacks_of(config))]
+    )
+
+
+def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]) -> dict[str, dict[str, float]]:
+    """By method, its parameters' shares; methods with too few trials are left out."""
+    found = {name: importances([r for r in rows if r["method"] == name], space) for name, space in spaces.items()}
+    return {name: shares for name, shares in found.items() if shares}
 
 
 def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
@@ -390,41 +419,62 @@ def run_finals(
 
     The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
     """
-    benchmark = load_benchmark(config.benchmark)
-    retrained = task.report.retrained
-    attacks = replace(config.robustness, attacks=attacks_of(config))
-    final = Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=config.seed)
+    final = held_out_job(config, config.seed)
     start = finished_profile(gangs.run(final), "report", "the starting model")
-    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor, config.under)
+    judge = held_out_judge(config, task, start.metrics)
+    retrained = task.report.retrained
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
         scores = asdict(judge.verdict(profile.metrics, is_last=False))
         writer.write_final(_final_row({"trial_id": name, "method": name}, config, scores, profile))
     chosen = choose(list(best.values()), config.utility_floor)
     for row in best.values():
-        trial = trial_of(row, METHODS[row["method"]].parameters)
         keep = folder is not None and chosen is not None and row["trial_id"] == chosen["trial_id"]
-        job = replace(
-            final,
-            job_id=f"final-{trial.trial_id}",
-            trial=trial,
-            stop_after=int(row["epoch"]),
-            alpha=row["alpha"],
-            save_to=str(folder / "model") if keep and folder else None,
-        )
+        job = rerun_job(config, row, config.seed)
+        job = replace(job, save_to=str(folder / "model") if keep and folder else None)
         began = time.perf_counter()
         report = gangs.run(job)
-        plain = {name: value for name, value in row.items() if "/" not in name}
-        if "error" in report:
-            unknown = dict.fromkeys(("forget", "utility", "objective"))
-            writer.write_final({**plain, **unknown, "status": FAILED, "error": report["error"]})
-            continue
-        profile = finished_profile(report, "report", trial.trial_id)
-        costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
-        costs |= {"wall_seconds": time.perf_counter() - began}
-        costs["epochs_run"] = job.stop_after
-        scores = asdict(judge.verdict(profile.metrics))
-        writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
+        writer.write_final(rerun_row(config, judge, row, job, report, time.perf_counter() - began))
+
+
+def held_out_job(config: SearchConfig, seed: int) -> Job:
+    """Score the starting model on the held-out split, as finalists are."""
+    attacks = replace(config.robustness, attacks=attacks_of(config))
+    return Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=seed)
+
+
+def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
+    """Train a results row's trial again with that seed, to the evaluation point that counted, and score it on the
+    held-out split. With the search's own seed it is the same model again."""
+    trial = replace(trial_of(row, METHODS[row["method"]].parameters), seed=seed)
+    return replace(
+        held_out_job(config, seed),
+        job_id=f"final-{trial.trial_id}-{seed}",
+        trial=trial,
+        stop_after=int(row["epoch"]),
+        alpha=row["alpha"],
+    )
+
+
+def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float]) -> Judge:
+    """From what the starting model measures on the held-out split."""
+    retrained = _metrics(task.report.retrained)
+    return Judge.build(load_benchmark(config.benchmark), start, retrained, config.utility_floor, config.under)
+
+
+def rerun_row(
+    config: SearchConfig, judge: Judge, row: Mapping[str, Any], job: Job, report: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The row of a trial that was run again; one that failed says why and has no scores."""
+    plain = {name: value for name, value in row.items() if "/" not in name} | {"seed": job.seed}
+    if "error" in report:
+        unknown = dict.fromkeys(("forget", "utility", "objective"))
+        return {**plain, **unknown, "status": FAILED, "error": report["error"]}
+    profile = finished_profile(report, "report", row["trial_id"])
+    costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
+    costs |= {"wall_seconds": seconds, "device_seconds": seconds * config.gang.num_workers}
+    scores = asdict(judge.verdict(profile.metrics))
+    return _final_row({**plain, **costs, "epochs_run": job.stop_after}, config, scores, profile)
 
 
 def _final_row(
