@@ -183,12 +183,6 @@ class SearchConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SearchConfig:
         """From `asdict` gone through JSON: lists are tuples again, tables are settings again."""
-        robustness = values.get("robustness", {})
-        parts: dict[str, Any] = {
-            "gang": GangConfig(**values["gang"]),
-            "robustness": Robustness(**{**robustness, "attacks": tuple(robustness.get("attacks", ()))}),
-        }
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
-        return cls(**{**plain, **parts})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        attacks = {**values["robustness"], "attacks": tuple(values["robustness"]["attacks"])}
+        return cls(**{**plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**attacks)})

@@ -88,9 +88,10 @@ def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[
 
 def attach_retrained(task: Task, place: Path | None) -> Task:
     """The task with the retrained model's profile from that place, else from where `prepare` leaves it: beside
-    the starting model. Raises UserError where the given one cannot be had."""
+    the starting model. A benchmark that makes its own models has attached it. Raises UserError where the given one
+    cannot be had."""
     beside = Path(task.model).parent / "retrained"
-    if place is None and not (beside / "profile.json").is_file():
+    if place is None and (task.report.retrained is not None or not (beside / "profile.json").is_file()):
         return task
     try:
         return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))

@@ -106,7 +106,7 @@ def test_sentences_say_who_by_how_much_and_how_sure():
     assert (
         describe_difference("A", "B", "utility", large)
         == "A's advantage over B in utility is 0.200 [0.100, 0.300]: reliable"
-    )  # noqa: E501
+    )
     unsure = Difference(Interval(0.01, -0.02, 0.05), 0.5, 5)
     assert describe_difference("A", "B", "objective", unsure).startswith("A and B cannot be told apart at this budget")
 
