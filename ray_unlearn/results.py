@@ -5,6 +5,8 @@
         trials/benchmark=<b>/method=<m>/<trial_id>.parquet     one row: settings, scores, seconds
         curves/benchmark=<b>/method=<m>/<trial_id>.parquet     one row an evaluation point
         finals/<trial_id>.parquet    the best trial of each method, run again, on the held-out report split
+        comparison.json, compare/    finalists over several seeds, see compare.py
+        local.json      where model and data are on this machine, see again.py; no report reads it
         model/          the chosen model, as `transformers` loads it
         report/         pages and pictures
         log.txt         what Ray and DeepSpeed had to say

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 
 import pytest
-from tests.test_cli import run
 
 from ray_unlearn.again import LOCAL
 from ray_unlearn.compare import (
@@ -20,6 +19,7 @@ from ray_unlearn.config import GangConfig, SearchConfig
 from ray_unlearn.results import Writer, curve_schema, trial_schema
 from ray_unlearn.sampling import importances
 from ray_unlearn.space import Range, Space
+from tests.test_cli import run
 
 SPACE = Space("simnpo", {}, {"beta": Range(0.5, 8.0, log=True), "retain_weight": Range(0.0, 10.0)}, ())
 SPACES = {"simnpo": SPACE, "npo": SPACE}
