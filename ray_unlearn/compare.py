@@ -46,6 +46,8 @@ MOST_UNEQUAL = {"trials": 1.0, "epochs": 1.1, "device_seconds": 3.0}
 """How many times the least-served method's budget another one's may be. Seconds differ by what methods compute (GA
 reads no retain set) and by what else the machine did; trials are dealt out evenly."""
 MEASURES = ("objective", "forget", "utility")
+DIVERGED = "NonFinite"
+"""The worker's word for a loss or a metric that is nan or inf."""
 
 
 def comparison_seeds(config: SearchConfig, count: int) -> list[int]:
@@ -114,7 +116,8 @@ def run_comparison(
 ) -> list[dict[str, Any]]:
     """Every finalist with every seed, but for the runs that are there already: the rows of all of them.
 
-    Raises RuntimeError where nothing can run.
+    A run that diverges is a result, and kept as a failed one. Raises RuntimeError where one fails for another reason
+    (no memory, lost workers); the runs that ended by then are kept.
     """
     from ray_unlearn.gang import Gangs
     from ray_unlearn.search import finished_profile, held_out_job, held_out_judge, rerun_job, rerun_row, row_schema
@@ -154,6 +157,8 @@ def run_comparison(
         for job, report, seconds in gangs.run_all(job for _, job in jobs.values()):
             row = rerun_row(config, judge, jobs[job.job_id][0], job, report, seconds)
             key = row["trial_id"], job.seed
+            if row["error"] and not row["error"].startswith(DIVERGED):
+                raise RuntimeError(f"{row['trial_id']} with seed {job.seed} failed: {row['error']}")
             write_table(places[key], schema, [row])
             done[key] = row
             outcome = row["error"] or ", ".join(f"{name} {row[name]:.3f}" for name in MEASURES)

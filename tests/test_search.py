@@ -97,8 +97,8 @@ def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path):
 
     options = ("--benchmark", "wmdp", "--methods", "simnpo,npo", "--trials", "2", "--robustness", "quantise")
     folder, _ = tune(tmp_path, *options, "--concurrent", "2")
-    meta = (folder / "search.json").read_text()
-    assert str(tmp_path) not in meta
+    meta = json.loads((folder / "search.json").read_text())
+    assert str(tmp_path) not in json.dumps({**meta, "command": None})
     assert json.loads((folder / "local.json").read_text())["config"]["methods"] == ["simnpo", "npo"]
 
     # The machine may have been busy during one method's trials, so their seconds may differ.
@@ -118,8 +118,8 @@ def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path):
     assert json.loads((folder / "comparison.json").read_text()) == comparison
 
     # Not the chosen one, whose model is kept: this one has to be trained again.
-    chosen = json.loads(meta)["chosen"]
-    other = next(r["trial_id"] for r in ds.dataset(folder / "trials").to_table().to_pylist() if r["trial_id"] != chosen)
+    names = ds.dataset(folder / "trials").to_table().column("trial_id").to_pylist()
+    other = next(name for name in names if name != meta["chosen"])
     out = tmp_path / "exported"
     ray_unlearn("export", str(folder), "--trial", other, "--out", str(out))
     model = AutoModelForCausalLM.from_pretrained(out)
