@@ -394,7 +394,9 @@ def run_finals(
     retrained = task.report.retrained
     attacks = replace(config.robustness, attacks=attacks_of(config))
     final = Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=config.seed)
-    start = finished_profile(gangs.run(final), "report", "the starting model")
+    report = gangs.run(replace(final, weights=True))
+    start, start_nll = finished_profile(report, "report", "the starting model"), report["forget_nll"]
+    writer.write_examples("start", "report", start.examples)
     judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor, config.under)
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
@@ -411,6 +413,7 @@ def run_finals(
             stop_after=int(row["epoch"]),
             alpha=row["alpha"],
             save_to=str(folder / "model") if keep and folder else None,
+            weights=True,
         )
         began = time.perf_counter()
         report = gangs.run(job)
@@ -425,6 +428,8 @@ def run_finals(
         costs["epochs_run"] = job.stop_after
         scores = asdict(judge.verdict(profile.metrics))
         writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
+        writer.write_examples(trial.trial_id, "report", profile.examples)
+        writer.write_weights(trial.trial_id, report["weights"], task.forget.answer_lengths.tolist(), start_nll)
 
 
 def _final_row(

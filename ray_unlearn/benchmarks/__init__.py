@@ -6,9 +6,10 @@ A file defines `BENCHMARK = Benchmark(...)` and is named in `BENCHMARKS` below. 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class Profile:
     metrics: Mapping[str, float]
     arrays: Mapping[str, list[float]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+    """One row an example of the set that was to be forgotten, for people to read; see results.py."""
 
 
 @dataclass(frozen=True)
