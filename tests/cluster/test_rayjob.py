@@ -51,7 +51,7 @@ def text() -> str:
 
 @pytest.fixture
 def claim(text) -> dict:
-    return list(yaml.safe_load_all(text))[0]
+    return next(iter(yaml.safe_load_all(text)))
 
 
 @pytest.fixture
