@@ -430,7 +430,7 @@ def try_ray(address: str | None, start_ray: bool) -> list[Check]:
         fix = (
             "Look into the newest folder under /tmp/ray"
             if address is None
-            else ("Set RAY_AUTH_MODE=token where it asks for a token; run this on a node of the cluster")
+            else ("Run this on a node of the cluster, with RAY_AUTH_MODE=token and its token where it asks for one")
         )
         return [Check("cluster" if address else "ray", PROBLEM, first_line(error), fix)]
     finally:
