@@ -100,6 +100,15 @@ ScaleOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(help="Workers that train one trial together.")]
 GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. (default: 1 where there are GPUs, else 0)")]
 ZeroOption = Annotated[Zero, typer.Option(help="DeepSpeed ZeRO stage.")]
+ZeroOrFileOption = Annotated[
+    Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: 2, or that of the --deepspeed file)")
+]
+DeepspeedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="DeepSpeed JSON file (see cluster/deepspeed) whose zero_optimization and bf16 are laid over ours."
+    ),
+]
 LoraOption = Annotated[
     int, typer.Option(help="Train low-rank adapters of this rank in place of all weights; 0: do not.")
 ]
@@ -132,7 +141,8 @@ def tune(
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. (default: what the machine holds)")] = None,
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
-    zero: ZeroOption = Zero.stage2,
+    zero: ZeroOrFileOption = None,
+    deepspeed: DeepspeedOption = None,
     lora: LoraOption = 0,
     train: TrainOption = "",
     checkpointing: CheckpointingOption = False,
@@ -183,7 +193,8 @@ def tune(
         concurrent=concurrent,
         workers_per_trial=workers_per_trial,
         gpus_per_worker=gpus_per_worker,
-        zero=int(zero.value),
+        zero=int(zero.value) if zero else None,
+        deepspeed=deepspeed,
         lora=lora,
         train=train,
         checkpointing=checkpointing,
@@ -318,6 +329,25 @@ def report(
 
     for path in write_report(folder):
         print(path)
+
+
+@app.command()
+def doctor(
+    benchmark: Annotated[str | None, typer.Option("--benchmark", "-b", help="Check this benchmark too.")] = None,
+    model: Annotated[str | None, typer.Option(help="Check this model too: a folder or a hub name.")] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    address: AddressOption = None,
+    start_ray: Annotated[bool, typer.Option("--start-ray", help="Start a local Ray cluster and end it.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder that results will go to.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine, or a cluster, before a search: versions, GPUs, disk, hub, authentication, ports."""
+    from ray_unlearn.doctor import examine, has_problem, show
+
+    checks = examine(benchmark, model, data, split, address, start_ray, out)
+    print(show(checks, as_json))
+    raise typer.Exit(FAILED if has_problem(checks) else 0)
 
 
 def main() -> None:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 
 from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
+from ray_unlearn.engine_config import load_settings
 from ray_unlearn.losses import find_method
 from ray_unlearn.model import check_model, check_pattern, check_trained
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
@@ -26,6 +27,7 @@ from ray_unlearn.results import COMPLETED, read_search
 from ray_unlearn.space import Space, file_method, load_space
 
 BIGGEST_WORKER_COUNT = 1024
+DEFAULT_ZERO = 2
 PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
@@ -51,7 +53,8 @@ class TuneOptions:
     concurrent: int | None
     workers_per_trial: int
     gpus_per_worker: float | None
-    zero: int
+    zero: int | None
+    deepspeed: Path | None
     lora: int
     train: str
     checkpointing: bool
@@ -108,12 +111,13 @@ class PrepareOptions:
 def tune(options: TuneOptions, dry_run: bool) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
+    settings = read_deepspeed(options)
     resources = find_resources(options.address)
     scale = resolve_scale(options.scale, resources.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = replace(
-        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus),
+        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus, settings),
         lora_rank=options.lora,
         train=options.train,
         checkpointing=options.checkpointing,
@@ -328,7 +332,7 @@ def check_tune(options: TuneOptions) -> None:
     for name, value in (("--trials", options.trials), ("--concurrent", options.concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
-    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero)
+    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
     if not 0.0 <= options.utility_floor <= 1.0:
         raise UserError(
             f"--utility-floor {options.utility_floor:g}: must lie between 0 and 1. Give a share such as 0.95"
@@ -437,7 +441,24 @@ def resolve_scale(scale: str, gpus: int, model: str | None) -> str:
     return scale
 
 
-def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: int) -> GangConfig:
+def read_deepspeed(options: TuneOptions) -> dict[str, Any]:
+    """The checked sections of the user's DeepSpeed file; empty without one."""
+    if options.deepspeed is None:
+        return {}
+    settings = load_settings(options.deepspeed)
+    stage = settings["zero_optimization"]["stage"]
+    if options.zero not in (None, stage):
+        raise UserError(f"--zero {options.zero}: --deepspeed {options.deepspeed} names stage {stage}. Leave one out")
+    from ray_unlearn.engine import check_settings
+
+    check_settings(settings, f"--deepspeed {options.deepspeed}")
+    return settings
+
+
+def gang_config(
+    workers: int, gpus_per_worker: float | None, zero: int | None, gpus: int, settings: Mapping[str, Any] | None = None
+) -> GangConfig:
+    """The gang asked for; ZeRO stage and precision are the DeepSpeed file's where it names them."""
     per_worker = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
     if 0 < per_worker < 1 and workers > 1:
         raise UserError(
@@ -445,10 +466,14 @@ def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: in
         )
     if per_worker and not gpus:
         raise UserError(f"--gpus-per-worker {per_worker:g}: there is no GPU. Leave it out, or give --address")
+    settings = settings or {}
+    if zero is None:
+        zero = settings.get("zero_optimization", {}).get("stage", DEFAULT_ZERO)
     return GangConfig(
         num_workers=workers,
         zero_stage=zero,
-        precision="bf16" if per_worker else "fp32",
+        precision="bf16" if settings.get("bf16", {}).get("enabled", per_worker > 0) else "fp32",
+        deepspeed=settings,
         gpus_per_worker=per_worker,
         threads_per_worker=1 if workers > 1 or not per_worker else os.cpu_count() or 1,
         max_tokens=16_384 if per_worker else 4096,

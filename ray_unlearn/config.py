@@ -139,6 +139,8 @@ class GangConfig:
     """Regular expression; only parameters whose name it is found in are trained. Empty: all."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more arithmetic."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """A user's sections of DeepSpeed's configuration (zero_optimization, bf16), laid over ours."""
     reference_folder: str = ""
     """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
     max_tokens: int = 4096

@@ -135,7 +135,7 @@ class Worker:
         self._num_parameters = sum(p.numel() for p in model.parameters())
         self._num_layers = len(decoder_layers(model))
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
-        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device)
+        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device, gang.deepspeed)
         self._snapshot = engines.Snapshot(self.engine)
         self._sets: dict[tuple[str, ...], list[Sequences]] = {}
         self._references: dict[tuple[tuple[str, ...], int], np.ndarray] = {}
@@ -190,10 +190,10 @@ class Worker:
         self._token_logprobs(few)  # an evaluation may leave weights gathered
         self.restore()
         if not self._snapshot.holds(self.engine) or not np.array_equal(self._token_logprobs(few), before):
-            raise RuntimeError(
-                "this DeepSpeed version cannot be put back to its first state in place. "
-                "Install the version pinned in constraints.txt"
-            )
+            cause, fix = "this DeepSpeed version", "Install the version pinned in constraints.txt"
+            if self.gang.deepspeed:
+                cause, fix = "DeepSpeed with the settings of --deepspeed", "Leave --deepspeed out, or remove settings"
+            raise RuntimeError(f"{cause} cannot be put back to its first state in place. {fix}")
 
     # Training
 
