@@ -57,7 +57,7 @@ class AnswerScorer(nn.Module):
         if detail == HIDDEN:
             return None, None, None, None, self._hidden(inputs, keep, layer)
         output = causal_model(self.model).get_decoder()(**inputs)
-        states = output.last_hidden_state[keep]  # [T, H]
+        states = output.last_hidden_state.flatten(0, 1)[keep]  # [T, H]
         self._output_type = type(output)
         rows = max(1, HEAD_BYTES // (4 * self._vocabulary))
         if detail == DISTRIBUTION or len(states) <= rows:
@@ -110,7 +110,7 @@ class AnswerScorer(nn.Module):
         seen: list[Tensor] = []
 
         def take(module: nn.Module, positional: Any, output: Any) -> None:
-            seen.append((output[0] if isinstance(output, tuple) else output)[keep])
+            seen.append((output[0] if isinstance(output, tuple) else output).flatten(0, 1)[keep])
 
         handle = decoder_layers(self.model)[layer].register_forward_hook(take)
         try:

@@ -510,7 +510,7 @@ class Worker:
             if truth is not None:
                 assert answers.log_distribution is not None
                 log_model = answers.log_distribution[:, : truth.shape[1]].double()
-                log_truth = truth[packed.tokens[packed.keep]]
+                log_truth = truth[packed.tokens.flatten()[packed.keep]]
                 divergence = scored.mean((log_model.exp() * (log_model - log_truth)).sum(-1))
             columns.append(divergence)
             result[torch.tensor(part, dtype=torch.int64)] = torch.stack(columns, dim=1).cpu()

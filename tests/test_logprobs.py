@@ -86,10 +86,12 @@ def test_padding_and_tokens_after_the_answers_change_neither_log_probs_nor_gradi
     packed = pack(sequences(), 16)
     filled = packed.tokens.clone()
     taken = sum(len(tokens) for tokens, _ in sequences())
-    positions_used = torch.zeros_like(packed.keep)
+    kept = torch.zeros_like(packed.tokens, dtype=torch.bool)
+    kept.view(-1)[packed.keep] = True
+    positions_used = torch.zeros_like(kept)
     for row, starts in enumerate(packed.positions == 0):
         last = int(starts.nonzero()[-1])  # the row's tail starts over, as a sequence would
-        tail_is_padding = not packed.keep[row, last:].any()
+        tail_is_padding = not kept[row, last:].any()
         positions_used[row, : last if tail_is_padding else None] = True
     assert positions_used.sum() >= taken
     assert not positions_used.all(), "there is padding to change"
