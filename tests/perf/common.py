@@ -77,9 +77,12 @@ def read_pairs(model: str, part: str, count: int) -> Any:
 
 
 def read_options(description: str, **options: Any) -> argparse.Namespace:
-    """The command line: one option a keyword. Its type is its default's, a tuple is a choice, False a switch."""
+    """The command line: one option a keyword. Its type is its default's, a tuple is a choice, False a switch.
+
+    `--threads` is every benchmark's: the threads of an arm's matrix products.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in options.items():
+    for name, default in {**options, "threads": os.cpu_count() or 1}.items():
         flag = f"--{name.replace('_', '-')}"
         if default is False:
             parser.add_argument(flag, action="store_true")
@@ -88,27 +91,28 @@ def read_options(description: str, **options: Any) -> argparse.Namespace:
         else:
             parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
     chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(chosen.threads)  # before torch is imported, here and in the arms
     print(f"load average {os.getloadavg()[0]:.2f} at the start, {os.cpu_count()} CPUs", flush=True)
     return chosen
 
 
 def alternate(arms: Mapping[str, tuple[Arm, Sequence[Any]]], rounds: int) -> dict[str, list[Any]]:
-    """By arm, what it yielded: when ready, then in each round."""
+    """By arm, what it yielded: when ready, then in each round. Raises EOFError where an arm's process ended."""
     context = multiprocessing.get_context("spawn")
-    links, processes, results = {}, {}, {}
-    for name, (arm, arguments) in arms.items():
-        links[name], far = context.Pipe()
-        processes[name] = context.Process(target=_serve, args=(far, arm, arguments), daemon=True)
-        processes[name].start()
-        far.close()
-        results[name] = [links[name].recv()]
-    for _ in range(rounds):
-        for name, link in links.items():
-            link.send(True)
-            results[name].append(link.recv())
-    for name, link in links.items():
-        link.close()
-        processes[name].join()
+    links, results = {}, {}
+    try:
+        for name, (arm, arguments) in arms.items():
+            links[name], far = context.Pipe()
+            context.Process(target=_serve, args=(far, arm, arguments), name=name).start()
+            far.close()
+            results[name] = [links[name].recv()]
+        for _ in range(rounds):
+            for name, link in links.items():
+                link.send(True)
+                results[name].append(link.recv())
+    finally:
+        for link in links.values():
+            link.close()  # at which the arm's process ends
     return results
 
 
@@ -125,10 +129,14 @@ def median(rounds: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.median(r[key] for r in rounds)
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """Its result, and the seconds it took."""
-    began = time.perf_counter()
-    return function(), time.perf_counter() - began
+def timed(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Its result, and what it took: "seconds", and "cpu", those of all the process's threads.
+
+    On a machine that does something else too, the CPU's seconds are the steadier measure.
+    """
+    began, cpu_began = time.perf_counter(), time.process_time()
+    result = function()
+    return result, {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu_began}
 
 
 def resident_bytes() -> int:

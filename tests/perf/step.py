@@ -163,9 +163,9 @@ def _measure_steps(engine: Any, module: Any, step: Any, steps: int, before: int,
     built = resident_bytes()
     for i in range(1, steps + 1):
         forget_peak()
-        losses, seconds = timed(lambda i=i: step(i))
+        losses, took = timed(lambda i=i: step(i))
         peak = peak_bytes()
-        yield {"losses": losses, "seconds": seconds, "own": peak - built, "whole": peak - before}
+        yield {"losses": losses, **took, "own": peak - built, "whole": peak - before}
 
 
 def run_floor(size: str, tokens: list[int], answers: list[int]) -> Iterator[Any]:
@@ -181,16 +181,20 @@ def run_floor(size: str, tokens: list[int], answers: list[int]) -> Iterator[Any]
     def products(rows: int, linear: tuple[int, int]) -> None:
         """Forward, gradient of the input, gradient of the weights."""
         weight = sizes[linear]
-        inputs = torch.randn(rows, linear[0])
+        inputs = torch.ones(rows, linear[0])
         outputs = inputs @ weight.T
         outputs @ weight
         outputs.T @ inputs
 
+    def all_products(num_tokens: int, num_answers: int) -> None:
+        for linear in layer * shape["num_hidden_layers"]:
+            products(num_tokens, linear)
+        products(num_answers, (hidden, shape["vocab_size"]))
+
+    all_products(tokens[0], answers[0])
     yield None
-    for num_tokens, num_answers in zip(tokens, answers, strict=True):
-        seconds = sum(timed(lambda s=s: products(num_tokens, s))[1] for s in layer)
-        head = timed(lambda n=num_answers: products(n, (hidden, shape["vocab_size"])))[1]
-        yield {"seconds": shape["num_hidden_layers"] * seconds + head}
+    for i in range(len(tokens)):
+        yield timed(lambda i=i: all_products(tokens[i], answers[i]))[1]
 
 
 def compare(method: str, results: dict[str, list[Any]], folder: Path) -> None:
@@ -245,10 +249,11 @@ def main() -> None:
 def report(method: str, results: dict[str, list[Any]], folder: Path) -> None:
     weights = results["ours"][0]["weights"]
     print(f"{method}: weights {weights / 2**20:.0f} MiB, medians of {len(results['ours']) - 1} steps")
-    ours = {key: median(results["ours"][1:], key) for key in ("seconds", "own", "whole")}
+    ours = {key: median(results["ours"][1:], key) for key in ("seconds", "cpu", "own", "whole")}
     for name, rounds in results.items():
-        seconds = median(rounds[1:], "seconds")
+        seconds, cpu = median(rounds[1:], "seconds"), median(rounds[1:], "cpu")
         line = f"  {name:<22} {seconds:6.2f} s ({seconds / ours['seconds']:.2f} x ours)"
+        line += f"  {cpu:6.2f} CPU s ({cpu / ours['cpu']:.2f} x ours)"
         if name != "floor":
             own, whole = median(rounds[1:], "own"), median(rounds[1:], "whole")
             line += (
