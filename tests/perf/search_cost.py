@@ -151,7 +151,9 @@ def main() -> None:
 
     each = {"fresh process": took["seconds"] / len(rows), "fit()": fitted["seconds"] / len(rows)}
     print(f"{options.benchmark} mini, {METHOD}, {options.concurrent} trial(s) at once; metrics equal to the last bit")
-    print(f"seconds a trial, measured on {len(rows)}: fresh process {each['fresh process']:.1f}, fit {each['fit()']:.1f}")
+    print(
+        f"seconds a trial, measured on {len(rows)}: fresh process {each['fresh process']:.1f}, fit {each['fit()']:.1f}"
+    )
     print("   N   command   fresh process a trial   fit() a trial in one Ray session")
     for n, (search, seconds) in searches.items():
         assert len(search.trials) == n
@@ -163,7 +165,9 @@ def main() -> None:
     if len(counts) > 1:
         less, more = counts[0], counts[-1]
         each_more = (searches[more][1] - searches[less][1]) / (more - less)
-        print(f"the command: {each_more:.2f} s for each further trial, {searches[less][1] - less * each_more:.1f} s once")
+        print(
+            f"the command: {each_more:.2f} s for each further trial, {searches[less][1] - less * each_more:.1f} s once"
+        )
     print("a gang's start, part by part: " + ", ".join(f"{k} {v:.1f} s" for k, v in fitted["parts"].items()))
 
 
