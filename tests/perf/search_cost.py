@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def trainers(trials: list[dict[str, Any]], concurrent: int) -> dict[str, Any]:
         result = trainer.fit()
         stamps = {"": began, **result.metrics["stamps"], "end of fit": time.time()}
         names = list(stamps)
-        parts = {now: stamps[now] - stamps[before] for before, now in zip(names, names[1:], strict=False)}
+        parts = {now: stamps[now] - stamps[before] for before, now in pairwise(names)}
         return result.metrics["report"], parts
 
     with tempfile.TemporaryDirectory() as folder:
@@ -133,9 +134,7 @@ def main() -> None:
         reports = run_trial(json.loads(sys.argv[2]), {})
         print(json.dumps(reports))
         return
-    options = read_options(
-        __doc__ or "", benchmark=("wmdp", "synthetic"), trials="1,12,40", measured=3, concurrent=1, out=""
-    )
+    options = read_options(__doc__ or "", benchmark=("wmdp", "synthetic"), trials="1,12,40", measured=3, concurrent=1)
     counts = sorted(int(n) for n in options.trials.split(","))
     from ray_unlearn.config import GangConfig
 
