@@ -155,7 +155,8 @@ class Recorder(_StaysHere, Callback):
         trial = self._open[tune_id][0]
         rung = rung_epochs(trial.epochs, rungs_of(self._config)).get(report["epoch"])
         names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
-        if rung is None or self._halving.goes_on(trial.method, rung, [report[name] for name in names]):
+        best = max([*self._reports[tune_id], report], key=lambda r: r["objective"])
+        if rung is None or self._halving.goes_on(trial.method, rung, [best[name] for name in names]):
             return True
         self._pruned.add(tune_id)
         self._stop(trial.trial_id)
