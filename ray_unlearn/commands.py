@@ -18,8 +18,9 @@ from rich.console import Console
 from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
 from ray_unlearn.engine_config import load_settings
+from ray_unlearn.fit import fitted
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, check_pattern, check_trained
+from ray_unlearn.model import check_model, check_pattern, check_trained, load_config
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
@@ -179,6 +180,8 @@ def resolve_search(
     task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split))
     task = attach_retrained(task, options.retrained)
     size = check_trained(task.model, gang.lora_rank, gang.train)
+    concurrent = options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods))
+    gang = fit_gang(gang, task.model, size, resources, concurrent)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
     config = SearchConfig(
@@ -187,7 +190,7 @@ def resolve_search(
         scale=scale,
         methods=options.methods,
         trials=options.trials,
-        concurrent=options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods)),
+        concurrent=concurrent,
         objective=options.objective,
         utility_floor=options.utility_floor,
         sampler=options.sampler,
@@ -253,11 +256,11 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.profile is not None:
         check_writable(options.profile.parent, "--profile")
     check_writable(options.out)
-    gpus = find_resources(options.address).gpus
-    scale = resolve_scale(options.scale, gpus, options.model if options.scale == "full" else None)
+    resources = find_resources(options.address)
+    scale = resolve_scale(options.scale, resources.gpus, options.model if options.scale == "full" else None)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     folder.mkdir()
@@ -269,6 +272,8 @@ def evaluate(options: EvaluateOptions) -> int:
             for who, model in models.items()
             if model is not None
         }
+        size = check_trained(tasks["model"].model, 0, "")
+        gang = fit_gang(gang, tasks["model"].model, size, resources, 1)
         evaluation, profiles = run_evaluation(
             benchmark, tasks, gang, options.robustness, options.utility_floor, options.seed, options.address
         )
@@ -301,8 +306,8 @@ def prepare(options: PrepareOptions) -> int:
     for part in ("target", "retrained"):
         if (options.out / part).exists():
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
-    gpus = find_resources(options.address).gpus
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    resources = find_resources(options.address)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
     trial = TrialConfig(
         "finetune",
         "finetune",
@@ -315,6 +320,7 @@ def prepare(options: PrepareOptions) -> int:
     request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        gang = fit_gang(gang, options.model, check_trained(options.model, 0, ""), resources, 1)
         with failures_named(options.out / "log.txt"):
             prepare_models(benchmark, request, gang, trial, options.out, options.address, say)
     print(f"Target:     {options.out / 'target'}")
@@ -475,9 +481,17 @@ def gang_config(
         precision="bf16" if settings.get("bf16", {}).get("enabled", per_worker > 0) else "fp32",
         deepspeed=settings,
         gpus_per_worker=per_worker,
-        threads_per_worker=1 if workers > 1 or not per_worker else os.cpu_count() or 1,
-        max_tokens=16_384 if per_worker else 4096,
     )
+
+
+def fit_gang(gang: GangConfig, model: str, num_parameters: int, resources: Resources, concurrent: int) -> GangConfig:
+    """The gang with as many tokens and threads a worker as so many gangs of this model can take."""
+    import torch
+
+    has_gpu = gang.gpus_per_worker and torch.cuda.is_available()
+    gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_gpu else None
+    threads = max(1, int(resources.cpus) // (gang.num_workers * concurrent))
+    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads)
 
 
 def default_concurrency(gang: GangConfig, resources: Resources, trials: int) -> int:

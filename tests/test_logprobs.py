@@ -137,7 +137,7 @@ def test_the_head_in_chunks_gives_the_values_and_gradients_of_the_whole(kind, ad
     weights = torch.rand(len(packed.targets), dtype=torch.float64)
     results = []
     for chunk_rows in (1000, 4):
-        monkeypatch.setattr(logprobs, "HEAD_BYTES", 4 * 50 * chunk_rows)
+        monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 4 * 50 * chunk_rows)
         model.zero_grad()
         scored = score_answers(AnswerScorer(model), packed).logprobs
         (scored * weights).sum().backward()
@@ -152,7 +152,7 @@ def test_the_head_in_chunks_gives_the_values_and_gradients_of_the_whole(kind, ad
 
 
 def test_in_chunks_no_more_logits_exist_than_allowed(model, monkeypatch):
-    monkeypatch.setattr(logprobs, "HEAD_BYTES", 4 * 10 * 6)
+    monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 4 * 10 * 6)
     rows: list[int] = []
     handle = model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: rows.append(output.reshape(-1, 10).shape[0])
