@@ -55,7 +55,9 @@ def _root(
     return None
 
 
-BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, tofu or synthetic.")]
+BenchmarkOption = Annotated[
+    str, typer.Option("--benchmark", "-b", help="wmdp, tofu, synthetic, or the .toml file of your own data.")
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
 ]

@@ -128,6 +128,7 @@ class SearchConfig:
 
     name: str
     benchmark: str
+    """Its name: what the results' columns begin with."""
     scale: str
     methods: tuple[str, ...]
     trials: int
@@ -138,6 +139,8 @@ class SearchConfig:
     seed: int
     gang: GangConfig
     model: str
+    definition: str | None = None
+    """The TOML file that describes the benchmark, where it is the user's own."""
     data: str | None = None
     split: str | None = None
     spaces: tuple[str, ...] = ()

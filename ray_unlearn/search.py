@@ -244,7 +244,7 @@ def run_search(
 
     Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
     """
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.definition or config.benchmark)
     parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
     writer = Writer.create(
         folder,
@@ -266,6 +266,7 @@ def run_search(
     ):
         start = finished_profile(gangs.run(Job("start")), "selection", "the starting model")
         judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
+        benchmark.check_start(judge)
         meta |= describe_anchors(judge)
         writer.write_search(meta)
         recorder.attach(watcher, gangs.broker.stop.remote)
@@ -274,7 +275,7 @@ def run_search(
         best = best_of_methods(recorder.rows, config.utility_floor)
         if status == "complete":  # whoever interrupted it wants the results now
             watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
-            run_finals(config, gangs, task, best, writer, folder if keep_model else None)
+            run_finals(config, benchmark, gangs, task, best, writer, folder if keep_model else None)
     chosen = choose(list(best.values()), config.utility_floor)
     meta |= {
         "status": status,
@@ -318,6 +319,7 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
 
 def run_finals(
     config: SearchConfig,
+    benchmark: Benchmark,
     gangs: Gangs,
     task: Task,
     best: Mapping[str, Mapping[str, Any]],
@@ -328,7 +330,6 @@ def run_finals(
 
     The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
     """
-    benchmark = load_benchmark(config.benchmark)
     retrained = task.report.retrained
     start = finished_profile(
         gangs.run(Job("start-report", evaluate=("report",), complete=True)), "report", "the starting model"
@@ -425,12 +426,12 @@ def describe_search(
 
 
 def public_config(config: SearchConfig) -> dict[str, Any]:
-    """The configuration as it may be passed on: folders by their names, no addresses."""
+    """The configuration as it may be passed on: folders and files by their names, no addresses."""
     values = asdict(config)
     values.pop("address")
     values["gang"].pop("reference_folder")
-    for name in ("model", "data"):
-        if values[name] and Path(values[name]).is_dir():
+    for name in ("model", "data", "definition"):
+        if values[name] and Path(values[name]).exists():
             values[name] = Path(values[name]).name
     return values
 
