@@ -396,11 +396,13 @@ def _draw(documents: Sequence[list[Any]], source: Source, limits: Mapping[str, i
 def _digest(items: Mapping[str, list[Item]], splits: Mapping[str, Split]) -> str:
     """Names the data by their tokens, so that a retrained model made for other data is noticed."""
     digest = hashlib.sha256()
-    parts = [Sequences.build(found) for found in items.values()]
-    parts += [probe.sequences for split in splits.values() for probe in split.probes.values()]
-    for sequences in parts:
+    probes = [probe for split in splits.values() for probe in split.probes.values()]
+    for sequences in [*map(Sequences.build, items.values()), *(probe.sequences for probe in probes)]:
         for array in (sequences.tokens, sequences.offsets, sequences.answer_starts):
             digest.update(array.tobytes())
+    for probe in probes:
+        if probe.is_correct is not None:
+            digest.update(probe.is_correct.tobytes())
     return digest.hexdigest()[:12]
 
 
