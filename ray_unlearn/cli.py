@@ -64,7 +64,9 @@ def _root(
     return None
 
 
-BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, tofu or synthetic.")]
+BenchmarkOption = Annotated[
+    str, typer.Option("--benchmark", "-b", help="wmdp, tofu, synthetic, or the .toml file of your own data.")
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
 ]
@@ -302,7 +304,13 @@ def evaluate(
 
 
 def _robustness(attacks: str, share: float, epochs: int, order: RelearnOrder, samples: int) -> Robustness:
-    return Robustness(_names(attacks), share, epochs, order.value, samples)
+    return Robustness(
+        _names(attacks),
+        relearn_share=share,
+        relearn_epochs=epochs,
+        relearn_order=order.value,
+        samples=samples,
+    )
 
 
 def _names(listed: str) -> tuple[str, ...]:

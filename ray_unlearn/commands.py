@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
+from ray_unlearn.benchmarks import Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
 from ray_unlearn.engine_config import load_settings
 from ray_unlearn.fit import fitted
@@ -126,7 +126,7 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     )
     # Absolute, because the workers have working directories of their own.
     out = options.out.absolute()
-    folder = unused(out / f"{options.benchmark}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    folder = unused(out / f"{load_benchmark(options.benchmark).name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     log = out / f".{folder.name}.log"
     with noise_to(log) as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
@@ -136,6 +136,8 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
         except UserError:
             log.unlink()
             raise
+        for note in search.task.notes:
+            say(note)
         if dry_run:
             say(describe_plan(search))
             log.unlink()
@@ -201,6 +203,7 @@ def resolve_search(
         seed=options.seed,
         gang=gang,
         model=task.model,
+        definition=options.benchmark if options.benchmark.endswith(".toml") else None,
         data=str(options.data) if options.data else None,
         split=options.split,
         spaces=tuple(path.name for path in options.spaces),
@@ -327,14 +330,13 @@ def prepare(options: PrepareOptions) -> int:
     print(f"Retrained:  {options.out / 'retrained'}")
     data = f" --data {options.data}" if options.data else ""
     part = f" --split {options.split}" if options.split else ""
-    print(f"Next:       ray_unlearn tune --benchmark {benchmark.name} --model {options.out / 'target'}{data}{part}")
+    print(f"Next:       ray_unlearn tune --benchmark {options.benchmark} --model {options.out / 'target'}{data}{part}")
     return 0
 
 
 def check_tune(options: TuneOptions) -> None:
     """All that can be known from the options alone, before anything is imported or started."""
-    if options.benchmark not in BENCHMARKS:
-        raise UserError(f"--benchmark {options.benchmark}: unknown. Choose one of: {', '.join(BENCHMARKS)}")
+    benchmark = load_benchmark(options.benchmark)
     for name, value in (("--trials", options.trials), ("--concurrent", options.concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
@@ -367,7 +369,7 @@ def check_tune(options: TuneOptions) -> None:
             raise UserError(f"--space {path}: a second file for {method}. Give one file a method")
         if method not in options.methods:
             raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
-        load_space(find_method(method), options.benchmark, "mini", 1, path)
+        load_space(find_method(method), benchmark.name, "mini", 1, path)
 
 
 def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) -> None:

@@ -112,6 +112,8 @@ class Robustness:
     """Which attacks, and how hard."""
 
     attacks: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    """What is measured again under relearning and quantising."""
     relearn_share: float = 0.2
     """Share of the forget set that the attacker has."""
     relearn_epochs: int = 3
@@ -155,6 +157,7 @@ class SearchConfig:
 
     name: str
     benchmark: str
+    """Its name: what the results' columns begin with."""
     scale: str
     methods: tuple[str, ...]
     trials: int
@@ -176,6 +179,8 @@ class SearchConfig:
     """Attacks on the finalists."""
     under: tuple[str, ...] = ()
     """Attacks on every trial: its forget score is then the worst over itself and these."""
+    definition: str | None = None
+    """The TOML file that describes the benchmark, where it is the user's own."""
     data: str | None = None
     split: str | None = None
     spaces: tuple[str, ...] = ()

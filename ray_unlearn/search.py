@@ -30,7 +30,7 @@ from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
 from ray_unlearn.results import CANDIDATES, COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
-from ray_unlearn.robustness import describe_metrics
+from ray_unlearn.robustness import describe_metrics, judged_metrics
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
@@ -296,7 +296,7 @@ def run_search(
 
     Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
     """
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = load_benchmark(config.definition or config.benchmark)
     parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
     metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
     writer = Writer.create(
@@ -311,6 +311,7 @@ def run_search(
         )
         for name in config.methods
     }
+    config = replace(config, robustness=replace(config.robustness, metrics=judged_metrics(benchmark)))
     recorder = Recorder(config, studies, spaces, writer)
     writer.write_search(meta)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
@@ -325,7 +326,8 @@ def run_search(
         start = finished_profile(report, "selection", "the starting model")
         retrained = _metrics(task.selection.retrained)
         judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
-        meta |= describe_anchors(judge) | {"notes": report["notes"]}
+        benchmark.check_start(judge)
+        meta |= describe_anchors(judge) | {"notes": [*task.notes, *report["notes"]]}
         for note in report["notes"]:
             watcher.stage(note)
         writer.write_search(meta)
@@ -335,7 +337,7 @@ def run_search(
         best = best_of_methods(recorder.rows, config.utility_floor)
         if status == "complete":  # whoever interrupted it wants the results now
             watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
-            run_finals(config, gangs, task, best, writer, folder if keep_model else None)
+            run_finals(config, benchmark, gangs, task, best, writer, folder if keep_model else None)
     chosen = choose(list(best.values()), config.utility_floor)
     meta |= {
         "status": status,
@@ -381,6 +383,7 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
 
 def run_finals(
     config: SearchConfig,
+    benchmark: Benchmark,
     gangs: Gangs,
     task: Task,
     best: Mapping[str, Mapping[str, Any]],
@@ -391,7 +394,6 @@ def run_finals(
 
     The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
     """
-    benchmark = load_benchmark(config.benchmark)
     retrained = task.report.retrained
     attacks = replace(config.robustness, attacks=attacks_of(config))
     final = Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=config.seed)
@@ -498,12 +500,12 @@ def describe_search(
 
 
 def public_config(config: SearchConfig) -> dict[str, Any]:
-    """The configuration as it may be passed on: folders by their names, no addresses."""
+    """The configuration as it may be passed on: folders and files by their names, no addresses."""
     values = asdict(config)
     values.pop("address")
     values["gang"].pop("reference_folder")
-    for name in ("model", "data"):
-        if values[name] and Path(values[name]).is_dir():
+    for name in ("model", "data", "definition"):
+        if values[name] and Path(values[name]).exists():
             values[name] = Path(values[name]).name
     return values
 

@@ -616,8 +616,6 @@ class Worker:
 
         A metric that an attack makes infinite is absent.
         """
-        benchmark = self._benchmark
-        judged = [aim.metric for aim in benchmark.aims] + [keep.metric for keep in benchmark.keeps]
         metrics: dict[str, float] = {}
         absent: dict[str, str] = {}
         for name in settings.attacks:
@@ -627,9 +625,9 @@ class Worker:
                 else:
                     under = self._relearned(settings, seed) if name == "relearn" else self._quantised()
                     with under:
-                        metrics |= attacked(name, self.evaluate(split).metrics, judged)
+                        metrics |= attacked(name, self.evaluate(split).metrics, settings.metrics)
             except NonFinite as error:
-                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in judged}
+                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in settings.metrics}
         return Profile(metrics, absent=absent)
 
     def _sample(self, settings: Robustness, split: Split, seed: int) -> dict[str, float]:
