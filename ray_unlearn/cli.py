@@ -64,7 +64,9 @@ def _root(
     return None
 
 
-BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, tofu or synthetic.")]
+BenchmarkOption = Annotated[
+    str, typer.Option("--benchmark", "-b", help="wmdp, tofu, synthetic, or the .toml file of your own data.")
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
 ]
@@ -100,6 +102,15 @@ ScaleOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(help="Workers that train one trial together.")]
 GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. (default: 1 where there are GPUs, else 0)")]
 ZeroOption = Annotated[Zero, typer.Option(help="DeepSpeed ZeRO stage.")]
+ZeroOrFileOption = Annotated[
+    Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: 2, or that of the --deepspeed file)")
+]
+DeepspeedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="DeepSpeed JSON file (see cluster/deepspeed) whose zero_optimization and bf16 are laid over ours."
+    ),
+]
 LoraOption = Annotated[
     int, typer.Option(help="Train low-rank adapters of this rank in place of all weights; 0: do not.")
 ]
@@ -132,7 +143,8 @@ def tune(
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. (default: what the machine holds)")] = None,
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
-    zero: ZeroOption = Zero.stage2,
+    zero: ZeroOrFileOption = None,
+    deepspeed: DeepspeedOption = None,
     lora: LoraOption = 0,
     train: TrainOption = "",
     checkpointing: CheckpointingOption = False,
@@ -183,7 +195,8 @@ def tune(
         concurrent=concurrent,
         workers_per_trial=workers_per_trial,
         gpus_per_worker=gpus_per_worker,
-        zero=int(zero.value),
+        zero=int(zero.value) if zero else None,
+        deepspeed=deepspeed,
         lora=lora,
         train=train,
         checkpointing=checkpointing,
@@ -291,7 +304,13 @@ def evaluate(
 
 
 def _robustness(attacks: str, share: float, epochs: int, order: RelearnOrder, samples: int) -> Robustness:
-    return Robustness(_names(attacks), share, epochs, order.value, samples)
+    return Robustness(
+        _names(attacks),
+        relearn_share=share,
+        relearn_epochs=epochs,
+        relearn_order=order.value,
+        samples=samples,
+    )
 
 
 def _names(listed: str) -> tuple[str, ...]:
@@ -343,6 +362,9 @@ def export(
 @app.command()
 def reproduce(
     what: Annotated[Path, typer.Argument(help="The reproduce.json of an exported model.")],
+    benchmark: Annotated[
+        Path | None, typer.Option(help="The TOML file of your own data, where it was searched on such.")
+    ] = None,
     model: ModelOption = None,
     data: DataOption = None,
     retrained: RetrainedOption = None,
@@ -354,7 +376,7 @@ def reproduce(
     from ray_unlearn import commands
 
     stage = int(zero.value) if zero is not None else None
-    options = commands.ReproduceOptions(what, model, data, retrained, workers, stage, address)
+    options = commands.ReproduceOptions(what, benchmark, model, data, retrained, workers, stage, address)
     raise typer.Exit(commands.reproduce(options))
 
 
@@ -377,6 +399,25 @@ def report(
 
     for path in write_report(folder):
         print(path)
+
+
+@app.command()
+def doctor(
+    benchmark: Annotated[str | None, typer.Option("--benchmark", "-b", help="Check this benchmark too.")] = None,
+    model: Annotated[str | None, typer.Option(help="Check this model too: a folder or a hub name.")] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    address: AddressOption = None,
+    start_ray: Annotated[bool, typer.Option("--start-ray", help="Start a local Ray cluster and end it.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder that results will go to.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine, or a cluster, before a search: versions, GPUs, disk, hub, authentication, ports."""
+    from ray_unlearn.doctor import examine, has_problem, show
+
+    checks = examine(benchmark, model, data, split, address, start_ray, out)
+    print(show(checks, as_json))
+    raise typer.Exit(FAILED if has_problem(checks) else 0)
 
 
 def main() -> None:

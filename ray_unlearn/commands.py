@@ -16,10 +16,12 @@ from typing import IO, Any
 from rich.console import Console
 
 from ray_unlearn.again import describe_local, load_search, read_local
-from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
+from ray_unlearn.benchmarks import Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
+from ray_unlearn.engine_config import load_settings
+from ray_unlearn.fit import fitted
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, check_pattern, check_trained
+from ray_unlearn.model import check_model, check_pattern, check_trained, load_config
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
@@ -29,6 +31,7 @@ from ray_unlearn.space import Space, file_method, load_space, read_spaces
 BIGGEST_WORKER_COUNT = 1024
 DIFFERS = 1
 """Exit code of a trial that was run again and came out differently."""
+DEFAULT_ZERO = 2
 PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
@@ -54,7 +57,8 @@ class TuneOptions:
     concurrent: int | None
     workers_per_trial: int
     gpus_per_worker: float | None
-    zero: int
+    zero: int | None
+    deepspeed: Path | None
     lora: int
     train: str
     checkpointing: bool
@@ -131,6 +135,7 @@ class ExportOptions:
 @dataclass(frozen=True)
 class ReproduceOptions:
     file: Path
+    benchmark: Path | None
     model: str | None
     data: Path | None
     retrained: Path | None
@@ -142,12 +147,13 @@ class ReproduceOptions:
 def tune(options: TuneOptions, dry_run: bool) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
+    settings = read_deepspeed(options)
     resources = find_resources(options.address)
     scale = resolve_scale(options.scale, resources.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = replace(
-        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus),
+        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus, settings),
         lora_rank=options.lora,
         train=options.train,
         checkpointing=options.checkpointing,
@@ -155,7 +161,7 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     )
     # Absolute, because the workers have working directories of their own.
     out = options.out.absolute()
-    folder = unused(out / f"{options.benchmark}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    folder = unused(out / f"{load_benchmark(options.benchmark).name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     log = out / f".{folder.name}.log"
     with noise_to(log) as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
@@ -165,6 +171,8 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
         except UserError:
             log.unlink()
             raise
+        for note in search.task.notes:
+            say(note)
         if dry_run:
             say(describe_plan(search))
             log.unlink()
@@ -211,6 +219,8 @@ def resolve_search(
     request = Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
     task = attach_retrained(benchmark.load(request), options.retrained)
     size = check_trained(task.model, gang.lora_rank, gang.train)
+    concurrent = options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods))
+    gang = fit_gang(gang, task.model, size, resources, concurrent)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
     config = SearchConfig(
@@ -219,7 +229,7 @@ def resolve_search(
         scale=scale,
         methods=options.methods,
         trials=options.trials,
-        concurrent=options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods)),
+        concurrent=concurrent,
         objective=options.objective,
         utility_floor=options.utility_floor,
         sampler=options.sampler,
@@ -230,6 +240,7 @@ def resolve_search(
         seed=options.seed,
         gang=gang,
         model=task.model,
+        definition=str(Path(options.benchmark).absolute()) if options.benchmark.endswith(".toml") else None,
         data=str(request.data) if request.data else None,
         split=options.split,
         spaces=tuple(path.name for path in options.spaces),
@@ -287,11 +298,11 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.profile is not None:
         check_writable(options.profile.parent, "--profile")
     check_writable(options.out)
-    gpus = find_resources(options.address).gpus
-    scale = resolve_scale(options.scale, gpus, options.model if options.scale == "full" else None)
+    resources = find_resources(options.address)
+    scale = resolve_scale(options.scale, resources.gpus, options.model if options.scale == "full" else None)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     folder.mkdir()
@@ -303,6 +314,8 @@ def evaluate(options: EvaluateOptions) -> int:
             for who, model in models.items()
             if model is not None
         }
+        size = check_trained(tasks["model"].model, 0, "")
+        gang = fit_gang(gang, tasks["model"].model, size, resources, 1)
         evaluation, profiles = run_evaluation(
             benchmark, tasks, gang, options.robustness, options.utility_floor, options.seed, options.address
         )
@@ -413,7 +426,9 @@ def reproduce(options: ReproduceOptions) -> int:
     log = cache_folder() / f"reproduce-{os.getpid()}.log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
-        config, task = resolve_run(options.file, then, absolute(options.model), options.data, options.retrained)
+        config, task = resolve_run(
+            options.file, then, options.benchmark, absolute(options.model), options.data, options.retrained
+        )
         gang = replace(
             config.gang,
             num_workers=workers,
@@ -447,8 +462,8 @@ def prepare(options: PrepareOptions) -> int:
     for part in ("target", "retrained"):
         if (options.out / part).exists():
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
-    gpus = find_resources(options.address).gpus
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    resources = find_resources(options.address)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
     trial = TrialConfig(
         "finetune",
         "finetune",
@@ -461,24 +476,24 @@ def prepare(options: PrepareOptions) -> int:
     request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        gang = fit_gang(gang, options.model, check_trained(options.model, 0, ""), resources, 1)
         with failures_named(options.out / "log.txt"):
             prepare_models(benchmark, request, gang, trial, options.out, options.address, say)
     print(f"Target:     {options.out / 'target'}")
     print(f"Retrained:  {options.out / 'retrained'}")
     data = f" --data {options.data}" if options.data else ""
     part = f" --split {options.split}" if options.split else ""
-    print(f"Next:       ray_unlearn tune --benchmark {benchmark.name} --model {options.out / 'target'}{data}{part}")
+    print(f"Next:       ray_unlearn tune --benchmark {options.benchmark} --model {options.out / 'target'}{data}{part}")
     return 0
 
 
 def check_tune(options: TuneOptions) -> None:
     """All that can be known from the options alone, before anything is imported or started."""
-    if options.benchmark not in BENCHMARKS:
-        raise UserError(f"--benchmark {options.benchmark}: unknown. Choose one of: {', '.join(BENCHMARKS)}")
+    benchmark = load_benchmark(options.benchmark)
     for name, value in (("--trials", options.trials), ("--concurrent", options.concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
-    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero)
+    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
     if not 0.0 <= options.utility_floor <= 1.0:
         raise UserError(
             f"--utility-floor {options.utility_floor:g}: must lie between 0 and 1. Give a share such as 0.95"
@@ -507,7 +522,7 @@ def check_tune(options: TuneOptions) -> None:
             raise UserError(f"--space {path}: a second file for {method}. Give one file a method")
         if method not in options.methods:
             raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
-        load_space(find_method(method), options.benchmark, "mini", 1, path)
+        load_space(find_method(method), benchmark.name, "mini", 1, path)
 
 
 def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) -> None:
@@ -587,7 +602,24 @@ def resolve_scale(scale: str, gpus: int, model: str | None) -> str:
     return scale
 
 
-def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: int) -> GangConfig:
+def read_deepspeed(options: TuneOptions) -> dict[str, Any]:
+    """The checked sections of the user's DeepSpeed file; empty without one."""
+    if options.deepspeed is None:
+        return {}
+    settings = load_settings(options.deepspeed)
+    stage = settings["zero_optimization"]["stage"]
+    if options.zero not in (None, stage):
+        raise UserError(f"--zero {options.zero}: --deepspeed {options.deepspeed} names stage {stage}. Leave one out")
+    from ray_unlearn.engine import check_settings
+
+    check_settings(settings, f"--deepspeed {options.deepspeed}")
+    return settings
+
+
+def gang_config(
+    workers: int, gpus_per_worker: float | None, zero: int | None, gpus: int, settings: Mapping[str, Any] | None = None
+) -> GangConfig:
+    """The gang asked for; ZeRO stage and precision are the DeepSpeed file's where it names them."""
     per_worker = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
     if 0 < per_worker < 1 and workers > 1:
         raise UserError(
@@ -595,14 +627,26 @@ def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: in
         )
     if per_worker and not gpus:
         raise UserError(f"--gpus-per-worker {per_worker:g}: there is no GPU. Leave it out, or give --address")
+    settings = settings or {}
+    if zero is None:
+        zero = settings.get("zero_optimization", {}).get("stage", DEFAULT_ZERO)
     return GangConfig(
         num_workers=workers,
         zero_stage=zero,
-        precision="bf16" if per_worker else "fp32",
+        precision="bf16" if settings.get("bf16", {}).get("enabled", per_worker > 0) else "fp32",
+        deepspeed=settings,
         gpus_per_worker=per_worker,
-        threads_per_worker=1 if workers > 1 or not per_worker else os.cpu_count() or 1,
-        max_tokens=16_384 if per_worker else 4096,
     )
+
+
+def fit_gang(gang: GangConfig, model: str, num_parameters: int, resources: Resources, concurrent: int) -> GangConfig:
+    """The gang with as many tokens and threads a worker as so many gangs of this model can take."""
+    import torch
+
+    has_gpu = gang.gpus_per_worker and torch.cuda.is_available()
+    gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_gpu else None
+    threads = max(1, int(resources.cpus) // (gang.num_workers * concurrent))
+    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads)
 
 
 def default_concurrency(gang: GangConfig, resources: Resources, trials: int) -> int:

@@ -112,6 +112,8 @@ class Robustness:
     """Which attacks, and how hard."""
 
     attacks: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    """What is measured again under relearning and quantising."""
     relearn_share: float = 0.2
     """Share of the forget set that the attacker has."""
     relearn_epochs: int = 3
@@ -139,6 +141,8 @@ class GangConfig:
     """Regular expression; only parameters whose name it is found in are trained. Empty: all."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more arithmetic."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """A user's sections of DeepSpeed's configuration (zero_optimization, bf16), laid over ours."""
     reference_folder: str = ""
     """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
     max_tokens: int = 4096
@@ -153,6 +157,7 @@ class SearchConfig:
 
     name: str
     benchmark: str
+    """Its name: what the results' columns begin with."""
     scale: str
     methods: tuple[str, ...]
     trials: int
@@ -174,6 +179,8 @@ class SearchConfig:
     """Attacks on the finalists."""
     under: tuple[str, ...] = ()
     """Attacks on every trial: its forget score is then the worst over itself and these."""
+    definition: str | None = None
+    """The TOML file that describes the benchmark, where it is the user's own."""
     data: str | None = None
     split: str | None = None
     spaces: tuple[str, ...] = ()
@@ -184,5 +191,5 @@ class SearchConfig:
     def from_json(cls, values: Mapping[str, Any]) -> SearchConfig:
         """From `asdict` gone through JSON: lists are tuples again, tables are settings again."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        attacks = {**values["robustness"], "attacks": tuple(values["robustness"]["attacks"])}
+        attacks = {k: tuple(v) if isinstance(v, list) else v for k, v in values["robustness"].items()}
         return cls(**{**plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**attacks)})

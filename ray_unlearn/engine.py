@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,22 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ray_unlearn.config import UserError
+from ray_unlearn.engine_config import engine_config
+
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 
 
-def build_engine(scorer: nn.Module, zero_stage: int, precision: str, device: torch.device) -> Any:
+def build_engine(
+    scorer: nn.Module,
+    zero_stage: int,
+    precision: str,
+    device: torch.device,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
     """An engine with AdamW at learning rate 0 (set before each trial), gradients averaged over the workers.
 
     Learning rate 0 matters: ZeRO-0 in bf16 steps once while it is built, which must change nothing.
@@ -33,34 +42,27 @@ def build_engine(scorer: nn.Module, zero_stage: int, precision: str, device: tor
         # The shared-memory collectives would be compiled for a minute; gloo does the same job. DeepSpeed
         # keeps this table editable and falls back by itself.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {
-            "stage": zero_stage,
-            "overlap_comm": False,
-            "stage3_param_persistence_threshold": 0,
-        },
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": 0.0,
-                "betas": [0.9, 0.999],
-                "weight_decay": 0.0,
-                "torch_adam": True,  # nothing to compile, and on a GPU as fast as the fused kernel of DeepSpeed
-            },
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 30,
-    }
-    if precision == "bf16":
-        config["bf16"] = {"enabled": True}
+    config = engine_config(zero_stage, precision, settings)
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", dist_init_required=False)
     engine, *_ = deepspeed.initialize(
         model=scorer, model_parameters=[p for p in scorer.parameters() if p.requires_grad], config=config
     )
     return engine
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UserError naming the first key or value that DeepSpeed itself would refuse."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    for section, kind in (("zero_optimization", DeepSpeedZeroConfig), ("bf16", DeepSpeedBF16Config)):
+        try:
+            kind(**settings.get(section, {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join([section, *map(str, first["loc"])])
+            raise UserError(f"{where}: {place}: {first['msg']}. Mend the file") from None
 
 
 def set_hyperparameters(engine: Any, learning_rate: float, weight_decay: float, max_grad_norm: float) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ray_unlearn.gang import Gangs
 from ray_unlearn.objective import Judge
 from ray_unlearn.prepare import available_splits, last_profiles, write_profile
 from ray_unlearn.results import COMPLETED, trial_schema, write_json, write_table
-from ray_unlearn.robustness import describe_metrics
+from ray_unlearn.robustness import describe_metrics, judged_metrics
 from ray_unlearn.session import ray_session
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import git_revision, package_versions
@@ -55,6 +55,7 @@ def run_evaluation(
     Returns the evaluation, and the model's profiles on all splits. Raises RuntimeError where one fails.
     """
     measured: dict[str, dict[str, Profile]] = {}
+    robustness = replace(robustness, metrics=judged_metrics(benchmark))
     with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address):
         for who, task in tasks.items():
             splits = available_splits(task) if who == MODEL else (WHOLE,)

@@ -82,8 +82,10 @@ def last_profiles(reports: list[dict[str, Any]]) -> dict[str, Profile]:
 def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[str, str] | None = None) -> None:
     """Keep a model's profiles in that file, or beside its weights in that folder, with what they were measured on."""
     file = folder / "profile.json" if folder.is_dir() else folder
-    values = {"about": dict(about or {}), "profiles": {name: asdict(p) for name, p in profiles.items()}}
-    file.write_text(json.dumps(values, indent=1))
+    kept = {name: asdict(replace(p, examples=())) for name, p in profiles.items()}
+    for values in kept.values():
+        del values["examples"]
+    file.write_text(json.dumps({"about": dict(about or {}), "profiles": kept}, indent=1))
 
 
 def attach_retrained(task: Task, place: Path | None) -> Task:

@@ -75,16 +75,28 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def resolve_run(
-    path: Path, run: Mapping[str, Any], model: str | None, data: Path | None, retrained: Path | None
+    path: Path,
+    run: Mapping[str, Any],
+    definition: Path | None,
+    model: str | None,
+    data: Path | None,
+    retrained: Path | None,
 ) -> tuple[SearchConfig, Task]:
-    """Settings and task of a recorded run. Raises UserError where model or data must be given."""
+    """Settings and task of a recorded run. Raises UserError where model, data or the benchmark's definition must be
+    given."""
     values = run["config"]
-    for option, given, name in (("--model", model, run["model"]), ("--data", data, run["data"])):
+    places = {
+        "--benchmark": (definition, values["definition"]),
+        "--model": (model, run["model"]),
+        "--data": (data, run["data"]),
+    }
+    for option, (given, name) in places.items():
         if given is None and name is not None and "/" not in name:
-            raise UserError(f"{path}: was made from a folder called {name}. Say where it is with {option}")
+            raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
     request = Request(values["scale"], model or run["model"], data, values["split"])
-    task = attach_retrained(load_benchmark(values["benchmark"]).load(request), retrained)
-    return SearchConfig.from_json({**values, "model": task.model, "data": str(data) if data else None}), task
+    task = attach_retrained(load_benchmark(str(definition or values["benchmark"])).load(request), retrained)
+    given = {"definition": definition and str(definition.absolute()), "data": data and str(data)}
+    return SearchConfig.from_json({**values, "model": task.model, **given}), task
 
 
 def run_again(run: Mapping[str, Any], config: SearchConfig, task: Task) -> dict[str, Any]:

@@ -5,6 +5,10 @@
         trials/benchmark=<b>/method=<m>/<trial_id>.parquet     one row: settings, scores, seconds
         curves/benchmark=<b>/method=<m>/<trial_id>.parquet     one row an evaluation point
         finals/<trial_id>.parquet    the best trial of each method, run again, on the held-out report split
+        examples/<trial_id>.parquet  what a finalist (or "start") answers: set, example, num_tokens, prompt, reference,
+                        answer (null where nothing was generated), probability, exact_memorisation
+        weights/<trial_id>.parquet   how a finalist spread its forgetting: epoch, example, num_tokens, start_nll (at
+                        the starting model, nats a token), weight (share of the epoch's gradient weight)
         comparison.json, compare/    finalists over several seeds, see compare.py
         local.json      where model and data are on this machine, see again.py; no report reads it
         model/          the chosen model, as `transformers` loads it
@@ -99,6 +103,36 @@ def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
+EXAMPLE_SCHEMA = pa.schema(
+    list(
+        {
+            "trial_id": _TEXT,
+            "split": _TEXT,
+            "set": _TEXT,
+            "example": _INTEGER,
+            "num_tokens": _INTEGER,
+            "prompt": _TEXT,
+            "reference": _TEXT,
+            "answer": _TEXT,
+            "probability": _NUMBER,
+            "exact_memorisation": _NUMBER,
+        }.items()
+    )
+)
+WEIGHT_SCHEMA = pa.schema(
+    list(
+        {
+            "trial_id": _TEXT,
+            "epoch": _INTEGER,
+            "example": _INTEGER,
+            "num_tokens": _INTEGER,
+            "start_nll": _NUMBER,
+            "weight": _NUMBER,
+        }.items()
+    )
+)
+
+
 class Writer:
     """Writes one search's folder. Every file appears whole or not at all."""
 
@@ -130,6 +164,29 @@ class Writer:
 
     def write_final(self, row: Mapping[str, Any]) -> None:
         write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
+
+    def write_examples(self, trial_id: str, split: str, examples: Sequence[Mapping[str, Any]]) -> None:
+        rows = [{"trial_id": trial_id, "split": split, **example} for example in examples]
+        write_table(self.folder / "examples" / f"{trial_id}.parquet", EXAMPLE_SCHEMA, rows)
+
+    def write_weights(
+        self, trial_id: str, weights: Sequence[Sequence[float]], num_tokens: Sequence[int], start_nll: Sequence[float]
+    ) -> None:
+        """weights: [epochs][forget sequences], any scale; an epoch in which nothing was learnt is left out."""
+        rows = [
+            {
+                "trial_id": trial_id,
+                "epoch": epoch,
+                "example": example,
+                "num_tokens": num_tokens[example],
+                "start_nll": start_nll[example],
+                "weight": weight / sum(epoch_weights),
+            }
+            for epoch, epoch_weights in enumerate(weights, start=1)
+            if sum(epoch_weights) > 0
+            for example, weight in enumerate(epoch_weights)
+        ]
+        write_table(self.folder / "weights" / f"{trial_id}.parquet", WEIGHT_SCHEMA, rows)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -40,12 +40,16 @@ BLOCK = 64
 """Weights that share one scale, as bitsandbytes has it."""
 
 
+def judged_metrics(benchmark: Benchmark) -> tuple[str, ...]:
+    """What the objective reads."""
+    return tuple(dict.fromkeys([a.metric for a in benchmark.aims] + [k.metric for k in benchmark.keeps]))
+
+
 def describe_metrics(benchmark: Benchmark, attacks: Iterable[str] = tuple(ATTACKS)) -> dict[str, str]:
     """Every metric that these attacks add to a benchmark's own, with one line on what it is."""
-    judged = [aim.metric for aim in benchmark.aims] + [keep.metric for keep in benchmark.keeps]
     result = {}
     for attack in attacks:
-        for name in dict.fromkeys(benchmark.leaks.values() if attack == "sample" else judged):
+        for name in dict.fromkeys(benchmark.leaks.values() if attack == "sample" else judged_metrics(benchmark)):
             result[f"{ATTACKS[attack]}_{name}"] = f"{TITLES[attack]}: {benchmark.metrics[name]}"
     return result
 

@@ -5,8 +5,8 @@ trial is told FAIL, which no sampler reads. A pruned one is told PRUNED, with no
 whole trial's, because the samplers are not alike:
 
 - TPE counts PRUNED as known to be bad, below every completed trial (it ranks pruned ones among themselves by how far
-  they came). Told FAIL, it would forget where they were, and with two trials in three pruned it would draw at
-  random for most of a search. For several objectives it would rank a pruned trial by values that it has not got, so
+  they came). Told FAIL, it would forget where they were, and with most trials pruned it would draw at random for
+  most of a search. For several objectives it would rank a pruned trial by values that it has not got, so
   there the pruned one also breaks a constraint: TPE takes infeasible trials for bad without reading their values.
 - GP reads completed and running trials alone. Its proposal follows from what it was told, so it would come back to
   where a trial was pruned: it is told nothing, and the pruned trial stays one whose outcome is awaited.

@@ -42,7 +42,7 @@ from ray_unlearn.results import (
     trial_schema,
     write_json,
 )
-from ray_unlearn.robustness import describe_metrics
+from ray_unlearn.robustness import describe_metrics, judged_metrics
 from ray_unlearn.sampling import MethodStudy, importances
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
@@ -167,7 +167,8 @@ class Recorder(_StaysHere, Callback):
         trial = self._open[tune_id][0]
         rung = rung_epochs(trial.epochs, rungs_of(self._config)).get(report["epoch"])
         names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
-        if rung is None or self._halving.goes_on(trial.method, rung, [report[name] for name in names]):
+        best = max([*self._reports[tune_id], report], key=lambda r: r["objective"])
+        if rung is None or self._halving.goes_on(trial.method, rung, [best[name] for name in names]):
             return True
         self._pruned.add(tune_id)
         self._stop(trial.trial_id)
@@ -218,6 +219,10 @@ class _Suggestions(_StaysHere, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         return None
+
+
+def benchmark_of(config: SearchConfig) -> Benchmark:
+    return load_benchmark(config.definition or config.benchmark)
 
 
 def trial_job(config: SearchConfig) -> Job:
@@ -310,7 +315,7 @@ def run_search(
 
     Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
     """
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = benchmark_of(config)
     metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
     writer = Writer.create(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
     if local is not None:
@@ -323,6 +328,7 @@ def run_search(
         )
         for name in config.methods
     }
+    config = replace(config, robustness=replace(config.robustness, metrics=judged_metrics(benchmark)))
     recorder = Recorder(config, studies, spaces, writer)
     writer.write_search(meta)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
@@ -337,7 +343,8 @@ def run_search(
         start = finished_profile(report, "selection", "the starting model")
         retrained = _metrics(task.selection.retrained)
         judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
-        meta |= describe_anchors(judge) | {name: report[name] for name in ("notes", "hardware")}
+        benchmark.check_start(judge)
+        meta |= describe_anchors(judge) | {"notes": [*task.notes, *report["notes"]], "hardware": report["hardware"]}
         for note in report["notes"]:
             watcher.stage(note)
         writer.write_search(meta)
@@ -361,7 +368,7 @@ def run_search(
 
 def row_schema(config: SearchConfig) -> pa.Schema:
     """Of the search's trials, and of its finalists."""
-    benchmark = load_benchmark(config.benchmark)
+    benchmark = benchmark_of(config)
     parameters = dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters)
     return trial_schema(
         benchmark.name, parameters, [*benchmark.metrics, *describe_metrics(benchmark, attacks_of(config))]
@@ -419,10 +426,11 @@ def run_finals(
 
     The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
     """
-    final = held_out_job(config, config.seed)
-    start = finished_profile(gangs.run(final), "report", "the starting model")
-    judge = held_out_judge(config, task, start.metrics)
     retrained = task.report.retrained
+    report = gangs.run(replace(held_out_job(config, config.seed), weights=True))
+    start, start_nll = finished_profile(report, "report", "the starting model"), report["forget_nll"]
+    writer.write_examples("start", "report", start.examples)
+    judge = held_out_judge(config, task, start.metrics)
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
         scores = asdict(judge.verdict(profile.metrics, is_last=False))
@@ -431,15 +439,20 @@ def run_finals(
     for row in best.values():
         keep = folder is not None and chosen is not None and row["trial_id"] == chosen["trial_id"]
         job = rerun_job(config, row, config.seed)
-        job = replace(job, save_to=str(folder / "model") if keep and folder else None)
+        job = replace(job, save_to=str(folder / "model") if keep and folder else None, weights=True)
         began = time.perf_counter()
         report = gangs.run(job)
         writer.write_final(rerun_row(config, judge, row, job, report, time.perf_counter() - began))
+        if "error" not in report:
+            profile = finished_profile(report, "report", row["trial_id"])
+            writer.write_examples(row["trial_id"], "report", profile.examples)
+            writer.write_weights(row["trial_id"], report["weights"], task.forget.answer_lengths.tolist(), start_nll)
 
 
 def held_out_job(config: SearchConfig, seed: int) -> Job:
     """Score the starting model on the held-out split, as finalists are."""
-    attacks = replace(config.robustness, attacks=attacks_of(config))
+    metrics = judged_metrics(benchmark_of(config))
+    attacks = replace(config.robustness, attacks=attacks_of(config), metrics=metrics)
     return Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=seed)
 
 
@@ -459,7 +472,7 @@ def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
 def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float]) -> Judge:
     """From what the starting model measures on the held-out split."""
     retrained = _metrics(task.report.retrained)
-    return Judge.build(load_benchmark(config.benchmark), start, retrained, config.utility_floor, config.under)
+    return Judge.build(benchmark_of(config), start, retrained, config.utility_floor, config.under)
 
 
 def rerun_row(
@@ -542,12 +555,12 @@ def describe_search(
 
 
 def public_config(config: SearchConfig) -> dict[str, Any]:
-    """The configuration as it may be passed on: folders by their names, no addresses."""
+    """The configuration as it may be passed on: folders and files by their names, no addresses."""
     values = asdict(config)
     values.pop("address")
     values["gang"].pop("reference_folder")
-    for name in ("model", "data"):
-        if values[name] and Path(values[name]).is_dir():
+    for name in ("model", "data", "definition"):
+        if values[name] and Path(values[name]).exists():
             values[name] = Path(values[name]).name
     return values
 

@@ -10,7 +10,7 @@ log = true
 at_parameters = 7e9         # the range is meant for a model of this size, see `scaled`
 [[warm_start]]              # tried first; a key left out takes the middle of its range
 beta = 2.5
-[on.wmdp-mini.fixed]        # the same tables again, for one benchmark (and scale) only
+[on.wmdp-mini.fixed]        # the same tables again, for one benchmark (and scale) only; "custom": all of the user's own
 epochs = 6
 """
 
@@ -85,8 +85,10 @@ def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, 
     fixed, ranges = dict(_table(path, raw, "fixed")), dict(_table(path, raw, "space"))
     warm_starts = _tables(path, raw, "warm_start")
     overrides = _table(path, raw, "on")
-    _check_keys(path, "[on]", overrides, {f"{name}{scale}" for name in BENCHMARKS for scale in ("", "-mini", "-full")})
-    for name in (benchmark, f"{benchmark}-{scale}"):
+    known = {*BENCHMARKS, benchmark}
+    _check_keys(path, "[on]", overrides, {f"{name}{scale}" for name in known for scale in ("", "-mini", "-full")})
+    own = () if benchmark in BENCHMARKS else ("custom",)
+    for name in (*own, benchmark, f"{benchmark}-{scale}"):
         table = _table(path, overrides, name)
         _check_keys(path, f"[on.{name}]", table, {"fixed", "space", "warm_start"})
         for key, value in _table(path, table, "fixed").items():

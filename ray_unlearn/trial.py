@@ -50,6 +50,9 @@ class Job:
     """Attacks on the model as it is at the end."""
     seed: int = 0
     """Of the attacks."""
+    weights: bool = False
+    """Whether the last report has each forget sequence's gradient weight by epoch (of a trial), or its NLL a token
+    (of the starting model)."""
 
 
 def evaluation_epochs(epochs: int, evaluations: int, rungs: Sequence[float] = ()) -> list[int]:
@@ -108,6 +111,8 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
             **losses,
             "profiles": profiles,
             "line": line,
+            "weights": worker.weights if done and job.weights else None,
+            "forget_nll": worker.forget_nll() if done and job.weights and trial is None else None,
             "notes": worker.notes,
             "hardware": worker.hardware,
             **seconds,
@@ -128,7 +133,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     last = job.stop_after or trial.epochs
     points = evaluation_epochs(trial.epochs, trial.evaluations, job.rungs) if job.points else []
     for epoch in range(1, last + 1):
-        steps = worker.train(trial, epoch - 1, job.learn)
+        steps = worker.train(trial, epoch - 1, job.learn, weigh=job.weights)
         spend("train_seconds")
         if method.retain_rule is not None:
             rule = {name: trial.parameters[name] for name in method.rule_parameters}

@@ -10,7 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from ray_unlearn.losses import (
     zero,
 )
 from ray_unlearn.metrics import Scores, TokenScores
+from ray_unlearn.metrics.memorisation import exact_memorisation
 from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_adapter, save_weights
 from ray_unlearn.reference import read_reference, reference_key, write_reference
 from ray_unlearn.robustness import attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
@@ -72,6 +73,8 @@ class _Batch:
     retain: list[Item]
     references: dict[str, list[np.ndarray]]
     """By set, each example's log-probs under the starting model."""
+    weights: Tensor | None = None
+    """Where each example's gradient weight is to be written, float64 [examples]; see `Worker.train`."""
 
     @cached_property
     def method(self) -> Method:
@@ -134,7 +137,7 @@ class Worker:
         self._num_parameters = sum(p.numel() for p in model.parameters())
         self._num_layers = len(decoder_layers(model))
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
-        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device)
+        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device, gang.deepspeed)
         self._snapshot = engines.Snapshot(self.engine)
         self._sets: dict[tuple[str, ...], list[Sequences]] = {}
         self._references: dict[tuple[tuple[str, ...], int], np.ndarray] = {}
@@ -159,6 +162,7 @@ class Worker:
     def restore(self) -> None:
         """Back to the starting model, as if no trial had run."""
         self._snapshot.restore(self.engine)
+        self.weights: list[list[float]] = []
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -195,15 +199,25 @@ class Worker:
         self._token_logprobs(few)  # an evaluation may leave weights gathered
         self.restore()
         if not self._snapshot.holds(self.engine) or not np.array_equal(self._token_logprobs(few), before):
-            raise RuntimeError(
-                "this DeepSpeed version cannot be put back to its first state in place. "
-                "Install the version pinned in constraints.txt"
-            )
+            cause, fix = "this DeepSpeed version", "Install the version pinned in constraints.txt"
+            if self.gang.deepspeed:
+                cause, fix = "DeepSpeed with the settings of --deepspeed", "Leave --deepspeed out, or remove settings"
+            raise RuntimeError(f"{cause} cannot be put back to its first state in place. {fix}")
 
     # Training
 
-    def train(self, trial: TrialConfig, epoch: int, learn: tuple[str, ...] = (FORGET,)) -> list[StepLosses]:
-        """Run one epoch (0-based); one record a step. Raises NonFinite once a loss is nan or inf."""
+    def train(
+        self,
+        trial: TrialConfig,
+        epoch: int,
+        learn: tuple[str, ...] = (FORGET,),
+        weigh: bool = False,
+    ) -> list[StepLosses]:
+        """Run one epoch (0-based); one record a step. Raises NonFinite once a loss is nan or inf.
+
+        weigh: append to `weights` each forget sequence's gradient weight in this epoch, the factor that the
+        forget loss puts on the gradient of its log-likelihood (SimNPO, equations 5 and 7; mean over tokens).
+        """
         method = find_method(trial.method)
         variants = {name: self._variants(name, method, learn) for name in method.sets}
         picked = {name: epoch % len(sets) for name, sets in variants.items()}
@@ -214,12 +228,18 @@ class Worker:
         num_retain = len(self.task.retain) if method.uses_retain else 0
         batches = plan_epoch(count, num_retain, trial.batch_size, trial.seed, epoch)
         records: list[Tensor] = []
+        weighed = torch.zeros(count, dtype=torch.float64)
         for i, (chosen, retained) in enumerate(batches):
             self._set_learning_rate(trial, epoch * len(batches) + i, trial.epochs * len(batches))
             examples = [[sets[name][j] for name in method.sets] for j in chosen]
             batch_references = {name: [references[name][j] for j in chosen] for name in references}
-            batch = _Batch(trial, examples, [self.task.retain[j] for j in retained], batch_references)
+            kept = torch.zeros(len(chosen), dtype=torch.float64) if weigh else None
+            batch = _Batch(trial, examples, [self.task.retain[j] for j in retained], batch_references, kept)
             records.append(self._step(batch))
+            if kept is not None:
+                weighed[torch.from_numpy(chosen)] = self._sum_over_workers(kept)
+        if weigh:
+            self.weights.append(weighed.tolist())
         sums = torch.stack(records)
         dist.all_reduce(sums)
         losses = [StepLosses(*row) for row in sums.tolist()]
@@ -240,15 +260,20 @@ class Worker:
         parts = share(batch.lengths, self.num_workers, self.gang.max_tokens)[self.rank]
         record = torch.zeros(2, device=self.device)
         for i, part in enumerate(parts):
-            loss, terms = self._micro_batch(batch, sorted(part))
+            loss, terms, learnt = self._micro_batch(batch, sorted(part))
             record += terms
             # The engine averages gradients over the workers; the loss is a sum over them.
             engines.backward(self.engine, loss * self.num_workers, is_last=i == len(parts) - 1)
+            if batch.weights is not None and learnt.logprobs.grad is not None:
+                members = [m for m in sorted(part) if m < len(batch.examples)]
+                scale = batch.forget_units / self.num_workers
+                batch.weights[members] = learnt.mean(learnt.logprobs.grad).abs().double().cpu() * scale
         self.engine.step()
         return record
 
-    def _micro_batch(self, batch: _Batch, members: list[int]) -> tuple[Tensor, Tensor]:
-        """Forward the batch's `members`: (loss to run backward, (forget term, retain term) detached, [2])."""
+    def _micro_batch(self, batch: _Batch, members: list[int]) -> tuple[Tensor, Tensor, ScoredTokens]:
+        """Forward the batch's `members`: (loss to run backward, (forget term, retain term) detached, [2], what
+        the forget loss saw of the forget set)."""
         examples = [m for m in members if m < len(batch.examples)]
         retained = [m - len(batch.examples) for m in members[len(examples) :]]
         method, trial = batch.method, batch.trial
@@ -275,6 +300,8 @@ class Worker:
                 start = score_answers(self.engine, packed, detail, layer)
         now = score_answers(self.engine, packed, detail, layer)
         scored = [self._scored(packed, now, start, *run) for run in runs]
+        if batch.weights is not None and scored[0].logprobs.requires_grad:
+            scored[0].logprobs.retain_grad()
         anchor = now.hidden if now.hidden is not None else now.logprobs
         assert anchor is not None
         forget = method.loss(*scored[:-1], **batch.loss_parameters).sum() / batch.forget_units
@@ -283,7 +310,7 @@ class Worker:
         if method.uses_retain:
             retain = batch.retain_loss.loss(scored[-1]).sum() / batch.retain_units
             loss = loss + trial.retain_weight * retain
-        return loss, torch.stack([forget.detach(), retain.detach()]).float()
+        return loss, torch.stack([forget.detach(), retain.detach()]).float(), scored[0]
 
     def _scored(
         self,
@@ -415,7 +442,42 @@ class Worker:
         probes = {**split.probes, **(split.final_probes if complete else {})}
         scores = {name: self._score(probe) for name, probe in probes.items()}
         answers = {name: self._generate(prompts) for name, prompts in split.generations.items()} if complete else {}
-        return self._measure(scores, answers, split)
+        profile = self._measure(scores, answers, split)
+        return replace(profile, examples=self._examples(split, scores, answers)) if complete else profile
+
+    def _examples(
+        self, split: Split, scores: Mapping[str, Scores], answers: Mapping[str, list[str]]
+    ) -> list[dict[str, Any]]:
+        """What people look at: every sequence (of questions, the right option) of the set to be forgotten."""
+        if FORGET not in split.probes:
+            return []
+        probe, score = split.probes[FORGET], scores[FORGET]
+        right = np.ones(len(probe.sequences), bool)
+        if probe.is_correct is not None and probe.options is None:
+            right = probe.is_correct
+        texts = answers.get(FORGET, [])
+        memorised = exact_memorisation(score)
+        rows = []
+        for example, i in enumerate(np.flatnonzero(right)):
+            tokens, start = probe.sequences[int(i)]
+            place = i
+            if probe.options is not None and probe.is_correct is not None:
+                row = probe.is_correct.reshape(probe.options.shape)[i]
+                place = i * len(row) + int(np.argmax(row))
+                tokens = np.append(tokens[:start], probe.options[i, np.argmax(row)])
+            rows.append(
+                {
+                    "set": FORGET,
+                    "example": example,
+                    "num_tokens": int(score.num_tokens[place]),
+                    "prompt": self.tokenizer.decode(tokens[:start], skip_special_tokens=True),
+                    "reference": self.tokenizer.decode(tokens[start:], skip_special_tokens=True).strip(),
+                    "answer": texts[example] if len(texts) == right.sum() else None,
+                    "probability": float(score.probability[place]),
+                    "exact_memorisation": float(memorised[place]),
+                }
+            )
+        return rows
 
     @property
     def _benchmark(self) -> Benchmark:
@@ -457,7 +519,7 @@ class Worker:
             if truth is not None:
                 assert answers.log_distribution is not None
                 log_model = answers.log_distribution[:, : truth.shape[1]].double()
-                log_truth = truth[packed.tokens[packed.keep]]
+                log_truth = truth[packed.tokens.flatten()[packed.keep]]
                 divergence = scored.mean((log_model.exp() * (log_model - log_truth)).sum(-1))
             columns.append(divergence)
             result[torch.tensor(part, dtype=torch.int64)] = torch.stack(columns, dim=1).cpu()
@@ -551,6 +613,11 @@ class Worker:
         dist.all_reduce(values)
         return values.cpu()
 
+    def forget_nll(self) -> list[float]:
+        """Mean negative log-likelihood of each forget sequence's answer tokens, in nats."""
+        scores = self._score(Probe(self.task.forget))
+        return (scores.nll / scores.num_tokens).tolist()
+
     # Beyond the end of a trial
 
     def attack(self, settings: Robustness, split: Split, seed: int) -> Profile:
@@ -558,8 +625,6 @@ class Worker:
 
         A metric that an attack makes infinite is absent.
         """
-        benchmark = self._benchmark
-        judged = [aim.metric for aim in benchmark.aims] + [keep.metric for keep in benchmark.keeps]
         metrics: dict[str, float] = {}
         absent: dict[str, str] = {}
         for name in settings.attacks:
@@ -569,9 +634,9 @@ class Worker:
                 else:
                     under = self._relearned(settings, seed) if name == "relearn" else self._quantised()
                     with under:
-                        metrics |= attacked(name, self.evaluate(split).metrics, judged)
+                        metrics |= attacked(name, self.evaluate(split).metrics, settings.metrics)
             except NonFinite as error:
-                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in judged}
+                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in settings.metrics}
         return Profile(metrics, absent=absent)
 
     def _sample(self, settings: Robustness, split: Split, seed: int) -> dict[str, float]:

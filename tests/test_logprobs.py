@@ -86,10 +86,12 @@ def test_padding_and_tokens_after_the_answers_change_neither_log_probs_nor_gradi
     packed = pack(sequences(), 16)
     filled = packed.tokens.clone()
     taken = sum(len(tokens) for tokens, _ in sequences())
-    positions_used = torch.zeros_like(packed.keep)
+    kept = torch.zeros_like(packed.tokens, dtype=torch.bool)
+    kept.view(-1)[packed.keep] = True
+    positions_used = torch.zeros_like(kept)
     for row, starts in enumerate(packed.positions == 0):
         last = int(starts.nonzero()[-1])  # the row's tail starts over, as a sequence would
-        tail_is_padding = not packed.keep[row, last:].any()
+        tail_is_padding = not kept[row, last:].any()
         positions_used[row, : last if tail_is_padding else None] = True
     assert positions_used.sum() >= taken
     assert not positions_used.all(), "there is padding to change"
@@ -135,7 +137,7 @@ def test_the_head_in_chunks_gives_the_values_and_gradients_of_the_whole(kind, ad
     weights = torch.rand(len(packed.targets), dtype=torch.float64)
     results = []
     for chunk_rows in (1000, 4):
-        monkeypatch.setattr(logprobs, "HEAD_BYTES", 4 * 50 * chunk_rows)
+        monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 4 * 50 * chunk_rows)
         model.zero_grad()
         scored = score_answers(AnswerScorer(model), packed).logprobs
         (scored * weights).sum().backward()
@@ -150,7 +152,7 @@ def test_the_head_in_chunks_gives_the_values_and_gradients_of_the_whole(kind, ad
 
 
 def test_in_chunks_no_more_logits_exist_than_allowed(model, monkeypatch):
-    monkeypatch.setattr(logprobs, "HEAD_BYTES", 4 * 10 * 6)
+    monkeypatch.setitem(logprobs.HEAD_BYTES, "cpu", 4 * 10 * 6)
     rows: list[int] = []
     handle = model.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: rows.append(output.reshape(-1, 10).shape[0])

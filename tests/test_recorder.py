@@ -28,13 +28,13 @@ def recorder():
     def build(**choices) -> Recorder:
         config = SearchConfig(
             **{
-                **{"name": "s", "benchmark": "toy", "scale": "mini", "methods": ("ga", "graddiff"), "trials": 4},
+                **{"name": "s", "benchmark": "toy", "scale": "mini", "methods": ("ga", "graddiff"), "trials": 8},
                 **{"concurrent": 2, "objective": "combined", "utility_floor": 0.9, "seed": 0},
                 **{"gang": GangConfig(), "model": "m", "prune": True, **choices},
             }
         )
         pareto = config.objective == "pareto"
-        studies = {name: MethodStudy(SPACE, 4, pareto, 0) for name in config.methods}
+        studies = {name: MethodStudy(SPACE, 8, pareto, 0) for name in config.methods}
         recorder = Recorder(config, studies, dict.fromkeys(config.methods, SPACE), Told())
         recorder.stopped = []
         recorder.attach(Told(), recorder.stopped.append)
@@ -64,8 +64,8 @@ def live(recorder: Recorder, tune_id: str, reports: list[dict]) -> dict:
 
 
 def curve(*scores: float) -> list[dict]:
-    """Reports after 2, 5 and 10 epochs."""
-    return [report(epoch, score) for epoch, score in zip((2, 5, 10), scores, strict=True)]
+    """Reports after 2, 4 and 10 epochs."""
+    return [report(epoch, score) for epoch, score in zip((2, 4, 10), scores, strict=True)]
 
 
 def test_a_trial_that_lags_behind_is_stopped_at_its_rung_and_keeps_its_row(recorder):
@@ -75,9 +75,9 @@ def test_a_trial_that_lags_behind_is_stopped_at_its_rung_and_keeps_its_row(recor
     early = live(search, "c", curve(0.2, 0.9, 0.9))  # ga
     live(search, "d", curve(0.2, 0.2, 0.2))  # graddiff, better than its own method's first
     late = live(search, "e", curve(0.4, 0.2, 0.9))  # ga
-    assert (good["status"], good["epochs_run"], good["epoch"], good["objective"]) == ("completed", 10, 5, 0.6)
+    assert (good["status"], good["epochs_run"], good["epoch"], good["objective"]) == ("completed", 10, 4, 0.6)
     assert (early["status"], early["epochs_run"], early["epoch"], early["objective"]) == ("pruned", 2, 2, 0.2)
-    assert (late["status"], late["epochs_run"], late["epoch"], late["objective"]) == ("pruned", 5, 2, 0.4)
+    assert (late["status"], late["epochs_run"], late["epoch"], late["objective"]) == ("pruned", 4, 2, 0.4)
     assert early["error"] is None
     assert search.stopped == ["ga-0001", "ga-0002"], "their gangs are free at once"
     assert [row["status"] for row in search.rows if row["method"] == "graddiff"] == ["completed", "completed"]
@@ -87,9 +87,10 @@ def test_two_objectives_are_judged_side_by_side(recorder):
     search = recorder(objective="pareto", methods=("ga",))
     live(search, "a", [report(2, 0.5, utility=0.9), report(10, 0.5)])
     keeps_more = live(search, "b", [report(2, 0.1, utility=0.99), report(10, 0.1)])
-    assert keeps_more["status"] == "pruned", "two on the front and room for one: the larger product goes on"
+    assert keeps_more["status"] == "pruned", "two on the front and room for one: the larger product"
     dominated = live(search, "c", [report(2, 0.4, utility=0.8), report(10, 0.4)])
     assert dominated["status"] == "pruned"
+    assert live(search, "e", [report(2, 0.3, utility=0.7), report(10, 0.4)])["status"] == "pruned"
     other_end = live(search, "d", [report(2, 0.05, utility=1.0), report(10, 0.1)])
     assert other_end["status"] == "completed", "room for two: the one that is farthest from the first"
 
@@ -103,8 +104,14 @@ def test_without_pruning_nobody_is_judged(recorder):
 def test_a_report_between_the_rungs_is_no_verdict(recorder):
     search = recorder(methods=("ga",))
     live(search, "a", curve(0.5, 0.5, 0.5))
-    between = [report(2, 0.6), report(4, 0.0), *curve(0.6, 0.6, 0.6)[1:]]
+    between = [report(2, 0.6), report(3, 0.0), *curve(0.6, 0.6, 0.6)[1:]]
     assert live(search, "b", between)["status"] == "completed"
+
+
+def test_a_trial_is_judged_by_its_best_point_so_far(recorder):
+    search = recorder(methods=("ga",))
+    live(search, "a", curve(0.5, 0.5, 0.5))
+    assert live(search, "b", curve(0.6, 0.1, 0.1))["status"] == "completed"
 
 
 def test_a_failed_trial_says_how_far_it_came(recorder):

@@ -24,7 +24,7 @@ from ray_unlearn.versions import PACKAGES
 
 RUN = {
     "format": 1,
-    "config": {"benchmark": "tofu", "scale": "full", "split": None}
+    "config": {"benchmark": "tofu", "scale": "full", "split": None, "definition": None}
     | {"gang": {"num_workers": 2, "zero_stage": 2, "precision": "fp32"}},
     "model": "target",
     "data": None,
@@ -101,10 +101,10 @@ def test_the_table_shows_what_differs_and_every_figure():
 
 
 def test_a_model_that_was_a_folder_must_be_given(tmp_path):
-    with pytest.raises(UserError, match=r"a folder called target. Say where it is with --model"):
-        resolve_run(tmp_path / "reproduce.json", RUN, None, None, None)
-    with pytest.raises(UserError, match=r"a folder called rows. Say where it is with --data"):
-        resolve_run(tmp_path / "r.json", changed("data", value="rows"), "/models/target", None, None)
+    with pytest.raises(UserError, match=r"made from target, .* Say where it is with --model"):
+        resolve_run(tmp_path / "reproduce.json", RUN, None, None, None, None)
+    with pytest.raises(UserError, match=r"made from rows, .* Say where it is with --data"):
+        resolve_run(tmp_path / "r.json", changed("data", value="rows"), None, "/models/target", None, None)
 
 
 def test_a_file_of_another_format_is_refused(tmp_path):

@@ -39,17 +39,18 @@ def state(worker) -> tuple:
 @pytest.mark.parametrize("attack", ["relearn", "quantise"])
 def test_an_attack_changes_the_scores_and_then_leaves_every_bit_in_place(worker, attack):
     before = state(worker)
-    profile = worker.attack(Robustness((attack,)), worker.task.selection, seed=0)
+    settings = Robustness((attack,), tuple(before[1]))
+    profile = worker.attack(settings, worker.task.selection, seed=0)
     assert state(worker) == before
     assert not profile.absent
     word = {"relearn": "relearned", "quantise": "quantised"}[attack]
     assert set(profile.metrics) == {f"{word}_{name}" for name in before[1]}
     assert all(value != before[1][name.removeprefix(f"{word}_")] for name, value in profile.metrics.items())
-    assert worker.attack(Robustness((attack,)), worker.task.selection, seed=0) == profile
+    assert worker.attack(settings, worker.task.selection, seed=0) == profile
 
 
 def test_a_trial_after_attacks_is_bit_identical(worker):
-    attacks = Robustness(("relearn", "quantise"))
+    attacks = Robustness(("relearn", "quantise"), ("retain_divergence",))
     first = run_local(worker, Job("first", TRIAL))[-1]["profiles"]
     attacked = run_local(worker, Job("attacked", TRIAL, robustness=attacks))[-1]["profiles"]
     assert run_local(worker, Job("again", TRIAL))[-1]["profiles"] == first

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_unlearn.benchmarks import Probe, Split, Task
+from ray_unlearn.benchmarks import Probe, Prompts, Split, Task
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.data import Sequences
 from ray_unlearn.local import local_worker, run_local
@@ -127,3 +127,37 @@ def test_final_probes_are_scored_for_complete_evaluations_alone(tiny_model, monk
     assert True not in seen
     assert "more" in worker.evaluate(split, complete=True)
     assert True in seen
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_gradient_weights_are_the_factor_on_each_sequences_log_likelihood(tiny_model, zero_stage):
+    task = tiny_task(tiny_model, forget=10)
+    worker = local_worker(task, GangConfig(zero_stage=zero_stage, max_tokens=50))
+    beta = 2.0
+    trial = TrialConfig("a", "simnpo", {"beta": beta, "gamma": 0.0}, 1.0, 0.0, epochs=2, batch_size=4, evaluations=1)
+    report = run_local(worker, Job("weighed", trial, weights=True))[-1]
+    start = run_local(worker, Job("start", weights=True))[-1]
+    lengths = task.forget.answer_lengths
+    # SimNPO, equation 7: 2 p^(b/|y|) / (1 + p^(b/|y|)) / |y|; the learning rate is 0, so nothing moves.
+    likelihood = np.exp(-beta * np.array(start["forget_nll"]))
+    expected = 2 * likelihood / (1 + likelihood) / lengths
+    assert len(report["weights"]) == 2
+    for weights in report["weights"]:
+        np.testing.assert_allclose(weights, expected, rtol=1e-4)
+    plain = run_local(worker, Job("plain", trial))[-1]
+    assert plain["weights"] is None
+    assert plain["profiles"] == report["profiles"]
+
+
+def test_examples_pair_each_reference_with_what_was_generated(tiny_model):
+    task = tiny_task(tiny_model)
+    prompts = Prompts([tokens[:1].tolist() for tokens, _ in task.forget], ["1"] * len(task.forget), 4)
+    split = Split({"forget": Probe(task.forget)}, generations={"forget": prompts})
+    worker = local_worker(task, GangConfig())
+    scores, answers = {"forget": worker._score(Probe(task.forget))}, {"forget": worker._generate(prompts)}
+    rows = worker._examples(split, scores, answers)
+    assert [row["answer"] for row in rows] == answers["forget"]
+    tokens, start = task.forget[3]
+    assert rows[3]["reference"] == worker.tokenizer.decode(tokens[start:])
+    assert rows[3]["num_tokens"] == len(tokens) - start
+    assert rows[3]["probability"] == pytest.approx(scores["forget"].probability[3])

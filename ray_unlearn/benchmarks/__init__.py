@@ -6,9 +6,10 @@ A file defines `BENCHMARK = Benchmark(...)` and is named in `BENCHMARKS` below. 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +18,14 @@ from ray_unlearn.data import Sequences
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.rouge import rouge_l_recall
 
+if TYPE_CHECKING:
+    from ray_unlearn.objective import Judge
+
 BENCHMARKS = {
     "wmdp": "hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
     "tofu": "fictitious authors: be like a model that was never trained on some of them",
     "synthetic": "mixture of Markov chains with known truth (SimNPO, section 5)",
+    "custom": "your own data: give the path of the TOML file that describes them in its place",
 }
 
 
@@ -62,6 +67,8 @@ class Profile:
     metrics: Mapping[str, float]
     arrays: Mapping[str, list[float]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+    """One row an example of the set that was to be forgotten, for people to read; see results.py."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ class Task:
     """All that both splits hold, where it was asked for: what the literature's figures are of."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts a search should know about these data and the goal: shown before anything runs."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,8 @@ class Benchmark:
     benchmark makes its own models."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
+    check_start: Callable[[Judge], None] = field(default=lambda judge: None)
+    """Raises UserError where the starting model's metrics leave nothing to search for."""
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""
@@ -162,6 +173,11 @@ class Benchmark:
 
 
 def load_benchmark(name: str) -> Benchmark:
+    """By its name, or by the path of the TOML file that describes the user's own data."""
+    if name.endswith(".toml"):
+        from ray_unlearn.benchmarks.custom import read_benchmark
+
+        return read_benchmark(Path(name))
     if name not in BENCHMARKS:
         raise UserError(f"--benchmark {name}: unknown. Choose one of: {', '.join(BENCHMARKS)}")
     return importlib.import_module(f"ray_unlearn.benchmarks.{name}").BENCHMARK

@@ -1,16 +1,16 @@
 """What pruning saves and costs: recorded searches, replayed in other orders through the real halving code.
 
-    python -m tests.perf.pruning results/<search> ... [--gangs 4] [--orders 5]
+    python -m tests.perf.pruning results/<search> ... [--gangs 4] [--orders 5] [--evaluations 2]
 
 Record with a space file that has `evaluations` = `epochs`, so that every epoch of every trial is known:
 
     ray_unlearn tune --benchmark wmdp --methods simnpo --space pool.toml --trials 150 --sampler random --no-prune
 
 A replay starts the recorded trials in a random order on so many gangs, an epoch a tick, and stops those that lose at
-a rung. Both arms count what was scored after every epoch. Printed per setting, as mean and standard deviation over
-searches and orders: epochs without pruning over epochs with it, and what is lost of the hypervolume of forget and
-utility (reference point 0, 0) and of the best objective, once by completed trials alone, once by all, up to where
-they got.
+a rung. A trial is scored after every epoch, or at so many evaluation points and, with pruning, at the rungs. Printed
+per setting, as mean and standard deviation over searches and orders: epochs without pruning over epochs with it, and
+what is lost of the hypervolume of forget and utility (reference point 0, 0) and of the best objective, once by
+completed trials alone, once by all, up to where they got.
 """
 
 import argparse
@@ -24,9 +24,11 @@ import numpy as np
 from ray_unlearn.halving import REDUCTION, RUNGS, Halving, rung_epochs
 from ray_unlearn.objective import hypervolume
 from ray_unlearn.results import COMPLETED, read_search
+from ray_unlearn.trial import evaluation_epochs
 
-SETTINGS = [(3, (0.2, 0.5)), (3, (0.3, 0.6)), (3, (0.3,)), (3, (0.2,)), (3, (0.1, 0.3)), (4, (0.2, 0.5))]
-SETTINGS += [(4, (0.3,)), (4, (0.2,)), (2, (0.1, 0.2, 0.4)), (2, (0.2, 0.5)), (2, (0.2, 0.4, 0.6))]
+SETTINGS = [(2, (0.2, 0.5)), (2, (0.2, 0.4, 0.6)), (2, (0.1, 0.2, 0.4)), (3, (0.2,)), (3, (0.2, 0.5))]
+SETTINGS += [(3, (0.2, 0.4)), (3, (0.2, 0.3)), (3, (0.3, 0.6)), (3, (0.1, 0.3)), (4, (0.2,)), (4, (0.2, 0.5))]
+SETTINGS += [(4, (0.2, 0.4)), (5, (0.2, 0.5)), (5, (0.2, 0.4))]
 """Reduction factors and rungs to compare."""
 
 
@@ -37,9 +39,12 @@ class Recorded:
     method: str
     curve: np.ndarray
 
-    def best(self, epochs: int) -> np.ndarray:
-        """Objective, forget, utility at the best of the first epochs."""
-        return self.curve[np.argmax(self.curve[:epochs, 0])]
+    def best(self, epochs: int, evaluations: int, rungs: Sequence[float]) -> np.ndarray:
+        """Objective, forget, utility at the best evaluation point of the first epochs."""
+        points = [
+            e - 1 for e in evaluation_epochs(len(self.curve), evaluations or len(self.curve), rungs) if e <= epochs
+        ]
+        return self.curve[max(points, key=lambda i: self.curve[i, 0])]
 
 
 def read_pool(folder: Path) -> list[Recorded]:
@@ -60,7 +65,7 @@ def read_pool(folder: Path) -> list[Recorded]:
 
 
 def replay(
-    trials: Sequence[Recorded], gangs: int, pareto: bool, reduction: int, rungs: Sequence[float]
+    trials: Sequence[Recorded], gangs: int, evaluations: int, pareto: bool, reduction: int, rungs: Sequence[float]
 ) -> list[tuple[Recorded, int]]:
     """Every trial with the epochs that it got."""
     halving = Halving(reduction)
@@ -79,8 +84,10 @@ def replay(
         now, number, epoch, trial = heapq.heappop(running)
         epochs = len(trial.curve)
         rung = rung_epochs(epochs, rungs).get(epoch)
-        objective, *both = trial.curve[epoch - 1].tolist()
-        goes_on = rung is None or halving.goes_on(trial.method, rung, both if pareto else [objective])
+        goes_on = True
+        if rung is not None:
+            objective, *both = trial.best(epoch, evaluations, rungs).tolist()
+            goes_on = halving.goes_on(trial.method, rung, both if pareto else [objective])
         if epoch < epochs and goes_on:
             heapq.heappush(running, (now + 1, number, epoch + 1, trial))
         else:
@@ -89,27 +96,34 @@ def replay(
     return ended
 
 
-def measure(ended: Sequence[tuple[Recorded, int]], whole_only: bool) -> tuple[float, float]:
+def measure(
+    ended: Sequence[tuple[Recorded, int]], whole_only: bool, evaluations: int, rungs: Sequence[float]
+) -> tuple[float, float]:
     """Hypervolume and best objective of the trials' best points."""
-    points = [trial.best(epoch) for trial, epoch in ended if epoch == len(trial.curve) or not whole_only]
-    scores = np.array(points)
+    counted = [(trial, epoch) for trial, epoch in ended if epoch == len(trial.curve) or not whole_only]
+    scores = np.array([trial.best(epoch, evaluations, rungs) for trial, epoch in counted])
     return hypervolume(scores[:, 1:]), float(scores[:, 0].max())
 
 
 def compare(
-    pools: Sequence[Sequence[Recorded]], orders: int, gangs: int, pareto: bool, reduction: int, rungs: Sequence[float]
+    pools: Sequence[Sequence[Recorded]],
+    orders: int,
+    gangs: int,
+    evaluations: int,
+    pareto: bool,
+    reduction: int,
+    rungs: Sequence[float],
 ) -> np.ndarray:
     """[searches * orders, 5]: epochs ratio; lost hypervolume, lost objective by completed trials; the same by all."""
     rows = []
     for pool in pools:
-        base = measure([(trial, len(trial.curve)) for trial in pool], whole_only=True)
+        base = measure([(trial, len(trial.curve)) for trial in pool], True, evaluations, ())
         for seed in range(orders):
             order = np.random.default_rng(seed).permutation(len(pool))
-            ended = replay([pool[i] for i in order], gangs, pareto, reduction, rungs)
+            ended = replay([pool[i] for i in order], gangs, evaluations, pareto, reduction, rungs)
             ratio = sum(len(trial.curve) for trial in pool) / sum(epoch for _, epoch in ended)
-            lost = [
-                1 - new / old for whole in (True, False) for new, old in zip(measure(ended, whole), base, strict=True)
-            ]
+            found = [measure(ended, whole_only, evaluations, rungs) for whole_only in (True, False)]
+            lost = [1 - new / old for pair in found for new, old in zip(pair, base, strict=True)]
             rows.append([ratio, *lost])
     return np.array(rows)
 
@@ -118,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--gangs", type=int, default=4)
+    parser.add_argument("--evaluations", type=int, default=0, help="0: after every epoch")
     parser.add_argument("--orders", type=int, default=5)
     options = parser.parse_args()
     pools = [read_pool(folder) for folder in options.folders]
@@ -126,7 +141,7 @@ def main() -> None:
     for pareto in (True, False):
         print(f"\nby {'fronts (pareto)' if pareto else 'the combined objective'}")
         for reduction, rungs in SETTINGS:
-            table = compare(pools, options.orders, options.gangs, pareto, reduction, rungs)
+            table = compare(pools, options.orders, options.gangs, options.evaluations, pareto, reduction, rungs)
             mean, spread = table.mean(axis=0), table.std(axis=0)
             mark = "*" if (reduction, rungs) == (REDUCTION, RUNGS) else " "
             lost = "   ".join(f"{100 * m:5.1f} ±{100 * s:4.1f} %" for m, s in zip(mean[1:], spread[1:], strict=True))
