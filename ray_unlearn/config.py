@@ -191,5 +191,5 @@ class SearchConfig:
     def from_json(cls, values: Mapping[str, Any]) -> SearchConfig:
         """From `asdict` gone through JSON: lists are tuples again, tables are settings again."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        attacks = {k: tuple(v) if isinstance(v, list) else v for k, v in values["robustness"].items()}
+        attacks: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["robustness"].items()}
         return cls(**{**plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**attacks)})

@@ -27,7 +27,7 @@ from ray_unlearn.losses import find_method
 from ray_unlearn.methods_page import CONVENTION
 from ray_unlearn.reference import weights_fingerprint
 from ray_unlearn.report.text import markdown, markdown_block, score, setting
-from ray_unlearn.results import FAILED, SearchResults, write_json
+from ray_unlearn.results import COMPLETED, FAILED, SearchResults, write_json
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import git_revision, package_versions
 
@@ -76,7 +76,7 @@ def run_export(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     job = replace(rerun_job(config, row, config.seed), save_to=str(unfinished), adapter=adapter)
-    finals = {final["trial_id"]: final for final in results.finals}
+    finals = {final["trial_id"]: final for final in results.finals if final["status"] == COMPLETED}
     retrained = task.report.retrained.metrics if task.report.retrained else None
     kept = results.folder / "model"
     is_kept = results.meta["chosen"] == row["trial_id"] and kept.is_dir() and {"start", row["trial_id"]} <= set(finals)
@@ -204,7 +204,9 @@ def describe_model(
         else (f" It lies on the line from the starting to the trained weights, at {row['alpha']:g} of the way.")
     )
     settings = {**run["job"]["trial"], **run["job"]["trial"]["parameters"], "epochs trained": run["job"]["stop_after"]}
-    names = [n for n in settings if n not in ("trial_id", "method", "parameters", "evaluations")]
+    settings["retain_loss"] = settings["retain_loss"] or next(iter(method.retain_losses), "")
+    unsaid = ("trial_id", "method", "parameters", "evaluations")
+    names = [name for name, value in settings.items() if name not in unsaid and value != ""]
     metrics = [name for name in meta["metrics"] if name in run["metrics"]]
     words = tuple(f"{word}_" for word in ATTACKS.values())
     plain, attacked = [n for n in metrics if not n.startswith(words)], [n for n in metrics if n.startswith(words)]
