@@ -95,8 +95,8 @@ def resolve_run(
             raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
     request = Request(values["scale"], model or run["model"], data, values["split"])
     task = attach_retrained(load_benchmark(str(definition or values["benchmark"])).load(request), retrained)
-    given = {"definition": definition and str(definition.absolute()), "data": data and str(data)}
-    return SearchConfig.from_json({**values, "model": task.model, **given}), task
+    here = {"definition": str(definition.absolute()) if definition else None, "data": str(data) if data else None}
+    return SearchConfig.from_json({**values, "model": task.model, **here}), task
 
 
 def run_again(run: Mapping[str, Any], config: SearchConfig, task: Task) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +46,37 @@ def test_a_worker_waits_for_the_verdict_after_every_report():
         assert (await soon(second))["done"]
 
     asyncio.run(life())
+
+
+def test_many_jobs_keep_every_gang_busy_and_come_back_as_they_end(monkeypatch):
+    """Two gangs, five jobs; a stand-in for Ray hands out the latest job's report first."""
+    submitted: list[str] = []
+    most, open_jobs = 0, set()
+
+    class Remote:
+        def __init__(self, call):
+            self.remote = call
+
+    def submit(job):
+        nonlocal most
+        submitted.append(job.job_id)
+        open_jobs.add(job.job_id)
+        most = max(most, len(open_jobs))
+
+    ray = SimpleNamespace(get=lambda value: value and dict(value), wait=lambda refs: (refs[-1:], refs[:-1]))
+    ask = Remote(lambda job_id: (("of", job_id), ("done", True)))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    gangs = object.__new__(Gangs)
+    gangs.count, gangs.broker = 2, SimpleNamespace(submit=Remote(submit), next=ask)
+    ended = []
+    for job, report, seconds in gangs.run_all(Job(name) for name in "abcde"):
+        open_jobs.discard(job.job_id)
+        assert report["of"] == job.job_id
+        assert seconds >= 0
+        ended.append(job.job_id)
+    assert submitted == list("abcde")
+    assert ended == list("bcdea")
+    assert most == 3, "two, and the next one while the caller looks at the first that ended"
 
 
 def test_a_stopped_job_ends_at_its_report_and_the_next_one_is_taken():
