@@ -2,17 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from ray_unlearn import export, repeat
+from ray_unlearn.again import LOCAL, describe_local
+from ray_unlearn.benchmarks import Profile, Request
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
 from ray_unlearn.export import Measured, describe_model, find_trial, weights_digest
 from ray_unlearn.local import local_worker, run_local
 from ray_unlearn.losses import METHODS
-from ray_unlearn.results import SearchResults
+from ray_unlearn.results import SearchResults, write_json
 from ray_unlearn.trial import Job
 from tests.tiny import tiny_task
 
@@ -137,3 +141,40 @@ def test_an_adapter_on_its_base_is_the_merged_model_and_an_interpolated_one_lies
     moved, half = (adapted("adapter") - start).norm(), (adapted("half") - start).norm()
     assert 0 < half < moved
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
+
+
+def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tmp_path, tiny_model, monkeypatch):
+    """The whole export, and its repetition, with a worker in this process in the place of a gang."""
+    from ray_unlearn.search import held_out_job
+
+    task = tiny_task(tiny_model)
+    config = SearchConfig(
+        **{"name": "s", "benchmark": "synthetic", "scale": "mini", "methods": ("graddiff",), "trials": 1},
+        **{"concurrent": 1, "objective": "combined", "utility_floor": 0.9, "seed": 3, "model": str(tiny_model)},
+        gang=GangConfig(lora_rank=2, reference_folder=str(tmp_path)),
+    )
+    worker = local_worker(task, config.gang)
+    start = run_local(worker, held_out_job(config, 3))[-1]["profiles"]["report"]["metrics"]
+    retrained = Profile({name: 2 * value + 1 for name, value in start.items()})
+    task = replace(task, report=replace(task.report, retrained=retrained))
+    monkeypatch.setattr(export, "run_job", lambda config, task, job: (start, run_local(worker, job)[-1], 1.0))
+    monkeypatch.setattr(repeat, "run_job", export.run_job)
+    monkeypatch.setenv("RAY_UNLEARN_CACHE", str(tmp_path / "cache"))
+    settings = TrialConfig("graddiff-0000", "graddiff", learning_rate=1e-2, epochs=2, batch_size=8, seed=3).to_json()
+    row = {**settings, **METHODS["graddiff"].parameters, "epoch": 1.0, "alpha": 0.5, "status": "interpolated"}
+    write_json(tmp_path / LOCAL, describe_local(config, Request("mini", str(tiny_model)), None))
+    meta = {"chosen": "graddiff-0000", "objective_text": "", "metrics": dict.fromkeys(start, "")}
+
+    export.run_export(SearchResults(tmp_path, meta, [row], [], []), config, task, row, tmp_path / "out", True, print)
+
+    out = tmp_path / "out"
+    assert (out / "adapter_model.safetensors").is_file()
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == tiny_model.name
+    for path in [*out.glob("*.json"), *out.glob("*.md")]:
+        assert str(tmp_path.parent) not in path.read_text(), path.name
+        assert str(tiny_model) not in path.read_text(), path.name
+    then = repeat.read_run(out / "reproduce.json")
+    now = repeat.run_again(then, config, task)
+    assert repeat.verdict(then, now) == repeat.IDENTICAL
+    assert then["hashes"] == now["hashes"]
+    assert repeat.compare_environments(then, now) == []
