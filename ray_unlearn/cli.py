@@ -55,14 +55,20 @@ def _root(
     return None
 
 
-BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, tofu or synthetic.")]
+BenchmarkOption = Annotated[str, typer.Option("--benchmark", "-b", help="wmdp, muse, tofu or synthetic.")]
 ModelOption = Annotated[
     str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
 ]
 DataOption = Annotated[
     Path | None, typer.Option(help="Local folder with the benchmark's data, laid out as on the hub.")
 ]
-SplitOption = Annotated[str | None, typer.Option(help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp).")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp), news|books|news-scal-1..4|news-sust-1..4 "
+        "(muse)."
+    ),
+]
 ScaleOption = Annotated[
     Scale,
     typer.Option(

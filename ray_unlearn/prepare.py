@@ -67,7 +67,9 @@ def _build(build: Build) -> dict[str, Profile]:
         selection=build.splits.get("selection", empty),
         report=build.splits.get("report", empty),
     )
-    job = Job("build", build.trial, evaluate=tuple(build.splits), points=False, save_to=str(build.output))
+    job = Job(
+        "build", build.trial, evaluate=tuple(build.splits), points=False, complete=True, save_to=str(build.output)
+    )
     return last_profiles(run_local(local_worker(task, SINGLE), job))
 
 
@@ -83,8 +85,11 @@ def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[
 
 
 def read_profile(folder: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
-    """Raises FileNotFoundError where the folder has no profile, UserError where it is about something else."""
-    values = json.loads((folder / "profile.json").read_text())
+    """From profile.json in the folder, or from the file that is named.
+
+    Raises FileNotFoundError where there is none, UserError where it is about something else.
+    """
+    values = json.loads((folder if folder.is_file() else folder / "profile.json").read_text())
     for key, value in (about or {}).items():
         if values["about"].get(key) != value:
             raise UserError(
