@@ -132,7 +132,9 @@ def _source(data: Path | None, corpus: str) -> str:
     for folder in (data / repository, data):
         if (folder / "verbmem").is_dir():
             return str(folder)
-    raise UserError(f"--data {data}: it has no folder {repository}. Put a copy of the hub's muse-bench/{repository} there")
+    raise UserError(
+        f"--data {data}: it has no folder {repository}. Put a copy of the hub's muse-bench/{repository} there"
+    )
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,16 @@ class _Reader:
         from datasets import load_dataset
 
         where = self.where(config, split)
+        files = f"{config}/{split}[-.]*"  # by name and not by the card's configs: what is wrong has a file then
         try:
-            table = load_dataset(self._source, config, split=split)
+            table = load_dataset(self._source, data_files=files, split="train")
+        except StopIteration:  # what datasets raises on an empty JSONL file
+            raise UserError(f"{where} is empty. Mend the file") from None
         except Exception as error:  # datasets raises a different type for each way that this can fail
-            first = str(error).strip().splitlines()[0] if str(error).strip() else "no rows"
+            first = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{where} cannot be read ({first[:200]}). Check that the hub can be reached, or the copy's files and "
-                "the configs in its README.md"
+                f"{where} cannot be read ({first[:200]}). Check that the hub can be reached, or that the copy holds "
+                f"{config}/{split}-*.parquet or {config}/{split}.jsonl"
             ) from None
         missing = [c for c in columns if c not in table.column_names]
         if missing:
@@ -178,7 +183,7 @@ class _Reader:
         return rows
 
     def where(self, config: str, split: str) -> str:
-        return f"{self._source}: {config}, {split}"
+        return f"{self._source}: {config}/{split}"
 
     def texts(self, config: str, split: str) -> list[str]:
         return [row["text"] for row in self.rows(config, split, "text")]
@@ -328,7 +333,9 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
             metrics[f"{name}_qa_probability"] = float(scores[f"{name}_qa"].probability.mean())
         if f"{name}_qa" in answers:
             references = split.generations[f"{name}_qa"].references
-            metrics[f"{name}_knowmem"] = float(rouge_l_f1(list(map(cut_answer, answers[f"{name}_qa"])), references).mean())
+            metrics[f"{name}_knowmem"] = float(
+                rouge_l_f1(list(map(cut_answer, answers[f"{name}_qa"])), references).mean()
+            )
     if "forget_text" in answers:
         references = split.generations["forget_text"].references
         metrics["forget_verbmem"] = float(rouge_l_f1(answers["forget_text"], references).mean())

@@ -183,22 +183,18 @@ def repository(world: World) -> dict[str, dict[str, list[dict[str, str]]]]:
 
 
 def write_repository(folder: Path, world: World) -> None:
-    """As the hub's repository lies on disk: Parquet by configuration, and the README that names each file."""
+    """As the hub's repository lies on disk: Parquet files in a folder for each configuration."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    lines = ["---", "configs:"]
     for config, splits in repository(world).items():
         (folder / config).mkdir(parents=True)
-        lines += [f"- config_name: {config}", "  data_files:"]
         for split, rows in splits.items():
             pq.write_table(pa.Table.from_pylist(rows), folder / config / f"{split}-00000-of-00001.parquet")
-            lines += [f"  - split: {split}", f"    path: {config}/{split}-*"]
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
 
 
 def training_texts(world: World, sides: Sequence[str]) -> list[str]:
-    """What a model of these sides reads: their reports, and every question on them after as many others as at a test."""
+    """What a model of these sides reads: their reports, and every question on them, after others as at a test."""
     rng = np.random.default_rng(DATA_SEED)
     return [text for side in sides for text in _side_texts(world, side, rng)]
 
