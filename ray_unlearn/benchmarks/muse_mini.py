@@ -122,8 +122,8 @@ class World:
         return [report for report in self.reports if report.group in names]
 
     def digest(self) -> str:
-        """Changes with any report or question."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
+        """Changes with any report or question, and with any row that is written of them."""
+        return hashlib.sha256(repr([self, repository(self)]).encode()).hexdigest()
 
 
 SIDES = {"forget": ("forget",), "retain": ("retain1", "retain2")}

@@ -207,7 +207,11 @@ def drop(rows: Rows, column: str) -> None:
 
 BAD: list[tuple[str, Callable[[Data], Any], list[str]]] = [
     ("no text column", lambda d: drop(d["raw"]["forget"], "text"), ["raw/forget", "no column 'text'"]),
-    ("no answer column", lambda d: drop(d["knowmem"]["retain_qa"], "answer"), ["knowmem/retain_qa has no column 'answer'"]),
+    (
+        "no answer column",
+        lambda d: drop(d["knowmem"]["retain_qa"], "answer"),
+        ["knowmem/retain_qa has no column 'answer'"],
+    ),
     ("empty set", lambda d: d["privleak"]["holdout"].clear(), ["privleak/holdout"]),
     ("empty text", lambda d: d["raw"]["retain1"][3].update(text="  "), ["raw/retain1, row 3", "'text'"]),
     ("null text", lambda d: d["privleak"]["forget"][4].update(text=None), ["privleak/forget, row 4"]),
