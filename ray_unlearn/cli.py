@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ray_unlearn import __version__
-from ray_unlearn.config import SearchFailed, UserError
+from ray_unlearn.config import SAMPLERS, Robustness, SearchFailed, UserError
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 interrupted."""
@@ -36,6 +36,15 @@ class Scale(StrEnum):
 class Objective(StrEnum):
     combined = "combined"
     pareto = "pareto"
+
+
+class RelearnOrder(StrEnum):
+    random = "random"
+    shortest = "shortest"
+
+
+class Sampler(StrEnum):
+    tpe, gp, nsga2, qmc, random = SAMPLERS
 
 
 class Zero(StrEnum):
@@ -69,6 +78,24 @@ SplitOption = Annotated[
         "(muse)."
     ),
 ]
+RetrainedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="What the retrained model measures: a profile.json or its folder. (default: retrained/ beside the model)"
+    ),
+]
+RobustnessOption = Annotated[
+    str,
+    typer.Option(
+        help="Attacks on what is scored, comma-separated: relearn (fine-tune on a part of the forget set), quantise "
+        "(4-bit weights), sample (worst of several answers); or none."
+    ),
+]
+RelearnShareOption = Annotated[float, typer.Option(help="Share of the forget set that relearning has.")]
+RelearnEpochsOption = Annotated[int, typer.Option(help="Epochs of relearning.")]
+RelearnOrderOption = Annotated[RelearnOrder, typer.Option(help="Which part relearning has.")]
+SamplesOption = Annotated[int, typer.Option(help="Answers sampled for each prompt.")]
+UtilityFloorOption = Annotated[float, typer.Option(help="Least utility, relative to the starting model.")]
 ScaleOption = Annotated[
     Scale,
     typer.Option(
@@ -79,6 +106,15 @@ ScaleOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(help="Workers that train one trial together.")]
 GpusOption = Annotated[float | None, typer.Option(help="GPUs of one worker. (default: 1 where there are GPUs, else 0)")]
 ZeroOption = Annotated[Zero, typer.Option(help="DeepSpeed ZeRO stage.")]
+ZeroOrFileOption = Annotated[
+    Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: 2, or that of the --deepspeed file)")
+]
+DeepspeedOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="DeepSpeed JSON file (see cluster/deepspeed) whose zero_optimization and bf16 are laid over ours."
+    ),
+]
 LoraOption = Annotated[
     int, typer.Option(help="Train low-rank adapters of this rank in place of all weights; 0: do not.")
 ]
@@ -105,19 +141,40 @@ def tune(
     model: ModelOption = None,
     data: DataOption = None,
     split: SplitOption = None,
+    retrained: RetrainedOption = None,
     scale: ScaleOption = Scale.auto,
     trials: Annotated[int, typer.Option(help="Trials of each method.")] = 20,
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. (default: what the machine holds)")] = None,
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
-    zero: ZeroOption = Zero.stage2,
+    zero: ZeroOrFileOption = None,
+    deepspeed: DeepspeedOption = None,
     lora: LoraOption = 0,
     train: TrainOption = "",
     checkpointing: CheckpointingOption = False,
     objective: Annotated[
         Objective, typer.Option(help="combined: one number. pareto: forget and utility side by side.")
     ] = Objective.combined,
-    utility_floor: Annotated[float, typer.Option(help="Least utility, relative to the starting model.")] = 0.95,
+    utility_floor: UtilityFloorOption = 0.95,
+    sampler: Annotated[
+        Sampler,
+        typer.Option(
+            help="Where settings come from. tpe, gp, nsga2: published ones, spread ones, then learnt. "
+            "qmc: published, then spread. random: random."
+        ),
+    ] = Sampler.tpe,
+    prune: Annotated[bool, typer.Option(help="Stop trials early that lag behind their method's others.")] = False,
+    harvest: Annotated[
+        bool, typer.Option(help="Also score models between the starting one and each trial's, as candidates.")
+    ] = False,
+    robustness: RobustnessOption = "relearn,quantise",
+    under: Annotated[
+        str, typer.Option(help="Attacks on every trial; its forget score is then the worst. Names as in --robustness.")
+    ] = "none",
+    relearn_share: RelearnShareOption = 0.2,
+    relearn_epochs: RelearnEpochsOption = 3,
+    relearn_order: RelearnOrderOption = RelearnOrder.random,
+    samples: SamplesOption = 8,
     seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
@@ -136,17 +193,24 @@ def tune(
         model=model,
         data=data,
         split=split,
+        retrained=retrained,
         scale=scale.value,
         trials=trials,
         concurrent=concurrent,
         workers_per_trial=workers_per_trial,
         gpus_per_worker=gpus_per_worker,
-        zero=int(zero.value),
+        zero=int(zero.value) if zero else None,
+        deepspeed=deepspeed,
         lora=lora,
         train=train,
         checkpointing=checkpointing,
         objective=objective.value,
         utility_floor=utility_floor,
+        sampler=sampler.value,
+        prune=prune,
+        harvest=harvest,
+        robustness=_robustness(robustness, relearn_share, relearn_epochs, relearn_order, samples),
+        under=_names(under),
         seed=seed,
         address=address,
         out=out,
@@ -193,6 +257,66 @@ def prepare(
 
 
 @app.command()
+def evaluate(
+    benchmark: BenchmarkOption,
+    model: Annotated[str, typer.Option(help="The model to score: a folder or a hub name.")],
+    start: Annotated[
+        str | None, typer.Option(help="The model that unlearning started from; then forget and utility are told, too.")
+    ] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    retrained: RetrainedOption = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write the scores here as a retrained model's, for --retrained.")
+    ] = None,
+    scale: ScaleOption = Scale.auto,
+    robustness: RobustnessOption = "none",
+    relearn_share: RelearnShareOption = 0.2,
+    relearn_epochs: RelearnEpochsOption = 3,
+    relearn_order: RelearnOrderOption = RelearnOrder.random,
+    samples: SamplesOption = 8,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = None,
+    zero: ZeroOption = Zero.stage2,
+    utility_floor: UtilityFloorOption = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
+    address: AddressOption = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets the evaluation's own folder.")] = Path("results"),
+) -> None:
+    """Score any model on the whole of a benchmark with every metric, as the literature does."""
+    from ray_unlearn import commands
+
+    options = commands.EvaluateOptions(
+        benchmark=benchmark,
+        model=model,
+        start=start,
+        data=data,
+        split=split,
+        retrained=retrained,
+        profile=profile,
+        scale=scale.value,
+        robustness=_robustness(robustness, relearn_share, relearn_epochs, relearn_order, samples),
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        zero=int(zero.value),
+        utility_floor=utility_floor,
+        seed=seed,
+        address=address,
+        out=out,
+    )
+    raise typer.Exit(commands.evaluate(options))
+
+
+def _robustness(attacks: str, share: float, epochs: int, order: RelearnOrder, samples: int) -> Robustness:
+    return Robustness(_names(attacks), share, epochs, order.value, samples)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """What a comma-separated option names, each once; nothing for "none"."""
+    return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method. (default: all of them)")] = None,
 ) -> None:
@@ -211,6 +335,25 @@ def report(
 
     for path in write_report(folder):
         print(path)
+
+
+@app.command()
+def doctor(
+    benchmark: Annotated[str | None, typer.Option("--benchmark", "-b", help="Check this benchmark too.")] = None,
+    model: Annotated[str | None, typer.Option(help="Check this model too: a folder or a hub name.")] = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    address: AddressOption = None,
+    start_ray: Annotated[bool, typer.Option("--start-ray", help="Start a local Ray cluster and end it.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder that results will go to.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine, or a cluster, before a search: versions, GPUs, disk, hub, authentication, ports."""
+    from ray_unlearn.doctor import examine, has_problem, show
+
+    checks = examine(benchmark, model, data, split, address, start_ray, out)
+    print(show(checks, as_json))
+    raise typer.Exit(FAILED if has_problem(checks) else 0)
 
 
 def main() -> None:

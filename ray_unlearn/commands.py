@@ -11,25 +11,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 
 from ray_unlearn.benchmarks import BENCHMARKS, Request, Task, load_benchmark
-from ray_unlearn.config import GangConfig, SearchConfig, SearchFailed, TrialConfig, UserError
+from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
+from ray_unlearn.engine_config import load_settings
+from ray_unlearn.fit import fitted
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, check_pattern, check_trained
-from ray_unlearn.prepare import cache_folder, prepare_models
+from ray_unlearn.model import check_model, check_pattern, check_trained, load_config
+from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.results import COMPLETED, read_search
 from ray_unlearn.space import Space, file_method, load_space
 
 BIGGEST_WORKER_COUNT = 1024
+DEFAULT_ZERO = 2
 PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
 """Exit code of a search that Ctrl-C ended; what had finished by then is kept and reported."""
+LINE = (0.25, 0.5, 0.75, 1.25)
+"""Where --harvest scores the line from the starting model (0) to a trial's (1)."""
 MINI_BANNER = (
     "MINI: generated data and a tiny model, to see the whole thing work. Its figures say nothing about real models."
 )
@@ -43,21 +48,48 @@ class TuneOptions:
     model: str | None
     data: Path | None
     split: str | None
+    retrained: Path | None
     scale: str
     trials: int
     concurrent: int | None
     workers_per_trial: int
     gpus_per_worker: float | None
-    zero: int
+    zero: int | None
+    deepspeed: Path | None
     lora: int
     train: str
     checkpointing: bool
     objective: str
     utility_floor: float
+    sampler: str
+    prune: bool
+    harvest: bool
+    robustness: Robustness
+    under: tuple[str, ...]
     seed: int
     address: str | None
     out: Path
     keep_model: bool
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    benchmark: str
+    model: str
+    start: str | None
+    data: Path | None
+    split: str | None
+    retrained: Path | None
+    scale: str
+    robustness: Robustness
+    profile: Path | None
+    workers: int
+    gpus_per_worker: float | None
+    zero: int
+    utility_floor: float
+    seed: int
+    address: str | None
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -80,12 +112,13 @@ class PrepareOptions:
 def tune(options: TuneOptions, dry_run: bool) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
+    settings = read_deepspeed(options)
     resources = find_resources(options.address)
     scale = resolve_scale(options.scale, resources.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = replace(
-        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus),
+        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus, settings),
         lora_rank=options.lora,
         train=options.train,
         checkpointing=options.checkpointing,
@@ -145,7 +178,10 @@ def resolve_search(
 ) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
     task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split))
+    task = attach_retrained(task, options.retrained)
     size = check_trained(task.model, gang.lora_rank, gang.train)
+    concurrent = options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods))
+    gang = fit_gang(gang, task.model, size, resources, concurrent)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
     config = SearchConfig(
@@ -154,9 +190,14 @@ def resolve_search(
         scale=scale,
         methods=options.methods,
         trials=options.trials,
-        concurrent=options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods)),
+        concurrent=concurrent,
         objective=options.objective,
         utility_floor=options.utility_floor,
+        sampler=options.sampler,
+        prune=options.prune,
+        line=LINE if options.harvest else (),
+        robustness=options.robustness,
+        under=options.under,
         seed=options.seed,
         gang=gang,
         model=task.model,
@@ -201,6 +242,50 @@ def show_results(folder: Path, status: str) -> int:
     return INTERRUPTED if status != "complete" else PARTIAL if missing else 0
 
 
+def evaluate(options: EvaluateOptions) -> int:
+    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+    from ray_unlearn.evaluation import describe_evaluation, run_evaluation, write_evaluation, write_model_profile
+
+    benchmark = load_benchmark(options.benchmark)
+    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
+    check_data(options.data)
+    check_robustness(options.robustness)
+    models = {"model": options.model, "start": options.start}
+    for name in filter(None, models.values()):
+        check_model(name)
+    if options.profile is not None:
+        check_writable(options.profile.parent, "--profile")
+    check_writable(options.out)
+    resources = find_resources(options.address)
+    scale = resolve_scale(options.scale, resources.gpus, options.model if options.scale == "full" else None)
+    if scale == "mini":
+        print(MINI_BANNER, flush=True)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
+    folder.mkdir()
+    log = folder / "log.txt"
+    with noise_to(log), failures_named(log):
+        request = Request(scale, None, options.data, options.split, whole=True)
+        tasks = {
+            who: attach_retrained(benchmark.load(replace(request, model=absolute(model))), options.retrained)
+            for who, model in models.items()
+            if model is not None
+        }
+        size = check_trained(tasks["model"].model, 0, "")
+        gang = fit_gang(gang, tasks["model"].model, size, resources, 1)
+        evaluation, profiles = run_evaluation(
+            benchmark, tasks, gang, options.robustness, options.utility_floor, options.seed, options.address
+        )
+        asked = {"model": Path(options.model).name, "start": options.start and Path(options.start).name, "scale": scale}
+        write_evaluation(folder, benchmark, tasks["model"], asked, evaluation)
+        if options.profile is not None:
+            write_model_profile(options.profile, benchmark, tasks["model"], profiles)
+    print(describe_evaluation(benchmark, evaluation))
+    print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
+    return 0
+
+
 def prepare(options: PrepareOptions) -> int:
     """Check, fine-tune the two models, say where they are; the exit code."""
     check_workers(options.workers, options.gpus_per_worker, "--workers")
@@ -221,8 +306,8 @@ def prepare(options: PrepareOptions) -> int:
     for part in ("target", "retrained"):
         if (options.out / part).exists():
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
-    gpus = find_resources(options.address).gpus
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, gpus)
+    resources = find_resources(options.address)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
     trial = TrialConfig(
         "finetune",
         "finetune",
@@ -235,6 +320,7 @@ def prepare(options: PrepareOptions) -> int:
     request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        gang = fit_gang(gang, options.model, check_trained(options.model, 0, ""), resources, 1)
         with failures_named(options.out / "log.txt"):
             prepare_models(benchmark, request, gang, trial, options.out, options.address, say)
     print(f"Target:     {options.out / 'target'}")
@@ -252,18 +338,18 @@ def check_tune(options: TuneOptions) -> None:
     for name, value in (("--trials", options.trials), ("--concurrent", options.concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
-    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero)
+    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
     if not 0.0 <= options.utility_floor <= 1.0:
         raise UserError(
             f"--utility-floor {options.utility_floor:g}: must lie between 0 and 1. Give a share such as 0.95"
         )
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
+    check_robustness(options.robustness, options.under)
     if options.lora < 0:
         raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
     check_pattern(options.train)
-    if options.data is not None and not options.data.is_dir():
-        raise UserError(f"--data {options.data}: no such folder. Give the folder that holds the benchmark's data")
+    check_data(options.data)
     if options.model is not None:
         check_model(options.model)
     check_writable(options.out)
@@ -290,6 +376,23 @@ def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) 
         raise UserError(f"{option} {workers}: {why}. Give at least 1")
     if gpus is not None and gpus < 0:
         raise UserError(f"--gpus-per-worker {gpus:g}: must be 0 or more. Give another")
+
+
+def check_data(data: Path | None) -> None:
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such folder. Give the folder that holds the benchmark's data")
+
+
+def check_robustness(robustness: Robustness, under: tuple[str, ...] = ()) -> None:
+    for option, attacks in (("--robustness", robustness.attacks), ("--under", under)):
+        for attack in attacks:
+            if attack not in ATTACKS:
+                raise UserError(f"{option} {attack}: unknown. Choose from: {', '.join(ATTACKS)}, none")
+    if not 0.0 < robustness.relearn_share <= 1.0:
+        raise UserError(f"--relearn-share {robustness.relearn_share:g}: must be above 0 and at most 1. Give 0.2, say")
+    for name, value in (("--relearn-epochs", robustness.relearn_epochs), ("--samples", robustness.samples)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
 
 
 def check_writable(folder: Path, what: str = "--out") -> None:
@@ -344,7 +447,24 @@ def resolve_scale(scale: str, gpus: int, model: str | None) -> str:
     return scale
 
 
-def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: int) -> GangConfig:
+def read_deepspeed(options: TuneOptions) -> dict[str, Any]:
+    """The checked sections of the user's DeepSpeed file; empty without one."""
+    if options.deepspeed is None:
+        return {}
+    settings = load_settings(options.deepspeed)
+    stage = settings["zero_optimization"]["stage"]
+    if options.zero not in (None, stage):
+        raise UserError(f"--zero {options.zero}: --deepspeed {options.deepspeed} names stage {stage}. Leave one out")
+    from ray_unlearn.engine import check_settings
+
+    check_settings(settings, f"--deepspeed {options.deepspeed}")
+    return settings
+
+
+def gang_config(
+    workers: int, gpus_per_worker: float | None, zero: int | None, gpus: int, settings: Mapping[str, Any] | None = None
+) -> GangConfig:
+    """The gang asked for; ZeRO stage and precision are the DeepSpeed file's where it names them."""
     per_worker = (1.0 if gpus else 0.0) if gpus_per_worker is None else gpus_per_worker
     if 0 < per_worker < 1 and workers > 1:
         raise UserError(
@@ -352,14 +472,26 @@ def gang_config(workers: int, gpus_per_worker: float | None, zero: int, gpus: in
         )
     if per_worker and not gpus:
         raise UserError(f"--gpus-per-worker {per_worker:g}: there is no GPU. Leave it out, or give --address")
+    settings = settings or {}
+    if zero is None:
+        zero = settings.get("zero_optimization", {}).get("stage", DEFAULT_ZERO)
     return GangConfig(
         num_workers=workers,
         zero_stage=zero,
-        precision="bf16" if per_worker else "fp32",
+        precision="bf16" if settings.get("bf16", {}).get("enabled", per_worker > 0) else "fp32",
+        deepspeed=settings,
         gpus_per_worker=per_worker,
-        threads_per_worker=1 if workers > 1 or not per_worker else os.cpu_count() or 1,
-        max_tokens=16_384 if per_worker else 4096,
     )
+
+
+def fit_gang(gang: GangConfig, model: str, num_parameters: int, resources: Resources, concurrent: int) -> GangConfig:
+    """The gang with as many tokens and threads a worker as so many gangs of this model can take."""
+    import torch
+
+    has_gpu = gang.gpus_per_worker and torch.cuda.is_available()
+    gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_gpu else None
+    threads = max(1, int(resources.cpus) // (gang.num_workers * concurrent))
+    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads)
 
 
 def default_concurrency(gang: GangConfig, resources: Resources, trials: int) -> int:
@@ -397,6 +529,7 @@ def describe_plan(search: ResolvedSearch) -> str:
         f"gangs       {config.concurrent} of {gang.num_workers} worker(s), ZeRO-{gang.zero_stage}, "
         f"{gang.precision}, {gang.gpus_per_worker:g} GPU(s) a worker",
         f"objective   {config.objective}, utility floor {config.utility_floor:g}",
+        f"sampler     {config.sampler}, {'with' if config.prune else 'no'} pruning",
     ]
     for name, space in search.spaces.items():
         ranges = ", ".join(

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 SCHEDULES = ("linear", "constant")
+TPE, GP, NSGA2, QMC, RANDOM = "tpe", "gp", "nsga2", "qmc", "random"
+SAMPLERS = (TPE, GP, NSGA2, QMC, RANDOM)
+"""Where a search's settings come from: Optuna's samplers, points spread evenly, points drawn at random."""
 METHOD_TITLES = {
     "simnpo": "SimNPO",
     "npo": "NPO",
@@ -26,6 +29,14 @@ METHOD_TITLES = {
     "npo_token": "TNPO",
 }
 """Methods as papers print them, for whoever shows results without importing the losses."""
+
+
+ATTACKS = {
+    "relearn": "relearned",
+    "quantise": "quantised",
+    "sample": "sampled",
+}
+"""By attack, the first word of its metrics' names."""
 
 
 class UserError(Exception):
@@ -97,6 +108,20 @@ TRIAL_SETTINGS = tuple(
 
 
 @dataclass(frozen=True)
+class Robustness:
+    """Which attacks, and how hard."""
+
+    attacks: tuple[str, ...] = ()
+    relearn_share: float = 0.2
+    """Share of the forget set that the attacker has."""
+    relearn_epochs: int = 3
+    relearn_order: str = "random"
+    """"random" sequences of the forget set, or its "shortest"."""
+    samples: int = 8
+    """Answers sampled for each prompt, at temperature 1 from the whole distribution."""
+
+
+@dataclass(frozen=True)
 class GangConfig:
     """The shape of one gang: the workers that train one trial together."""
 
@@ -114,6 +139,8 @@ class GangConfig:
     """Regular expression; only parameters whose name it is found in are trained. Empty: all."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more arithmetic."""
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """A user's sections of DeepSpeed's configuration (zero_optimization, bf16), laid over ours."""
     reference_folder: str = ""
     """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
     max_tokens: int = 4096
@@ -138,6 +165,17 @@ class SearchConfig:
     seed: int
     gang: GangConfig
     model: str
+    sampler: str = TPE
+    """One of SAMPLERS."""
+    prune: bool = False
+    """Whether trials that lag behind their method's others are stopped early."""
+    line: tuple[float, ...] = ()
+    """Points start + alpha (end - start) on the line through the starting model and a finished trial's, scored
+    after the trial as candidates of their own."""
+    robustness: Robustness = field(default_factory=Robustness)
+    """Attacks on the finalists."""
+    under: tuple[str, ...] = ()
+    """Attacks on every trial: its forget score is then the worst over itself and these."""
     data: str | None = None
     split: str | None = None
     spaces: tuple[str, ...] = ()

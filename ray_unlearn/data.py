@@ -117,9 +117,9 @@ def check_lengths(sequences: Sequences, context: int, where: str) -> None:
 class Pack:
     """Sequences laid end to end in rows; nothing of one sequence sees another (the positions restart).
 
-    tokens, positions: int64 [R, L]; keep: bool [R, L], true where the next token is an answer token;
-    targets: int64 [T], those answer tokens in the row-major order of `keep`; sequence: int64 [T], which of
-    the packed sequences each belongs to, in the order they were given; place: int64 [T], where each stands
+    tokens, positions: int64 [R, L]; keep: int64 [T], the places in the rows laid end to end (row * L + column)
+    whose next token is an answer token, ascending; targets: int64 [T], those answer tokens; sequence: int64 [T],
+    which of the packed sequences each belongs to, in the order they were given; place: int64 [T], where each stands
     in those sequences' answers laid end to end; lengths: int64 [S] answer tokens of each.
     """
 
@@ -139,8 +139,10 @@ class Pack:
         return Pack(**moved, num_tokens=self.num_tokens)
 
 
-def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
+def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bool = False) -> Pack:
     """Pack (tokens, answer start) pairs by first-fit decreasing into rows of `row_length` (0: the longest).
+
+    alone: every sequence gets a row of its own, for models that would mix those of one row.
 
     A row's unused tail holds token 0 at restarted positions and is never kept. No items at all give one
     row with nothing kept, so that a worker without work still runs the model with the others.
@@ -152,7 +154,7 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
     rows: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
-        row = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
+        row = next((r for r, free in enumerate(room) if free >= lengths[i] and not alone), None)
         if row is None:
             rows.append([])
             room.append(width)
@@ -184,7 +186,7 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0) -> Pack:
     return Pack(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
-        keep=torch.from_numpy(keep),
+        keep=torch.from_numpy(np.flatnonzero(keep)),
         targets=torch.from_numpy(np.concatenate(targets, dtype=np.int64)),
         sequence=torch.from_numpy(np.concatenate(sequence, dtype=np.int64)),
         place=torch.from_numpy(np.concatenate(place, dtype=np.int64)),

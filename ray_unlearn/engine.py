@@ -9,11 +9,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ray_unlearn.config import UserError
+from ray_unlearn.engine_config import engine_config
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -21,7 +26,13 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 import deepspeed
 
 
-def build_engine(scorer: nn.Module, zero_stage: int, precision: str, device: torch.device) -> Any:
+def build_engine(
+    scorer: nn.Module,
+    zero_stage: int,
+    precision: str,
+    device: torch.device,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
     """An engine with AdamW at learning rate 0 (set before each trial), gradients averaged over the workers.
 
     Learning rate 0 matters: ZeRO-0 in bf16 steps once while it is built, which must change nothing.
@@ -31,34 +42,27 @@ def build_engine(scorer: nn.Module, zero_stage: int, precision: str, device: tor
         # The shared-memory collectives would be compiled for a minute; gloo does the same job. DeepSpeed
         # keeps this table editable and falls back by itself.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {
-            "stage": zero_stage,
-            "overlap_comm": False,
-            "stage3_param_persistence_threshold": 0,
-        },
-        "optimizer": {
-            "type": "AdamW",
-            "params": {
-                "lr": 0.0,
-                "betas": [0.9, 0.999],
-                "weight_decay": 0.0,
-                "torch_adam": True,  # nothing to compile, and on a GPU as fast as the fused kernel of DeepSpeed
-            },
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 30,
-    }
-    if precision == "bf16":
-        config["bf16"] = {"enabled": True}
+    config = engine_config(zero_stage, precision, settings)
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", dist_init_required=False)
     engine, *_ = deepspeed.initialize(
         model=scorer, model_parameters=[p for p in scorer.parameters() if p.requires_grad], config=config
     )
     return engine
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UserError naming the first key or value that DeepSpeed itself would refuse."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    for section, kind in (("zero_optimization", DeepSpeedZeroConfig), ("bf16", DeepSpeedBF16Config)):
+        try:
+            kind(**settings.get(section, {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join([section, *map(str, first["loc"])])
+            raise UserError(f"{where}: {place}: {first['msg']}. Mend the file") from None
 
 
 def set_hyperparameters(engine: Any, learning_rate: float, weight_decay: float, max_grad_norm: float) -> None:
@@ -91,6 +95,46 @@ def gather_trained(engine: Any, rank: int) -> dict[str, Tensor]:
     return state
 
 
+@contextlib.contextmanager
+def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, every linear layer but the head has the weights `change` makes of them; after, its own again.
+
+    Adapters are merged into what is changed, and have no effect of their own inside. `change` takes and gives a
+    matrix, and must give the same on every worker. Every worker must enter it.
+    """
+    model = engine.module.model
+    head = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    adapted = {id(m.base_layer): m for m in model.modules() if hasattr(m, "base_layer")}
+    adapters = {id(part) for m in adapted.values() for part in m.modules() if part is not m.base_layer}
+    saved: list[tuple[Any, Tensor]] = []
+    for layer in layers:
+        if id(layer) in adapters:
+            continue
+        around = adapted.get(id(layer))
+        saved.append((layer.weight, _shard(layer.weight).detach().clone()))
+        needed = [*(around or layer).parameters()]
+        is_sharded = hasattr(layer.weight, "ds_id")
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(needed, modifier_rank=0, enabled=is_sharded):
+            if rank == 0 or not is_sharded:
+                delta = sum(around.get_delta_weight(name) for name in around.active_adapters) if around else 0.0
+                layer.weight.data.copy_(change(layer.weight.data + delta))
+    _drop_gathered(engine)
+    try:
+        with model.disable_adapter() if adapted else contextlib.nullcontext():
+            yield
+    finally:
+        _drop_gathered(engine)
+        with torch.no_grad():
+            for weight, value in saved:
+                _shard(weight).copy_(value)
+
+
+def _shard(parameter: Any) -> Tensor:
+    """This worker's part of a parameter: its ZeRO-3 shard, else the whole."""
+    return parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data
+
+
 def _base_optimizer(engine: Any) -> Any:
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
@@ -119,6 +163,14 @@ def _drop_gathered(engine: Any) -> None:
     """ZeRO-3 may leave weights gathered after a forward pass; they would outlive a change of their shards."""
     if hasattr(engine.optimizer, "empty_partition_cache"):
         engine.optimizer.empty_partition_cache()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One worker's trained weights at some moment: in working precision, and the fp32 masters where apart."""
+
+    working: list[Tensor]
+    masters: list[Tensor]
 
 
 class Snapshot:
@@ -175,6 +227,34 @@ class Snapshot:
         working, masters = _weights(engine)
         pairs = zip([*working, *masters], [*self._working, *self._masters], strict=True)
         return all(torch.equal(tensor, first) for tensor, first in pairs)
+
+    @torch.no_grad()
+    def kept(self, engine: Any) -> Kept:
+        """A copy of this worker's trained weights and masters as they are now."""
+        working, masters = _weights(engine)
+        return Kept([t.detach().clone() for t in working], [t.detach().clone() for t in masters])
+
+    def start_from(self, engine: Any, kept: Kept) -> None:
+        """Kept weights with a new optimizer: as if training began with them."""
+        self.restore(engine)
+        self.put_back(engine, kept)
+
+    @torch.no_grad()
+    def put_back(self, engine: Any, kept: Kept) -> None:
+        """Kept weights and masters; optimizer and counters stay as they are."""
+        working, masters = _weights(engine)
+        self._put(engine, [*working, *masters], [*kept.working, *kept.masters])
+
+    @torch.no_grad()
+    def move_along_line(self, engine: Any, kept: Kept, alpha: float) -> None:
+        """First weights + alpha (kept - first): a point on the line through both models, masters likewise."""
+
+        def between(first: Tensor, end: Tensor) -> Tensor:
+            return (first.float() + alpha * (end.float() - first.float())).to(first.dtype)
+
+        working = [between(*pair) for pair in zip(self._working, kept.working, strict=True)]
+        masters = [between(*pair) for pair in zip(self._masters, kept.masters, strict=True)]
+        self.put_back(engine, Kept(working, masters))
 
     @contextlib.contextmanager
     def starting_weights(self, engine: Any) -> Iterator[None]:

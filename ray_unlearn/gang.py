@@ -144,8 +144,8 @@ class _Broker:
                 return False
             await mail.credit.acquire()
         if mail.stopped:
-            self._in_flight.pop(gang, None)
             self._mail.pop(job_id, None)
+            self._job_ended(gang)
             return False
         return True
 

@@ -18,9 +18,9 @@ from ray_unlearn.losses import DISTRIBUTION, HIDDEN, LOGPROBS
 
 CORRECT, MOMENTS = "correct", "moments"
 """How much a scorer answers: what losses read (LOGPROBS, DISTRIBUTION, HIDDEN), or these two, for metrics."""
-HEAD_BYTES = 256 * 2**20
-"""Logits (fp32) that may exist at one time; with more answer tokens the head goes over them in chunks, and
-computes each chunk again in the backward pass."""
+HEAD_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+"""Bytes of fp32 logits that may exist at one time, by device; with more answer tokens the head goes over them in
+chunks, and computes each chunk again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class AnswerScorer(nn.Module):
         if detail == HIDDEN:
             return None, None, None, None, self._hidden(inputs, keep, layer)
         output = causal_model(self.model).get_decoder()(**inputs)
-        states = output.last_hidden_state[keep]  # [T, H]
+        states = output.last_hidden_state.flatten(0, 1)[keep]  # [T, H]
         self._output_type = type(output)
-        rows = max(1, HEAD_BYTES // (4 * self._vocabulary))
+        rows = max(1, HEAD_BYTES[states.device.type] // (4 * self._vocabulary))
         if detail == DISTRIBUTION or len(states) <= rows:
             return *self._head(states, targets, detail), None
         chunks = []
@@ -110,7 +110,7 @@ class AnswerScorer(nn.Module):
         seen: list[Tensor] = []
 
         def take(module: nn.Module, positional: Any, output: Any) -> None:
-            seen.append((output[0] if isinstance(output, tuple) else output)[keep])
+            seen.append((output[0] if isinstance(output, tuple) else output).flatten(0, 1)[keep])
 
         handle = decoder_layers(self.model)[layer].register_forward_hook(take)
         try:

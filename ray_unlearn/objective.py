@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep
+from ray_unlearn.config import ATTACKS
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 
 
@@ -29,13 +30,27 @@ class Judge:
     start: Mapping[str, float]
     retrained: Mapping[str, float] | None
     utility_floor: float
+    leaks: tuple[str, ...] = ()
+    """Metrics of generated text, for the sampling attack."""
+    under: tuple[str, ...] = ()
+    """Attacks that the forget score must hold under."""
 
     @classmethod
     def build(
-        cls, benchmark: Benchmark, start: Mapping[str, float], retrained: Mapping[str, float] | None, floor: float
+        cls,
+        benchmark: Benchmark,
+        start: Mapping[str, float],
+        retrained: Mapping[str, float] | None,
+        floor: float,
+        under: tuple[str, ...] = (),
     ) -> Judge:
         """Raises RuntimeError where the benchmark leaves nothing to aim at."""
-        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor)
+        leaks = tuple(dict.fromkeys(benchmark.leaks.values()))
+        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor, leaks, under)
+        if "sample" in under and not (retrained and leaks and all(name in retrained for name in leaks)):
+            raise RuntimeError(
+                f"{benchmark.name}: --under sample needs a retrained model's generated answers to aim at. Leave it out"
+            )
         had = [aim for aim in benchmark.aims if judge.goal(aim) is not None]
         had = [aim for aim in had if not aim.only_if_alone] or had
         if not had:
@@ -51,16 +66,33 @@ class Judge:
             return self.start[aim.hold_out]
         return aim.never_knew
 
-    def verdict(self, metrics: Mapping[str, float]) -> Verdict:
-        """Raises KeyError on a missing metric: a score is never made up."""
-        closeness = [
-            two_sided(metrics[aim.metric], self.start[aim.metric], goal)
-            for aim in self.aims
-            if (goal := self.goal(aim)) is not None
-        ]
+    def verdict(self, metrics: Mapping[str, float], is_last: bool = True) -> Verdict:
+        """Of one evaluation point. Under attacks (which only a trial's last point has gone through) the forget
+        score is the worst of all. Raises KeyError on a missing metric: a score is never made up."""
         kept = [relative(metrics[k.metric], self.start[k.metric], k.useless) for k in self.keeps]
-        forget, utility = harmonic_mean(closeness), harmonic_mean(kept)
+        attacks = self.under if is_last else ()
+        forget = min([self._forget(metrics), *(self._forget_under(attack, metrics) for attack in attacks)])
+        utility = harmonic_mean(kept)
         return Verdict(forget, utility, combined(forget, utility, self.utility_floor))
+
+    def _forget(self, metrics: Mapping[str, float], prefix: str = "") -> float:
+        return harmonic_mean(
+            [
+                two_sided(metrics[prefix + aim.metric], self.start[aim.metric], goal)
+                for aim in self.aims
+                if (goal := self.goal(aim)) is not None
+            ]
+        )
+
+    def _forget_under(self, attack: str, metrics: Mapping[str, float]) -> float:
+        """The same closeness of the attacked model; of sampled answers, from the starting model's worst to the
+        retrained model's greedy ones."""
+        prefix = f"{ATTACKS[attack]}_"
+        if attack != "sample":
+            return self._forget(metrics, prefix)
+        assert self.retrained is not None
+        names = [(prefix + name, self.retrained[name]) for name in self.leaks]
+        return harmonic_mean([two_sided(metrics[name], self.start[name], goal) for name, goal in names])
 
 
 def two_sided(value: float, start: float, goal: float) -> float:
@@ -93,3 +125,12 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
     for i, point in enumerate(points):
         front[i] = not np.any(np.all(points >= point, axis=1) & np.any(points > point, axis=1))
     return front
+
+
+def hypervolume(points: np.ndarray) -> float:
+    """Area that points [n, 2] dominate together, down to the reference point (0, 0); what is below 0 adds nothing."""
+    area = height = 0.0
+    for x, y in sorted(np.maximum(points, 0.0).tolist(), reverse=True):
+        area += x * max(0.0, y - height)
+        height = max(height, y)
+    return area

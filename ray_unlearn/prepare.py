@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ray_unlearn.trial import Job
 
 SINGLE = GangConfig(num_workers=1, zero_stage=0, threads_per_worker=1)
 NOTHING = Sequences.build([])
+SPLITS = ("selection", "report", "whole")
+"""Of a task, in the order of its fields."""
 CACHE_FORMAT = 2
 """Of what builds leave in the cache; another number makes everything anew."""
 
@@ -39,7 +41,7 @@ class Build:
     """With method "finetune"."""
     benchmark: str = ""
     splits: Mapping[str, Split] = field(default_factory=dict)
-    """"selection" and "report", to measure the trained model on; needs `benchmark`."""
+    """What to measure the trained model on, by the names in SPLITS; needs `benchmark`."""
 
 
 def build_models(builds: list[Build], log: Callable[[str], None]) -> list[dict[str, Profile]]:
@@ -66,6 +68,7 @@ def _build(build: Build) -> dict[str, Profile]:
         retain=NOTHING,
         selection=build.splits.get("selection", empty),
         report=build.splits.get("report", empty),
+        whole=build.splits.get("whole"),
     )
     job = Job(
         "build", build.trial, evaluate=tuple(build.splits), points=False, complete=True, save_to=str(build.output)
@@ -79,24 +82,55 @@ def last_profiles(reports: list[dict[str, Any]]) -> dict[str, Profile]:
 
 
 def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[str, str] | None = None) -> None:
-    """Keep a model's profiles beside its weights, with what they were measured on."""
+    """Keep a model's profiles in that file, or beside its weights in that folder, with what they were measured on."""
+    file = folder / "profile.json" if folder.is_dir() else folder
     values = {"about": dict(about or {}), "profiles": {name: asdict(p) for name, p in profiles.items()}}
-    (folder / "profile.json").write_text(json.dumps(values, indent=1))
+    file.write_text(json.dumps(values, indent=1))
+
+
+def attach_retrained(task: Task, place: Path | None) -> Task:
+    """The task with the retrained model's profile from that place, else from where `prepare` leaves it: beside
+    the starting model. Raises UserError where the given one cannot be had."""
+    beside = Path(task.model).parent / "retrained"
+    if place is None and not (beside / "profile.json").is_file():
+        return task
+    try:
+        return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))
+    except FileNotFoundError:
+        raise UserError(
+            f"--retrained {place}: no profile is there. Give a profile.json or its folder; "
+            "`ray_unlearn evaluate --model RETRAINED --profile FILE` makes one of a model"
+        ) from None
+
+
+def available_splits(task: Task) -> tuple[str, ...]:
+    return tuple(name for name in SPLITS if getattr(task, name) is not None)
+
+
+def with_retrained(task: Task, profiles: Mapping[str, Profile]) -> Task:
+    """The task with what the retrained model measures, on every split that it was measured on."""
+    names = [name for name in available_splits(task) if name in profiles]
+    return replace(task, **{n: replace(getattr(task, n), retrained=profiles[n]) for n in names})
 
 
 def read_profile(folder: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
-    """From profile.json in the folder, or from the file that is named.
+    """From the folder's profile.json, or from the file itself.
 
-    Raises FileNotFoundError where there is none, UserError where it is about something else.
+    Raises FileNotFoundError where there is none, UserError where it is damaged or about something else.
     """
-    values = json.loads((folder if folder.is_file() else folder / "profile.json").read_text())
+    file = folder / "profile.json" if folder.is_dir() else folder
+    try:
+        values = json.loads(file.read_text())
+        profiles = {name: Profile(**profile) for name, profile in values["profiles"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: is no profile ({error}). Give one that `ray_unlearn prepare` wrote") from None
     for key, value in (about or {}).items():
         if values["about"].get(key) != value:
             raise UserError(
                 f"{folder}: was made for {key} {values['about'].get(key)}, not {value}. "
                 f"Give the same to tune, or prepare models for {value}"
             )
-    return {name: Profile(**profile) for name, profile in values["profiles"].items()}
+    return profiles
 
 
 def prepare_models(
@@ -117,7 +151,7 @@ def prepare_models(
     from ray_unlearn.session import ray_session
 
     assert benchmark.build_task is not None
-    task = benchmark.build_task(request)
+    task = benchmark.build_task(replace(request, whole=True))
     jobs = {"target": ("forget", "retain"), "retrained": ("retain",)}
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
@@ -131,7 +165,7 @@ def prepare_models(
                 name,
                 trial,
                 learn=learn,
-                evaluate=("selection", "report") if measured else (),
+                evaluate=available_splits(task) if measured else (),
                 complete=measured,
                 save_to=str(unfinished.absolute()),
             )

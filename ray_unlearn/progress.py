@@ -123,16 +123,19 @@ class LiveProgress(PlainProgress):
                 cells = [Text(number(row[n]), style="bold green" if best else "") for n in ("forget", "utility")]
                 cells.append(Text(number(row["objective"]), style="bold green" if best else ""))
             else:
-                cells = [Text(row["status"], style="red"), Text(""), Text("")]
+                style = "dim" if row["status"] == "pruned" else "red"
+                cells = [Text(row["status"], style=style), Text(""), Text("")]
             table.add_row(Text(trial_id), Text(method), Text(settings), *cells)
         summary = f"{self._done}/{self._total} trials, best {number(self._best)}, {self._eta()} left"
         return Group(Text(self._stage, style="bold"), table, Text(summary, style="dim"))
 
 
 def outcome(row: Mapping[str, Any]) -> str:
-    if row["status"] != "completed":
-        return f"{row['status']} ({row['error']})"
-    return f"forget {number(row['forget'])} utility {number(row['utility'])} objective {number(row['objective'])}"
+    if row["status"] == "failed":
+        return f"failed ({row['error']})"
+    early = f"pruned after epoch {row['epochs_run']}: " if row["status"] == "pruned" else ""
+    scores = f"forget {number(row['forget'])} utility {number(row['utility'])} objective {number(row['objective'])}"
+    return early + scores
 
 
 def number(value: float | None) -> str:

@@ -5,13 +5,19 @@
         trials/benchmark=<b>/method=<m>/<trial_id>.parquet     one row: settings, scores, seconds
         curves/benchmark=<b>/method=<m>/<trial_id>.parquet     one row an evaluation point
         finals/<trial_id>.parquet    the best trial of each method, run again, on the held-out report split
+        examples/<trial_id>.parquet  what a finalist (or "start") answers: set, example, num_tokens, prompt, reference,
+                        answer (null where nothing was generated), probability, exact_memorisation
+        weights/<trial_id>.parquet   how a finalist spread its forgetting: epoch, example, num_tokens, start_nll (at
+                        the starting model, nats a token), weight (share of the epoch's gradient weight)
         model/          the chosen model, as `transformers` loads it
         report/         pages and pictures
         log.txt         what Ray and DeepSpeed had to say
 
 Trial columns: trial_id, number (order of suggestion), benchmark, method, scale, status (completed, pruned,
-failed), error, every setting and every method parameter under its own name (null where the method has no
-such parameter), objective, forget, utility, epoch (of the evaluation point that counts), seed, wall_seconds
+failed; interpolated: no trial, but a point on the line from the starting model to that trial's, at `alpha`),
+error, every setting and every method parameter under its own name (null where the method has no such
+parameter), alpha (1 for a trial's own model), objective, forget, utility, epoch (of the evaluation point that
+counts), epochs_run (epochs really trained: fewer than `epochs` for a pruned trial), seed, wall_seconds
 (suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
 peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
 benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
@@ -22,7 +28,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,10 @@ import pyarrow.parquet as pq
 from ray_unlearn.config import UserError
 
 COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
+INTERPOLATED = "interpolated"
+"""No trial: a point on the line from the starting model to a completed trial's."""
+CANDIDATES = (COMPLETED, INTERPOLATED)
+"""What can be on the front and be chosen."""
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _HEAD = {
@@ -58,9 +68,11 @@ _SETTINGS = {
     "train_layers": _INTEGER,
     "evaluations": _INTEGER,
 }
+_PLACE = {"alpha": _NUMBER}
 _SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}
 _COSTS = {
     "seed": _INTEGER,
+    "epochs_run": _INTEGER,
     "wall_seconds": _NUMBER,
     "train_seconds": _NUMBER,
     "evaluate_seconds": _NUMBER,
@@ -71,7 +83,7 @@ _COSTS = {
 
 def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[str]) -> pa.Schema:
     """One schema for all trials of a search: the union of its methods' parameters, then the metrics."""
-    columns = {**_HEAD, **_SETTINGS, **dict.fromkeys(parameters, _NUMBER), **_SCORES, **_COSTS}
+    columns = {**_HEAD, **_SETTINGS, **dict.fromkeys(parameters, _NUMBER), **_PLACE, **_SCORES, **_COSTS}
     columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
     return pa.schema(list(columns.items()))
 
@@ -87,6 +99,36 @@ def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
     columns |= {"forget_loss": _NUMBER, "retain_loss": _NUMBER}
     columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
     return pa.schema(list(columns.items()))
+
+
+EXAMPLE_SCHEMA = pa.schema(
+    list(
+        {
+            "trial_id": _TEXT,
+            "split": _TEXT,
+            "set": _TEXT,
+            "example": _INTEGER,
+            "num_tokens": _INTEGER,
+            "prompt": _TEXT,
+            "reference": _TEXT,
+            "answer": _TEXT,
+            "probability": _NUMBER,
+            "exact_memorisation": _NUMBER,
+        }.items()
+    )
+)
+WEIGHT_SCHEMA = pa.schema(
+    list(
+        {
+            "trial_id": _TEXT,
+            "epoch": _INTEGER,
+            "example": _INTEGER,
+            "num_tokens": _INTEGER,
+            "start_nll": _NUMBER,
+            "weight": _NUMBER,
+        }.items()
+    )
+)
 
 
 class Writer:
@@ -110,35 +152,64 @@ class Writer:
         return cls(folder, trials, curves)
 
     def write_search(self, meta: Mapping[str, Any]) -> None:
-        self._replace(self.folder / "search.json", json.dumps(meta, indent=2, sort_keys=True).encode())
+        write_json(self.folder / "search.json", meta)
 
     def write_trial(self, row: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> None:
         place = Path(f"benchmark={row['benchmark']}") / f"method={row['method']}" / f"{row['trial_id']}.parquet"
         if curve:
-            self._write_table(self.folder / "curves" / place, self._curves, curve)
-        self._write_table(self.folder / "trials" / place, self._trials, [row])
+            write_table(self.folder / "curves" / place, self._curves, curve)
+        write_table(self.folder / "trials" / place, self._trials, [row])
 
     def write_final(self, row: Mapping[str, Any]) -> None:
-        self._write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
+        write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
 
-    def _write_table(self, path: Path, schema: pa.Schema, rows: list[Mapping[str, Any]]) -> None:
-        unknown = {key for row in rows for key in row} - set(schema.names)
-        if unknown:
-            raise ValueError(f"{path.name}: columns outside the schema: {sorted(unknown)}")
-        table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, write_page_checksum=True)
-        self._replace(path, buffer.getvalue().to_pybytes())
+    def write_examples(self, trial_id: str, split: str, examples: Sequence[Mapping[str, Any]]) -> None:
+        rows = [{"trial_id": trial_id, "split": split, **example} for example in examples]
+        write_table(self.folder / "examples" / f"{trial_id}.parquet", EXAMPLE_SCHEMA, rows)
 
-    @staticmethod
-    def _replace(path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+    def write_weights(
+        self, trial_id: str, weights: Sequence[Sequence[float]], num_tokens: Sequence[int], start_nll: Sequence[float]
+    ) -> None:
+        """weights: [epochs][forget sequences], any scale; an epoch in which nothing was learnt is left out."""
+        rows = [
+            {
+                "trial_id": trial_id,
+                "epoch": epoch,
+                "example": example,
+                "num_tokens": num_tokens[example],
+                "start_nll": start_nll[example],
+                "weight": weight / sum(epoch_weights),
+            }
+            for epoch, epoch_weights in enumerate(weights, start=1)
+            if sum(epoch_weights) > 0
+            for example, weight in enumerate(epoch_weights)
+        ]
+        write_table(self.folder / "weights" / f"{trial_id}.parquet", WEIGHT_SCHEMA, rows)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _replace(path, json.dumps(values, indent=2, sort_keys=True).encode())
+
+
+def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One checksummed Parquet file, whole or not at all. Raises ValueError on columns outside the schema."""
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise ValueError(f"{path.name}: columns outside the schema: {sorted(unknown)}")
+    table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, write_page_checksum=True)
+    _replace(path, buffer.getvalue().to_pybytes())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,18 @@
 """Optuna, seen from the search: one study a method, the same number of first points for each.
 
-The only file that imports optuna. The study is told what really happened: full-fidelity values of completed
-trials, FAIL for failed ones, and nothing of a pruned trial's low-fidelity values (it is told FAIL, too).
+The only file that imports optuna. A study is told full-fidelity values of completed trials and no others. A failed
+trial is told FAIL, which no sampler reads. A pruned one is told PRUNED, with no value that could be mistaken for a
+whole trial's, because the samplers are not alike:
+
+- TPE counts PRUNED as known to be bad, below every completed trial (it ranks pruned ones among themselves by how far
+  they came). Told FAIL, it would forget where they were, and with most trials pruned it would draw at random for
+  most of a search. For several objectives it would rank a pruned trial by values that it has not got, so
+  there the pruned one also breaks a constraint: TPE takes infeasible trials for bad without reading their values.
+- GP reads completed and running trials alone. Its proposal follows from what it was told, so it would come back to
+  where a trial was pruned: it is told nothing, and the pruned trial stays one whose outcome is awaited.
+- NSGA-II breeds from completed trials: who is pruned leaves no children. QMC and random learn from nothing.
+
+With two objectives the utility floor is a constraint for TPE, GP and NSGA-II; the combined objective has it inside.
 """
 
 from __future__ import annotations
@@ -11,26 +22,39 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 from scipy.stats import qmc
 
+from ray_unlearn.config import GP, NSGA2, QMC, RANDOM, TPE
+from ray_unlearn.results import COMPLETED, PRUNED
 from ray_unlearn.space import Space
 
 FIRST_POINTS = 8
 """Trials of each method that come before the model-based ones: published settings, then quasi-random."""
+GP_STARTS_AT = 2
+"""Completed trials from which GP proposes. Few, as of the first points only those that were not pruned complete."""
+GENERATIONS = 5
+"""NSGA-II's generations in one search; Optuna's own population of 50 would make a search of 20 trials random."""
+SMALLEST_POPULATION = 4
 
 
 class MethodStudy:
     """Asks Optuna for one method's settings and tells it the outcomes."""
 
-    def __init__(self, space: Space, trials: int, pareto: bool, seed: int) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def __init__(
+        self, space: Space, trials: int, pareto: bool, seed: int, sampler: str = TPE, utility_floor: float = 0.0
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._pareto = pareto
+        self._pareto, self._floor, self._sampler = pareto, utility_floor, sampler
         first = min(FIRST_POINTS, max(1, trials // 2))
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=True)
-        self._study = optuna.create_study(directions=["maximize"] * (2 if pareto else 1), sampler=sampler)
+        self._study = optuna.create_study(
+            directions=["maximize"] * (2 if pareto else 1), sampler=_build_sampler(sampler, trials, first, seed)
+        )
         self._distributions = {name: _distribution(range_) for name, range_ in space.ranges.items()}
-        for point in first_points(space, first, seed):
+        # QMC has nothing to wait for: its first points are all of its points.
+        enqueued = {RANDOM: 0, QMC: trials}.get(sampler, first)
+        for point in first_points(space, enqueued, seed):
             self._study.enqueue_trial(point)
         self._open: dict[str, optuna.trial.Trial] = {}
 
@@ -39,14 +63,36 @@ class MethodStudy:
         self._open[trial_id] = trial
         return dict(trial.params)
 
-    def tell(self, trial_id: str, scores: Mapping[str, Any] | None) -> None:
-        """The objective, forget and utility of a completed trial; None for any other end."""
+    def tell(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """How a trial ended: its row of results (status; of a completed one objective, forget and utility)."""
         trial = self._open.pop(trial_id)
-        if scores is None:
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            values = [scores["forget"], scores["utility"]] if self._pareto else [scores["objective"]]
-            self._study.tell(trial, values)
+        if row["status"] == COMPLETED:
+            if self._pareto:
+                trial.set_constraint("utility", self._floor - row["utility"])
+            self._study.tell(trial, [row["forget"], row["utility"]] if self._pareto else [row["objective"]])
+        elif row["status"] != PRUNED:
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif self._sampler != GP:
+            if self._pareto:
+                # More than a completed trial's utility can ever be under the floor, and less the further it came.
+                trial.set_constraint("pruned", 2.0 - row["epochs_run"] / row["epochs"])
+            else:
+                trial.report(row["objective"], row["epochs_run"])
+            self._study.tell(trial, state=TrialState.PRUNED)
+
+
+def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samplers.BaseSampler:
+    if name == TPE:
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=True)
+    if name == GP:
+        import torch
+
+        torch.set_num_threads(1)  # its matrices are tiny: more threads wait for each other and for the workers
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=GP_STARTS_AT, warn_independent_sampling=False)
+    if name == NSGA2:
+        population = max(SMALLEST_POPULATION, trials // GENERATIONS)
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:

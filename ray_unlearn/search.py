@@ -8,13 +8,11 @@ is a thin client of the broker and is reused for the next trial.
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,32 +20,22 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ray_unlearn import __version__
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
-from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
+from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.gang import Gangs
+from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
-from ray_unlearn.results import COMPLETED, FAILED, Writer, curve_schema, trial_schema
+from ray_unlearn.results import CANDIDATES, COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
+from ray_unlearn.robustness import describe_metrics
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.trial import Job
-
-VERSIONS = (
-    "ray",
-    "torch",
-    "transformers",
-    "datasets",
-    "optuna",
-    "deepspeed",
-    "pyarrow",
-    "accelerate",
-    "numpy",
-    "scipy",
-)
+from ray_unlearn.versions import git_revision, package_versions
 
 
 class Watcher(Protocol):
@@ -61,9 +49,10 @@ class Watcher(Protocol):
 class GangTrial(tune.Trainable):
     """One Tune trial: submits its job, hands on the reports with the verdict on them."""
 
-    def setup(self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None) -> None:
+    def setup(self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None, job: Any = None) -> None:
+        """job: what is the same for all trials."""
         assert judge is not None
-        self._broker, self._judge = broker, judge
+        self._broker, self._judge, self._plain = broker, judge, job
         self._submit(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -73,19 +62,24 @@ class GangTrial(tune.Trainable):
 
     def _submit(self, config: dict[str, Any]) -> None:
         trial = TrialConfig.from_json(json.loads(config["trial"]))
-        self._job = Job(trial.trial_id, trial)
+        self._job = replace(self._plain, job_id=trial.trial_id, trial=trial, seed=trial.seed)
         ray.get(self._broker.submit.remote(self._job))
 
     def step(self) -> dict[str, Any]:
         report = ray.get(self._broker.next.remote(self._job.job_id))
         result = {"done": report["done"]}
         if "error" not in report:
-            report["metrics"] = report.pop("profiles")["selection"]["metrics"]
-            scores = asdict(self._judge.verdict(report["metrics"]))
-            report |= scores
-            result |= scores
+            self._judge_point(report, report["done"])
+            for point in report["line"]:
+                self._judge_point(point, is_last=False)
+            result |= {name: report[name] for name in ("forget", "utility", "objective")}
         # As text, because Tune flattens and copies nested results.
         return {**result, "report": json.dumps(report)}
+
+    def _judge_point(self, point: dict[str, Any], is_last: bool) -> None:
+        """Put metrics and scores in the place of the profiles."""
+        point["metrics"] = point.pop("profiles")["selection"]["metrics"]
+        point |= asdict(self._judge.verdict(point["metrics"], is_last))
 
     def cleanup(self) -> None:
         ray.get(self._broker.stop.remote(self._job.job_id))
@@ -122,11 +116,13 @@ class Recorder(_StaysHere, Callback):
         self._config, self._studies, self._spaces, self._writer = config, studies, spaces, writer
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._open: dict[str, tuple[TrialConfig, int, float]] = {}
+        self._halving = Halving()
+        self._pruned: set[str] = set()
         self._asked = dict.fromkeys(config.methods, 0)
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, watcher: Watcher, stop: Callable[[str], Any]) -> None:
-        """Whom to show the trials to, and how to stop a trial's job (by its id, giving an object reference)."""
+        """Whom to show the trials to, and how to stop a trial's job (by its id)."""
         self._watcher, self._stop = watcher, stop
 
     def suggest(self, tune_id: str) -> dict[str, Any] | None:
@@ -154,6 +150,18 @@ class Recorder(_StaysHere, Callback):
         self._watcher.started(trial, number)
         return {"trial": json.dumps(trial.to_json())}
 
+    def goes_on(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+        """The verdict on a trial's report that is not its last; a trial that is stopped gives its gang back at once."""
+        trial = self._open[tune_id][0]
+        rung = rung_epochs(trial.epochs, rungs_of(self._config)).get(report["epoch"])
+        names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
+        best = max([*self._reports[tune_id], report], key=lambda r: r["objective"])
+        if rung is None or self._halving.goes_on(trial.method, rung, [best[name] for name in names]):
+            return True
+        self._pruned.add(tune_id)
+        self._stop(trial.trial_id)
+        return False
+
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         self._reports[trial.trial_id].append(json.loads(result["report"]))
 
@@ -162,19 +170,22 @@ class Recorder(_StaysHere, Callback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The trial's Tune actor died (the trial itself reports its failures): its gang must not wait for it."""
-        ray.get(self._stop(self._open[trial.trial_id][0].trial_id))
+        self._stop(self._open[trial.trial_id][0].trial_id)
         self._reports[trial.trial_id].append({"error": "lost: the trial's process ended", "done": True})
         self._close(trial.trial_id)
 
     def _close(self, tune_id: str) -> None:
         trial, number, started = self._open.pop(tune_id)
         reports = self._reports.pop(tune_id)
-        row = trial_row(trial, number, self._config, reports)
+        row = trial_row(trial, number, self._config, reports, tune_id in self._pruned)
         row["wall_seconds"] = time.perf_counter() - started
         row["device_seconds"] = row["wall_seconds"] * self._config.gang.num_workers
         self._writer.write_trial(row, [curve_row(trial, self._config, r) for r in reports if "error" not in r])
         self.rows.append(row)
-        self._studies[trial.method].tell(tune_id, row if row["status"] == COMPLETED else None)
+        for point in reports[-1].get("line", []):
+            self.rows.append(point_row(row, point, self._config.benchmark))
+            self._writer.write_trial(self.rows[-1], [])
+        self._studies[trial.method].tell(tune_id, row)
         self._watcher.finished(row)
 
 
@@ -198,7 +209,36 @@ class _Suggestions(_StaysHere, Searcher):
         return None
 
 
-def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]]) -> dict[str, Any]:
+def trial_job(config: SearchConfig) -> Job:
+    """The job of every trial, but for the trial itself."""
+    attacks = replace(config.robustness, attacks=config.under)
+    return Job("", rungs=rungs_of(config), line=config.line, robustness=attacks)
+
+
+def attacks_of(config: SearchConfig) -> tuple[str, ...]:
+    """Those that finalists go through: the ones asked for, and those that trials were judged under."""
+    return tuple(name for name in ATTACKS if name in (*config.robustness.attacks, *config.under))
+
+
+def rungs_of(config: SearchConfig) -> tuple[float, ...]:
+    return RUNGS if config.prune else ()
+
+
+class _Verdicts(_StaysHere, FIFOScheduler):
+    """Tune's view of the recorder: which trials go on. They start in the order in which they were suggested."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        goes_on = self._recorder.goes_on(trial.trial_id, json.loads(result["report"]))
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+
+def trial_row(
+    trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]], pruned: bool = False
+) -> dict[str, Any]:
     """One row of results from a trial's reports; its best evaluation point counts."""
     settings = trial.to_json()
     parameters = settings.pop("parameters")
@@ -210,14 +250,26 @@ def trial_row(trial: TrialConfig, number: int, config: SearchConfig, reports: li
         "number": number,
         "benchmark": config.benchmark,
         "scale": config.scale,
-        "status": COMPLETED if error is None and good and good[-1]["done"] else FAILED,
+        "status": PRUNED if pruned else COMPLETED if error is None and good and good[-1]["done"] else FAILED,
         "error": error,
+        "epochs_run": good[-1]["epoch"] if good else 0,
+        "alpha": 1.0,
     }
     if good:
-        best = max(good, key=lambda r: r["objective"])
+        # Points on the way have not been through the attacks that the last one has.
+        counted = good[-1:] if config.under else good
+        best = max(counted, key=lambda r: r["objective"])
         row |= _scores(best, config.benchmark)
         row |= {name: good[-1][name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
     return row
+
+
+def point_row(row: Mapping[str, Any], point: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
+    """The row of a point on a finished trial's line: its settings, no cost of its own."""
+    plain = {name: value for name, value in row.items() if "/" not in name and not name.endswith("_seconds")}
+    scores = _scores({**point, "epoch": row["epochs_run"]}, benchmark)
+    name = f"{row['trial_id']}@{point['alpha']:g}"
+    return {**plain, **scores, "trial_id": name, "status": INTERPOLATED, "alpha": point["alpha"]}
 
 
 def curve_row(trial: TrialConfig, config: SearchConfig, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,14 +298,17 @@ def run_search(
     """
     benchmark = load_benchmark(config.benchmark)
     parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
+    metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
     writer = Writer.create(
         folder,
-        trial_schema(benchmark.name, parameters, benchmark.metrics),
+        trial_schema(benchmark.name, parameters, metrics),
         curve_schema(benchmark.name, benchmark.metrics),
     )
-    meta = describe_search(config, benchmark, spaces, command)
+    meta = describe_search(config, benchmark, spaces, command) | {"metrics": metrics}
     studies = {
-        name: MethodStudy(spaces[name], config.trials, config.objective == "pareto", config.seed)
+        name: MethodStudy(
+            spaces[name], config.trials, config.objective == "pareto", config.seed, config.sampler, config.utility_floor
+        )
         for name in config.methods
     }
     recorder = Recorder(config, studies, spaces, writer)
@@ -264,11 +319,17 @@ def run_search(
         ray_session(config.gang, config.concurrent, config.address),
         Gangs(task, config.gang, config.concurrent, Path(scratch)) as gangs,
     ):
-        start = finished_profile(gangs.run(Job("start")), "selection", "the starting model")
-        judge = Judge.build(benchmark, start.metrics, _metrics(task.selection.retrained), config.utility_floor)
-        meta |= describe_anchors(judge)
+        # Sampled answers are judged against the starting model's.
+        sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
+        report = gangs.run(Job("start", robustness=sampling, seed=config.seed))
+        start = finished_profile(report, "selection", "the starting model")
+        retrained = _metrics(task.selection.retrained)
+        judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
+        meta |= describe_anchors(judge) | {"notes": report["notes"]}
+        for note in report["notes"]:
+            watcher.stage(note)
         writer.write_search(meta)
-        recorder.attach(watcher, gangs.broker.stop.remote)
+        recorder.attach(watcher, lambda job_id: ray.get(gangs.broker.stop.remote(job_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         status = tune_trials(config, gangs, judge, recorder, Path(scratch))
         best = best_of_methods(recorder.rows, config.utility_floor)
@@ -291,12 +352,13 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
     Raises RuntimeError where Tune gives up (a disk that is full, say). Returns "complete", or "partial" after
     Ctrl-C, at which Tune ends the trials and returns as if nothing were.
     """
-    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge)
+    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge, job=trial_job(config))
     total = config.trials * len(config.methods)
     tuner = Tuner(
         tune.with_resources(trainable, {"CPU": SLIVER}),
         tune_config=TuneConfig(
             search_alg=_Suggestions(recorder),
+            scheduler=_Verdicts(recorder),
             num_samples=total,
             max_concurrent_trials=config.concurrent,
             reuse_actors=True,
@@ -313,7 +375,8 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
         tuner.fit()
     except TuneError as error:
         raise RuntimeError(f"Ray Tune ended the search: {error}") from error
-    return "complete" if len(recorder.rows) == total else "partial"
+    ended = sum(row["status"] != INTERPOLATED for row in recorder.rows)
+    return "complete" if ended == total else "partial"
 
 
 def run_finals(
@@ -330,38 +393,44 @@ def run_finals(
     """
     benchmark = load_benchmark(config.benchmark)
     retrained = task.report.retrained
-    start = finished_profile(
-        gangs.run(Job("start-report", evaluate=("report",), complete=True)), "report", "the starting model"
-    )
-    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor)
+    attacks = replace(config.robustness, attacks=attacks_of(config))
+    final = Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=config.seed)
+    report = gangs.run(replace(final, weights=True))
+    start, start_nll = finished_profile(report, "report", "the starting model"), report["forget_nll"]
+    writer.write_examples("start", "report", start.examples)
+    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor, config.under)
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
-        scores = asdict(judge.verdict(profile.metrics))
+        scores = asdict(judge.verdict(profile.metrics, is_last=False))
         writer.write_final(_final_row({"trial_id": name, "method": name}, config, scores, profile))
     chosen = choose(list(best.values()), config.utility_floor)
     for row in best.values():
         trial = trial_of(row, METHODS[row["method"]].parameters)
         keep = folder is not None and chosen is not None and row["trial_id"] == chosen["trial_id"]
-        job = Job(
-            f"final-{trial.trial_id}",
-            trial,
-            evaluate=("report",),
-            points=False,
-            complete=True,
+        job = replace(
+            final,
+            job_id=f"final-{trial.trial_id}",
+            trial=trial,
             stop_after=int(row["epoch"]),
+            alpha=row["alpha"],
             save_to=str(folder / "model") if keep and folder else None,
+            weights=True,
         )
         began = time.perf_counter()
         report = gangs.run(job)
+        plain = {name: value for name, value in row.items() if "/" not in name}
         if "error" in report:
-            writer.write_final({**row, "status": FAILED, "error": report["error"]})
+            unknown = dict.fromkeys(("forget", "utility", "objective"))
+            writer.write_final({**plain, **unknown, "status": FAILED, "error": report["error"]})
             continue
         profile = finished_profile(report, "report", trial.trial_id)
         costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
         costs |= {"wall_seconds": time.perf_counter() - began}
+        costs["epochs_run"] = job.stop_after
         scores = asdict(judge.verdict(profile.metrics))
-        plain = {name: value for name, value in row.items() if "/" not in name}
         writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
+        writer.write_examples(trial.trial_id, "report", profile.examples)
+        writer.write_weights(trial.trial_id, report["weights"], task.forget.answer_lengths.tolist(), start_nll)
 
 
 def _final_row(
@@ -384,10 +453,14 @@ def trial_of(row: Mapping[str, Any], parameters: Mapping[str, float]) -> TrialCo
 
 
 def choose(rows: list[Any], floor: float) -> Any:
-    """The row to hand over: the best objective among those at or above the utility floor, else of all."""
-    completed = [row for row in rows if row["status"] == COMPLETED]
-    above = [row for row in completed if row["utility"] >= floor]
-    return max(above or completed, key=lambda row: row["objective"], default=None)
+    """The row to hand over: the best objective among those at or above the utility floor, else of all.
+
+    A pruned trial stands in only where none completed.
+    """
+    completed = [row for row in rows if row["status"] in CANDIDATES]
+    able = completed or [row for row in rows if row["status"] == PRUNED]
+    above = [row for row in able if row["utility"] >= floor]
+    return max(above or able, key=lambda row: row["objective"], default=None)
 
 
 def best_of_methods(rows: list[dict[str, Any]], floor: float) -> dict[str, dict[str, Any]]:
@@ -419,7 +492,7 @@ def describe_search(
         "start": None,
         "retrained": None,
         "spaces": {name: asdict(space) for name, space in spaces.items()},
-        "versions": {"ray_unlearn": __version__, **{name: metadata.version(name) for name in VERSIONS}},
+        "versions": package_versions(),
         "chosen": None,
     }
 
@@ -435,22 +508,11 @@ def public_config(config: SearchConfig) -> dict[str, Any]:
     return values
 
 
-def git_revision() -> str | None:
-    """The checkout's commit, with a + where it has changes; None where this is no checkout."""
-    place = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run([*place, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changes = subprocess.run([*place, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return revision.strip() + ("+" if changes.strip() else "")
-
-
 def describe_anchors(judge: Judge) -> dict[str, Any]:
-    start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start))}
+    start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start, is_last=False))}
     retrained = None
     if judge.retrained is not None:
-        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained))}
+        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_last=False))}
     return {"start": start, "retrained": retrained}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_unlearn.config import TrialConfig
+from ray_unlearn.config import Robustness, TrialConfig
+from ray_unlearn.halving import rung_epochs
 from ray_unlearn.losses import find_method
 
 if TYPE_CHECKING:
@@ -30,17 +32,54 @@ class Job:
     """Splits to score at the end. On the way "selection" alone is scored, if it is among them."""
     points: bool = True
     """Whether to report on the way, at the trial's evaluation points."""
+    rungs: tuple[float, ...] = ()
+    """Shares of the trial's epochs after which it may be stopped: evaluation points like the others."""
     complete: bool = False
     """Whether the last evaluation is a finalist's: all probes, and generated answers."""
     stop_after: int | None = None
     """Epochs after which to stop, with the learning-rate schedule of the whole trial."""
     save_to: str | None = None
     """Folder for the model as it is at the end."""
+    alpha: float = 1.0
+    """What is scored and saved at the end: the point start + alpha (end - start) on the line through both models."""
+    line: tuple[float, ...] = ()
+    """More such points to score after the end, each on the splits asked for."""
+    robustness: Robustness = field(default_factory=Robustness)
+    """Attacks on the model as it is at the end."""
+    seed: int = 0
+    """Of the attacks."""
+    weights: bool = False
+    """Whether the last report has each forget sequence's gradient weight by epoch (of a trial), or its NLL a token
+    (of the starting model)."""
 
 
-def evaluation_epochs(epochs: int, evaluations: int) -> list[int]:
-    """The epochs (1-based) after which a trial is evaluated: evenly spread, the last one included."""
-    return sorted({max(1, round(epochs * (i + 1) / evaluations)) for i in range(evaluations)})
+def evaluation_epochs(epochs: int, evaluations: int, rungs: Sequence[float] = ()) -> list[int]:
+    """The epochs (1-based) after which a trial is evaluated: evenly spread, the last one and the rungs included."""
+    spread = {max(1, round(epochs * (i + 1) / evaluations)) for i in range(evaluations)}
+    return sorted(spread | set(rung_epochs(epochs, rungs)))
+
+
+def _score(worker: Worker, splits: tuple[str, ...], complete: bool = False) -> dict[str, Any]:
+    """The profiles of the model as it is, by split, as plain data."""
+    return {s: asdict(worker.evaluate(getattr(worker.task, s), complete)) for s in splits}
+
+
+def _at(worker: Worker, alpha: float, splits: tuple[str, ...]) -> dict[str, Any]:
+    with worker.on_the_line(alpha):
+        return _score(worker, splits)
+
+
+def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
+    """What is done with the model at the end of a job: it is kept, scored and attacked."""
+    with worker.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
+        if job.save_to is not None:
+            worker.save(Path(job.save_to))
+        profiles = _score(worker, splits, job.complete)
+        for name in splits if job.robustness.attacks else ():
+            attacked = asdict(worker.attack(job.robustness, getattr(worker.task, name), job.seed))
+            for part in ("metrics", "absent"):
+                profiles[name][part] |= attacked[part]
+    return profiles
 
 
 def run_trial(worker: Worker, job: Job, report: Report) -> None:
@@ -62,14 +101,17 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
 
     def point(epoch: int, losses: Mapping[str, float], splits: tuple[str, ...], done: bool) -> bool:
         nonlocal mark
-        if done and job.save_to is not None:
-            worker.save(Path(job.save_to))
-        profiles = {s: worker.evaluate(getattr(worker.task, s), done and job.complete) for s in splits}
+        profiles = _end(worker, job, splits) if done else _score(worker, splits)
+        line = [{"alpha": a, "profiles": _at(worker, a, splits)} for a in (job.line if done else ())]
         spend("evaluate_seconds")
         values = {
             "epoch": epoch,
             **losses,
-            "profiles": {s: asdict(p) for s, p in profiles.items()},
+            "profiles": profiles,
+            "line": line,
+            "weights": worker.weights if done and job.weights else None,
+            "forget_nll": worker.forget_nll() if done and job.weights and trial is None else None,
+            "notes": worker.notes,
             **seconds,
             "peak_memory_bytes": worker.peak_memory_bytes(),
             "done": done,
@@ -86,9 +128,9 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
         worker.prepare_reference(method, job.learn)
         mark = worker.clock()  # once a search, so it is no trial's training
     last = job.stop_after or trial.epochs
-    points = evaluation_epochs(trial.epochs, trial.evaluations) if job.points else []
+    points = evaluation_epochs(trial.epochs, trial.evaluations, job.rungs) if job.points else []
     for epoch in range(1, last + 1):
-        steps = worker.train(trial, epoch - 1, job.learn)
+        steps = worker.train(trial, epoch - 1, job.learn, weigh=job.weights)
         spend("train_seconds")
         if method.retain_rule is not None:
             rule = {name: trial.parameters[name] for name in method.rule_parameters}

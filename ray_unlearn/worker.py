@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from ray_unlearn import engine as engines
 from ray_unlearn.alternates import build_alternates
-from ray_unlearn.benchmarks import Probe, Profile, Prompts, Split, Task, load_benchmark
-from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.benchmarks import Benchmark, Probe, Profile, Prompts, Split, Task, load_benchmark
+from ray_unlearn.config import ATTACKS, GangConfig, Robustness, TrialConfig
 from ray_unlearn.data import Pack, Sequences, pack, plan_epoch, share
 from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, decoder_layers, score_answers
 from ray_unlearn.losses import (
@@ -38,8 +39,10 @@ from ray_unlearn.losses import (
     zero,
 )
 from ray_unlearn.metrics import Scores, TokenScores
+from ray_unlearn.metrics.memorisation import exact_memorisation
 from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_weights
 from ray_unlearn.reference import read_reference, reference_key, write_reference
+from ray_unlearn.robustness import attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
 
 GENERATION_BATCH = 32
 Item = tuple[np.ndarray, int]
@@ -68,6 +71,8 @@ class _Batch:
     retain: list[Item]
     references: dict[str, list[np.ndarray]]
     """By set, each example's log-probs under the starting model."""
+    weights: Tensor | None = None
+    """Where each example's gradient weight is to be written, float64 [examples]; see `Worker.train`."""
 
     @cached_property
     def method(self) -> Method:
@@ -127,21 +132,50 @@ class Worker:
             torch.set_num_threads(gang.threads_per_worker)
         self.tokenizer = load_tokenizer(task.model)
         model = load_model(task.model, gang.precision)
+        self._num_parameters = sum(p.numel() for p in model.parameters())
         self._num_layers = len(decoder_layers(model))
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
-        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device)
+        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device, gang.deepspeed)
         self._snapshot = engines.Snapshot(self.engine)
         self._sets: dict[tuple[str, ...], list[Sequences]] = {}
         self._references: dict[tuple[tuple[str, ...], int], np.ndarray] = {}
         self._frozen: set[str] = set()
         self._watch_frozen()
+        self._alone = False
+        self._alone = not self._packing_is_valid()
         self._check_restore()
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about how this model is run."""
+        return ["this model mixes packed sequences: each gets a row of its own, sorted by length"] * self._alone
 
     def restore(self) -> None:
         """Back to the starting model, as if no trial had run."""
         self._snapshot.restore(self.engine)
+        self.weights: list[list[float]] = []
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    @torch.no_grad()
+    def _packing_is_valid(self) -> bool:
+        """Whether what comes first in a row leaves the second sequence's log-probs as they are.
+
+        Models that carry a state along the row (linear attention, short convolutions) mix what is packed.
+        """
+        vocabulary = len(self.tokenizer)
+        first, second = (np.arange(n, n + 6, dtype=np.int32) % vocabulary for n in (1, 11))
+        scores = []
+        for shift in (0, 3):
+            packed = pack([((first + shift) % vocabulary, 1), (second, 1)], 12).to(self.device)
+            logprobs = score_answers(self.engine, packed).logprobs
+            assert logprobs is not None
+            scores.append(logprobs[packed.sequence == 1])
+        tolerance = 1e-5 if self.gang.precision == "fp32" else 1e-2
+        return bool((scores[0] - scores[1]).abs().max() <= tolerance)
+
+    def _pack(self, items: list[Item]) -> Pack:
+        return pack(items, self.gang.row_length, self._alone)
 
     def _check_restore(self) -> None:
         """One step and back must leave every bit in place: the licence for serving trials from one engine."""
@@ -156,15 +190,25 @@ class Worker:
         self._token_logprobs(few)  # an evaluation may leave weights gathered
         self.restore()
         if not self._snapshot.holds(self.engine) or not np.array_equal(self._token_logprobs(few), before):
-            raise RuntimeError(
-                "this DeepSpeed version cannot be put back to its first state in place. "
-                "Install the version pinned in constraints.txt"
-            )
+            cause, fix = "this DeepSpeed version", "Install the version pinned in constraints.txt"
+            if self.gang.deepspeed:
+                cause, fix = "DeepSpeed with the settings of --deepspeed", "Leave --deepspeed out, or remove settings"
+            raise RuntimeError(f"{cause} cannot be put back to its first state in place. {fix}")
 
     # Training
 
-    def train(self, trial: TrialConfig, epoch: int, learn: tuple[str, ...] = (FORGET,)) -> list[StepLosses]:
-        """Run one epoch (0-based); one record a step. Raises NonFinite once a loss is nan or inf."""
+    def train(
+        self,
+        trial: TrialConfig,
+        epoch: int,
+        learn: tuple[str, ...] = (FORGET,),
+        weigh: bool = False,
+    ) -> list[StepLosses]:
+        """Run one epoch (0-based); one record a step. Raises NonFinite once a loss is nan or inf.
+
+        weigh: append to `weights` each forget sequence's gradient weight in this epoch, the factor that the
+        forget loss puts on the gradient of its log-likelihood (SimNPO, equations 5 and 7; mean over tokens).
+        """
         method = find_method(trial.method)
         variants = {name: self._variants(name, method, learn) for name in method.sets}
         picked = {name: epoch % len(sets) for name, sets in variants.items()}
@@ -175,12 +219,18 @@ class Worker:
         num_retain = len(self.task.retain) if method.uses_retain else 0
         batches = plan_epoch(count, num_retain, trial.batch_size, trial.seed, epoch)
         records: list[Tensor] = []
+        weighed = torch.zeros(count, dtype=torch.float64)
         for i, (chosen, retained) in enumerate(batches):
             self._set_learning_rate(trial, epoch * len(batches) + i, trial.epochs * len(batches))
             examples = [[sets[name][j] for name in method.sets] for j in chosen]
             batch_references = {name: [references[name][j] for j in chosen] for name in references}
-            batch = _Batch(trial, examples, [self.task.retain[j] for j in retained], batch_references)
+            kept = torch.zeros(len(chosen), dtype=torch.float64) if weigh else None
+            batch = _Batch(trial, examples, [self.task.retain[j] for j in retained], batch_references, kept)
             records.append(self._step(batch))
+            if kept is not None:
+                weighed[torch.from_numpy(chosen)] = self._sum_over_workers(kept)
+        if weigh:
+            self.weights.append(weighed.tolist())
         sums = torch.stack(records)
         dist.all_reduce(sums)
         losses = [StepLosses(*row) for row in sums.tolist()]
@@ -201,21 +251,26 @@ class Worker:
         parts = share(batch.lengths, self.num_workers, self.gang.max_tokens)[self.rank]
         record = torch.zeros(2, device=self.device)
         for i, part in enumerate(parts):
-            loss, terms = self._micro_batch(batch, sorted(part))
+            loss, terms, learnt = self._micro_batch(batch, sorted(part))
             record += terms
             # The engine averages gradients over the workers; the loss is a sum over them.
             engines.backward(self.engine, loss * self.num_workers, is_last=i == len(parts) - 1)
+            if batch.weights is not None and learnt.logprobs.grad is not None:
+                members = [m for m in sorted(part) if m < len(batch.examples)]
+                scale = batch.forget_units / self.num_workers
+                batch.weights[members] = learnt.mean(learnt.logprobs.grad).abs().double().cpu() * scale
         self.engine.step()
         return record
 
-    def _micro_batch(self, batch: _Batch, members: list[int]) -> tuple[Tensor, Tensor]:
-        """Forward the batch's `members`: (loss to run backward, (forget term, retain term) detached, [2])."""
+    def _micro_batch(self, batch: _Batch, members: list[int]) -> tuple[Tensor, Tensor, ScoredTokens]:
+        """Forward the batch's `members`: (loss to run backward, (forget term, retain term) detached, [2], what
+        the forget loss saw of the forget set)."""
         examples = [m for m in members if m < len(batch.examples)]
         retained = [m - len(batch.examples) for m in members[len(examples) :]]
         method, trial = batch.method, batch.trial
         # Set after set, then the retain sequences: each a contiguous run of the pack's sequences.
         items = [batch.examples[m][k] for k in range(len(method.sets)) for m in examples]
-        packed = pack([*items, *(batch.retain[m] for m in retained)], self.gang.row_length)
+        packed = self._pack([*items, *(batch.retain[m] for m in retained)])
         reference = np.concatenate(
             [np.zeros(0, np.float32), *(batch.references[name][m] for name in batch.references for m in examples)]
         )
@@ -236,6 +291,8 @@ class Worker:
                 start = score_answers(self.engine, packed, detail, layer)
         now = score_answers(self.engine, packed, detail, layer)
         scored = [self._scored(packed, now, start, *run) for run in runs]
+        if batch.weights is not None and scored[0].logprobs.requires_grad:
+            scored[0].logprobs.retain_grad()
         anchor = now.hidden if now.hidden is not None else now.logprobs
         assert anchor is not None
         forget = method.loss(*scored[:-1], **batch.loss_parameters).sum() / batch.forget_units
@@ -244,7 +301,7 @@ class Worker:
         if method.uses_retain:
             retain = batch.retain_loss.loss(scored[-1]).sum() / batch.retain_units
             loss = loss + trial.retain_weight * retain
-        return loss, torch.stack([forget.detach(), retain.detach()]).float()
+        return loss, torch.stack([forget.detach(), retain.detach()]).float(), scored[0]
 
     def _scored(
         self,
@@ -376,11 +433,49 @@ class Worker:
         probes = {**split.probes, **(split.final_probes if complete else {})}
         scores = {name: self._score(probe) for name, probe in probes.items()}
         answers = {name: self._generate(prompts) for name, prompts in split.generations.items()} if complete else {}
-        return self._measure(scores, answers, split)
+        profile = self._measure(scores, answers, split)
+        return replace(profile, examples=self._examples(split, scores, answers)) if complete else profile
+
+    def _examples(
+        self, split: Split, scores: Mapping[str, Scores], answers: Mapping[str, list[str]]
+    ) -> list[dict[str, Any]]:
+        """What people look at: every sequence (of questions, the right option) of the set to be forgotten."""
+        if FORGET not in split.probes:
+            return []
+        probe, score = split.probes[FORGET], scores[FORGET]
+        right = np.ones(len(probe.sequences), bool)
+        if probe.is_correct is not None and probe.options is None:
+            right = probe.is_correct
+        texts = answers.get(FORGET, [])
+        memorised = exact_memorisation(score)
+        rows = []
+        for example, i in enumerate(np.flatnonzero(right)):
+            tokens, start = probe.sequences[int(i)]
+            place = i
+            if probe.options is not None and probe.is_correct is not None:
+                row = probe.is_correct.reshape(probe.options.shape)[i]
+                place = i * len(row) + int(np.argmax(row))
+                tokens = np.append(tokens[:start], probe.options[i, np.argmax(row)])
+            rows.append(
+                {
+                    "set": FORGET,
+                    "example": example,
+                    "num_tokens": int(score.num_tokens[place]),
+                    "prompt": self.tokenizer.decode(tokens[:start], skip_special_tokens=True),
+                    "reference": self.tokenizer.decode(tokens[start:], skip_special_tokens=True).strip(),
+                    "answer": texts[example] if len(texts) == right.sum() else None,
+                    "probability": float(score.probability[place]),
+                    "exact_memorisation": float(memorised[place]),
+                }
+            )
+        return rows
+
+    @property
+    def _benchmark(self) -> Benchmark:
+        return load_benchmark(self.task.measured_by or self.task.benchmark)
 
     def _measure(self, scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
-        benchmark = load_benchmark(self.task.measured_by or self.task.benchmark)
-        profile = benchmark.measure(scores, answers, split)
+        profile = self._benchmark.measure(scores, answers, split)
         for name, value in profile.metrics.items():
             if not math.isfinite(value):
                 raise NonFinite(f"metric {name} is {value}")
@@ -390,7 +485,7 @@ class Worker:
         """This worker's packs with the indices they hold, under no_grad."""
         for part in share(sequences.lengths, self.num_workers, self.gang.max_tokens)[self.rank]:
             with torch.no_grad():
-                yield part, pack([sequences[i] for i in part], self.gang.row_length).to(self.device)
+                yield part, self._pack([sequences[i] for i in part]).to(self.device)
 
     def _score(self, probe: Probe) -> Scores:
         if probe.options is not None:
@@ -415,7 +510,7 @@ class Worker:
             if truth is not None:
                 assert answers.log_distribution is not None
                 log_model = answers.log_distribution[:, : truth.shape[1]].double()
-                log_truth = truth[packed.tokens[packed.keep]]
+                log_truth = truth[packed.tokens.flatten()[packed.keep]]
                 divergence = scored.mean((log_model.exp() * (log_model - log_truth)).sum(-1))
             columns.append(divergence)
             result[torch.tensor(part, dtype=torch.int64)] = torch.stack(columns, dim=1).cpu()
@@ -457,7 +552,7 @@ class Worker:
         trained = [p for p in self.engine.module.parameters() if p.requires_grad]
         result = torch.zeros(len(sequences), dtype=torch.float64)
         for i in range(self.rank, len(sequences), self.num_workers):
-            packed = pack([sequences[i]], self.gang.row_length).to(self.device)
+            packed = self._pack([sequences[i]]).to(self.device)
             # Not through the engine: its hooks would take these for a training step's gradients.
             logprobs = score_answers(self.engine.module, packed).logprobs
             assert logprobs is not None
@@ -466,8 +561,11 @@ class Worker:
         return self._sum_over_workers(result).numpy()
 
     @torch.no_grad()
-    def _generate(self, prompts: Prompts) -> list[str]:
-        """Greedy answers, in the prompts' order."""
+    def _generate(self, prompts: Prompts, seed: int | None = None) -> list[str]:
+        """Answers in the prompts' order: greedy ones, or with a seed sampled at temperature 1 from the whole
+        distribution."""
+        if seed is not None:
+            torch.manual_seed(seed + self.rank)
         lengths = [len(p) for p in prompts.prompts]
         budget = GENERATION_BATCH * max(lengths)
         parts = share(lengths, self.num_workers, budget)[self.rank]
@@ -485,7 +583,10 @@ class Worker:
             output = model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                do_sample=False,
+                do_sample=seed is not None,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
                 max_new_tokens=prompts.max_new_tokens,
                 pad_token_id=pad,
                 synced_gpus=self.gang.zero_stage == 3 and self.num_workers > 1,
@@ -502,6 +603,73 @@ class Worker:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values.cpu()
+
+    def forget_nll(self) -> list[float]:
+        """Mean negative log-likelihood of each forget sequence's answer tokens, in nats."""
+        scores = self._score(Probe(self.task.forget))
+        return (scores.nll / scores.num_tokens).tolist()
+
+    # Beyond the end of a trial
+
+    def attack(self, settings: Robustness, split: Split, seed: int) -> Profile:
+        """The metrics of the model under each attack; afterwards the weights are what they were.
+
+        A metric that an attack makes infinite is absent.
+        """
+        benchmark = self._benchmark
+        judged = [aim.metric for aim in benchmark.aims] + [keep.metric for keep in benchmark.keeps]
+        metrics: dict[str, float] = {}
+        absent: dict[str, str] = {}
+        for name in settings.attacks:
+            try:
+                if name == "sample":
+                    metrics |= self._sample(settings, split, seed)
+                else:
+                    under = self._relearned(settings, seed) if name == "relearn" else self._quantised()
+                    with under:
+                        metrics |= attacked(name, self.evaluate(split).metrics, judged)
+            except NonFinite as error:
+                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in judged}
+        return Profile(metrics, absent=absent)
+
+    def _sample(self, settings: Robustness, split: Split, seed: int) -> dict[str, float]:
+        benchmark = self._benchmark
+        result: dict[str, float] = {}
+        for name, metric in benchmark.leaks.items():
+            if name in split.generations:
+                prompts = split.generations[name]
+                answers = [self._generate(prompts, (seed + 1) * 1000 + k) for k in range(settings.samples)]
+                similarities = np.array([benchmark.similarity(a, prompts.references) for a in answers])
+                result |= attacked("sample", {metric: worst_of(similarities)}, [metric])
+        return result
+
+    def _quantised(self) -> contextlib.AbstractContextManager[None]:
+        return engines.changed_linear_weights(self.engine, self.rank, round_to_nf4)
+
+    @contextlib.contextmanager
+    def _relearned(self, settings: Robustness, seed: int) -> Iterator[None]:
+        kept = self._snapshot.kept(self.engine)
+        self._snapshot.start_from(self.engine, kept)
+        part = f"{settings.relearn_order} {settings.relearn_share} of forget, {seed}"
+        known = pick_relearned(self.task.forget, settings.relearn_share, settings.relearn_order, seed)
+        self._sets.setdefault((FORGET, part), [known])
+        trial = relearn_trial(settings, self._num_parameters, seed)
+        try:
+            for epoch in range(trial.epochs):
+                self.train(trial, epoch, (part,))
+            yield
+        finally:
+            self._snapshot.put_back(self.engine, kept)
+
+    @contextlib.contextmanager
+    def on_the_line(self, alpha: float) -> Iterator[None]:
+        """Inside, the weights are those of the start + alpha (now - start)."""
+        kept = self._snapshot.kept(self.engine)
+        self._snapshot.move_along_line(self.engine, kept, alpha)
+        try:
+            yield
+        finally:
+            self._snapshot.put_back(self.engine, kept)
 
     # The rest
 

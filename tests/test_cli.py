@@ -112,14 +112,21 @@ def test_an_unknown_option_is_refused_with_the_right_exit_code(capfd):
     assert "--trails" in errors
 
 
+def test_an_unknown_sampler_is_refused_with_the_names_that_there_are(capfd):
+    code, _, errors = run(capfd, "tune", "--benchmark", "wmdp", "--sampler", "grid")
+    assert code == 2
+    for name in ("--sampler", "grid", "tpe", "gp", "nsga2", "qmc", "random"):
+        assert name in errors
+
+
 @pytest.mark.timeout(300)  # the miniature's models may have to be trained first
 def test_a_dry_run_says_what_would_run_and_leaves_nothing(capfd, tmp_path, no_ray):
     code, output, _ = run(
-        capfd, "tune", "--benchmark", "wmdp", "--methods", "simnpo,npo", "--dry-run", "--out", str(tmp_path)
+        capfd, "tune", "--benchmark", "wmdp", "--methods", "simnpo,npo", "--dry-run", "--out", str(tmp_path), "--prune"
     )
     assert code == 0
     assert "MINI" in output
-    for words in ("wmdp (mini)", "20 each of simnpo, npo", "learning_rate", "retain_weight"):
+    for words in ("wmdp (mini)", "20 each of simnpo, npo", "learning_rate", "retain_weight", "tpe, with pruning"):
         assert words in output
     assert os.listdir(tmp_path) == []
 

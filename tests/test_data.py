@@ -25,7 +25,7 @@ def test_a_pack_keeps_exactly_the_positions_before_answer_tokens():
     assert packed.tokens.shape == (2, 9)
     expected = {(i, int(t)) for i, (tokens, start) in enumerate(given) for t in tokens[start:]}
     assert set(zip(packed.sequence.tolist(), packed.targets.tolist(), strict=True)) == expected
-    following = torch.roll(packed.tokens, -1, dims=1)[packed.keep]
+    following = torch.roll(packed.tokens, -1, dims=1).flatten()[packed.keep]
     assert following.tolist() == packed.targets.tolist()
 
 
@@ -45,7 +45,7 @@ def test_positions_restart_with_every_packed_sequence():
 def test_nothing_to_pack_is_one_row_with_nothing_kept():
     packed = pack([])
     assert packed.tokens.shape[0] == 1
-    assert not packed.keep.any()
+    assert not len(packed.keep)
     assert len(packed.targets) == 0
 
 

@@ -15,10 +15,19 @@ from tests.tiny import tiny_task
 TRIAL = TrialConfig("a", "simnpo", {"beta": 2.5, "gamma": 0.5}, 1.0, 3e-3, epochs=2, batch_size=8, evaluations=2)
 
 
-@pytest.fixture(scope="module", params=[(stage, precision) for stage in range(4) for precision in ("fp32", "bf16")])
+CPU = {"device": "cpu"}
+OFFLOADED = {
+    "2, optimizer offloaded": {"stage": 2, "offload_optimizer": CPU},
+    "3, all offloaded": {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},
+}
+"""Settings of a user's DeepSpeed file."""
+
+
+@pytest.fixture(scope="module", params=[(s, p) for s in (*range(4), *OFFLOADED) for p in ("fp32", "bf16")])
 def worker(request, tiny_model):
     stage, precision = request.param
-    gang = GangConfig(zero_stage=stage, precision=precision, max_tokens=100)
+    settings = {"zero_optimization": OFFLOADED[stage]} if stage in OFFLOADED else {}
+    gang = GangConfig(zero_stage=int(str(stage)[0]), precision=precision, max_tokens=100, deepspeed=settings)
     return local_worker(tiny_task(tiny_model), gang)
 
 
@@ -95,6 +104,9 @@ def test_evaluation_points_are_spread_and_end_with_the_last_epoch():
     assert evaluation_epochs(10, 2) == [5, 10]
     assert evaluation_epochs(10, 1) == [10]
     assert evaluation_epochs(3, 10) == [1, 2, 3]
+    assert evaluation_epochs(10, 2, (0.2, 0.5)) == [2, 5, 10]
+    assert evaluation_epochs(10, 1, (0.2, 0.5)) == [2, 5, 10]
+    assert evaluation_epochs(1, 2, (0.2, 0.5)) == [1]
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():

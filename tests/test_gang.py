@@ -103,6 +103,23 @@ def test_a_gang_that_starts_for_nothing_is_given_up():
     asyncio.run(life())
 
 
+def test_a_gang_whose_jobs_are_stopped_has_not_started_for_nothing():
+    async def life():
+        broker = _Broker([], 1)
+        for start in range(2 * MAX_STARTS):
+            assert await broker.hello(0)
+            name = str(start)
+            await broker.submit(Job(name))
+            await taken(broker)
+            report = asyncio.create_task(broker.report(0, name, 1, point()))
+            await soon(broker.next(name))
+            await broker.stop(name)
+            assert await soon(report) is False
+        assert await broker.num_done(0) == 2 * MAX_STARTS
+
+    asyncio.run(life())
+
+
 def test_when_the_last_gang_is_gone_every_job_fails_with_the_reason():
     async def life():
         broker = _Broker([], 2)

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep
-from ray_unlearn.objective import Judge, combined, pareto_front, relative, two_sided
+from ray_unlearn.objective import Judge, combined, hypervolume, pareto_front, relative, two_sided
 
 START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
 
 
-def judge(retrained=None) -> Judge:
+def judge(retrained=None, under=(), **start: float) -> Judge:
     aims = (Aim("forget_accuracy", never_knew=0.25),)
     keeps = (Keep("general_accuracy", useless=0.25),)
-    benchmark = Benchmark("toy", "", {}, aims, keeps, load=None, measure=None)
-    return Judge.build(benchmark, START, retrained, 0.95)
+    benchmark = Benchmark("toy", "", {}, aims, keeps, load=None, measure=None, leaks={"forget": "forget_rouge"})
+    return Judge.build(benchmark, {**START, **start}, retrained, 0.95, under)
 
 
 def test_forgetting_is_two_sided():
@@ -57,6 +57,34 @@ def test_a_missing_metric_is_an_error_and_never_made_up():
         judge().verdict({"forget_accuracy": 0.3})
 
 
+def test_under_attacks_the_forget_score_is_the_worst_of_all_at_a_trials_last_point():
+    metrics = {**START, "forget_accuracy": 0.25, "relearned_forget_accuracy": 0.6, "quantised_forget_accuracy": 0.25}
+    held = judge(under=("relearn", "quantise"))
+    assert held.verdict(metrics).forget == pytest.approx(two_sided(0.6, 0.95, 0.25))
+    assert held.verdict(metrics, is_last=False).forget == 1.0
+    assert judge(under=("quantise",)).verdict(metrics).forget == 1.0
+    with pytest.raises(KeyError):
+        held.verdict({**START, "forget_accuracy": 0.25})
+
+
+def test_sampled_answers_are_judged_from_the_starting_models_to_the_retrained_models():
+    retrained = {"forget_accuracy": 0.25, "forget_rouge": 0.2}
+    held = judge(retrained, ("sample",), sampled_forget_rouge=0.8)
+    metrics = {**START, "forget_accuracy": 0.25, "sampled_forget_rouge": 0.5}
+    assert held.verdict(metrics).forget == pytest.approx(0.5)
+    with pytest.raises(RuntimeError, match="retrained"):
+        judge(None, ("sample",))
+
+
+def test_a_hold_out_says_what_a_model_that_never_knew_would_have():
+    aims = (Aim("forget_probability", hold_out="hold_out_probability", never_knew=0.0),)
+    benchmark = Benchmark("toy", "", {}, aims, (), load=None, measure=None)
+    start = {"forget_probability": 0.9, "hold_out_probability": 0.3}
+    assert Judge.build(benchmark, start, None, 0.95).goal(aims[0]) == 0.3
+    assert Judge.build(benchmark, start, {"forget_probability": 0.4}, 0.95).goal(aims[0]) == 0.4
+    assert Judge.build(benchmark, {"forget_probability": 0.9}, None, 0.95).goal(aims[0]) == 0.0
+
+
 def test_the_objective_is_continuous_at_the_floor_and_lower_below_it():
     assert combined(0.9, 0.95, 0.95) == pytest.approx(combined(0.9, 0.95 - 1e-9, 0.95), abs=1e-6)
     assert combined(0.9, 0.5, 0.95) < combined(0.9, 0.5, 0.5)
@@ -65,3 +93,14 @@ def test_the_objective_is_continuous_at_the_floor_and_lower_below_it():
 def test_the_front_holds_what_nothing_dominates():
     points = np.array([[1.0, 0.0], [0.5, 0.5], [0.4, 0.4], [0.0, 1.0], [0.5, 0.5]])
     assert pareto_front(points).tolist() == [True, True, False, True, True]
+
+
+def test_the_hypervolume_is_the_area_that_the_points_cover_together():
+    assert hypervolume(np.zeros((0, 2))) == 0.0
+    assert hypervolume(np.array([[0.5, 0.4]])) == pytest.approx(0.2)
+    steps = np.array([[0.2, 0.8], [0.5, 0.5], [1.0, 0.1], [0.4, 0.4], [0.5, 0.5], [0.9, -1.0]])
+    assert hypervolume(steps) == pytest.approx(0.2 * 0.3 + 0.5 * 0.4 + 1.0 * 0.1)
+    grid = (np.indices((1000, 1000)).reshape(2, -1).T + 0.5) / 1000
+    points = np.random.default_rng(0).random((20, 2))
+    counted = np.any(np.all(grid[:, None] <= points[None], axis=2), axis=1).mean()
+    assert hypervolume(points) == pytest.approx(counted, abs=2e-3)

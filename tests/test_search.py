@@ -63,6 +63,28 @@ def test_a_pareto_search_of_three_methods_on_two_gangs_fills_the_folder(tmp_path
     assert final["learning_rate"] == chosen["learning_rate"]
 
 
+def test_a_pruned_search_ends_trials_early_and_loses_none(tmp_path):
+    options = ("--benchmark", "wmdp", "--methods", "simnpo,ga", "--trials", "6", "--sampler", "qmc", "--prune")
+    folder, run = tune(tmp_path, *options, "--concurrent", "2")
+    rows = ds.dataset(folder / "trials").to_table().to_pylist()
+    curves = ds.dataset(folder / "curves").to_table().to_pylist()
+    assert sorted(row["trial_id"] for row in rows) == [f"{m}-{i:04d}" for m in ("ga", "simnpo") for i in range(6)]
+    assert {row["status"] for row in rows} == {"completed", "pruned"}
+    for row in rows:
+        epochs = [point["epoch"] for point in curves if point["trial_id"] == row["trial_id"]]
+        assert row["epochs_run"] == max(epochs)
+        assert row["epoch"] in epochs
+        if row["status"] == "pruned":
+            assert row["epochs_run"] < row["epochs"]
+        else:
+            assert sorted(epochs) == [1, 2, 3, 6]
+    for method in ("simnpo", "ga"):
+        assert any(row["method"] == method and row["status"] == "completed" for row in rows)
+    chosen = json.loads((folder / "search.json").read_text())["chosen"]
+    assert next(row for row in rows if row["trial_id"] == chosen)["status"] == "completed"
+    assert "pruned after epoch 1" in run.stdout
+
+
 def test_tofu_on_its_real_data_from_prepare_to_the_table(tmp_path, tofu_data):
     from tests.tiny import write_text_model
 

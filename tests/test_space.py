@@ -4,7 +4,7 @@ import pytest
 
 from ray_unlearn.config import UserError
 from ray_unlearn.losses import METHODS
-from ray_unlearn.sampling import MethodStudy, first_points
+from ray_unlearn.sampling import first_points
 from ray_unlearn.space import Range, folder, load_space, scaled
 
 GOOD = """
@@ -109,25 +109,3 @@ def test_a_range_is_walked_in_its_own_scale():
     assert Range(1e-4, 1e-2, log=True).at(0.5) == pytest.approx(1e-3)
     assert Range(0.0, 10.0).at(0.25) == 2.5
     assert Range(1, 4, integer=True).at(1.0) == 4
-
-
-@pytest.mark.parametrize("pareto", [False, True])
-def test_failed_trials_leave_the_study_able_to_go_on(tmp_path, pareto):
-    study = MethodStudy(load(tmp_path, GOOD), trials=12, pareto=pareto, seed=0)
-    for number in range(12):
-        study.ask(str(number))
-        scores = {"objective": 0.1, "forget": 0.2, "utility": 0.3}
-        study.tell(str(number), None if number % 3 == 0 else scores)
-
-
-def test_a_study_of_the_same_seed_asks_the_same_settings(tmp_path):
-    def asked(seed: int) -> list[dict[str, float]]:
-        study = MethodStudy(load(tmp_path, GOOD), trials=12, pareto=False, seed=seed)
-        result = []
-        for number in range(12):
-            result.append(study.ask(str(number)))
-            study.tell(str(number), {"objective": result[-1]["beta"]})
-        return result
-
-    assert asked(1) == asked(1)
-    assert asked(1) != asked(2)

@@ -48,7 +48,7 @@ def tiny_task(model: Path, forget: int = 16, retain: int = 20) -> Task:
     )
 
 
-def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600, **shape: int) -> Path:
+def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600, **shape: int | bool) -> Path:
     """An untrained small Llama with a byte-level tokenizer trained on that file's text; `shape` changes its sizes."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -68,13 +68,6 @@ def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600, **shape:
     wrapped.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"vocab_size": vocabulary, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"intermediate_size": 96, "max_position_embeddings": 1024, **shape}
-    config = LlamaConfig(
-        **sizes,
-        num_key_value_heads=sizes["num_attention_heads"],
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes |= {"intermediate_size": 96, "max_position_embeddings": 1024, "tie_word_embeddings": True, **shape}
+    LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
     return folder

@@ -6,9 +6,10 @@ A file defines `BENCHMARK = Benchmark(...)` and is named in `BENCHMARKS` below. 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,11 +64,14 @@ class Profile:
     metrics: Mapping[str, float]
     arrays: Mapping[str, list[float]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+    """One row an example of the set that was to be forgotten, for people to read; see results.py."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """What is scored on one split. The search sees "selection" alone; "report" is for finalists."""
+    """What is scored on one split. The search sees "selection" alone; "report" is for finalists, and "whole"
+    for models by themselves."""
 
     probes: Mapping[str, Probe]
     """Scored at every evaluation point: what the objective needs, and what comes with it for nothing."""
@@ -95,6 +99,8 @@ class Task:
     report: Split
     split: str = ""
     """Which part of the benchmark is forgotten, where it has several."""
+    whole: Split | None = None
+    """All that both splits hold, where it was asked for: what the literature's figures are of."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
 
@@ -107,8 +113,8 @@ class Request:
     model: str | None = None
     data: Path | None = None
     split: str | None = None
-    retrained: Path | None = None
-    """A profile of the retrained model: the file, or the folder that holds profile.json."""
+    whole: bool = False
+    """Whether Task.whole is wanted."""
 
 
 @dataclass(frozen=True)

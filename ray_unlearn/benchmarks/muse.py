@@ -24,7 +24,15 @@ from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_f1
 from ray_unlearn.model import check_model, context_length, load_config, load_tokenizer
-from ray_unlearn.prepare import Build, build_models, cached, read_profile, write_profile
+from ray_unlearn.prepare import (
+    Build,
+    available_splits,
+    build_models,
+    cached,
+    read_profile,
+    with_retrained,
+    write_profile,
+)
 
 CHUNK_TOKENS = 2048
 SELECTION_ROWS = 100
@@ -75,21 +83,18 @@ def load(request: Request) -> Task:
         return load_mini(request)
     name, part = _part(request.split)
     model = request.model or part.target
-    task = _build(name, part, request.data, model, ("retain1",))
-    profiles = _retrained(request, model, name)
-    published = {"min_k_auc": AUC_RETRAINED[name]} if model == part.target and name in AUC_RETRAINED else {}
-    halves = {
-        half: replace(getattr(task, half), retrained=profiles.get(half), published=published)
-        for half in ("selection", "report")
-    }
-    return replace(task, **halves)
+    task = _build(name, part, request, model, ("retain1",))
+    if model != part.target or name not in AUC_RETRAINED:
+        return task
+    published = {"min_k_auc": AUC_RETRAINED[name]}
+    return replace(task, **{n: replace(getattr(task, n), published=published) for n in available_splits(task)})
 
 
 def build_task(request: Request) -> Task:
     """The task on a base model. MUSE's targets know `retain2` too, which is evaluated on and no method trains on."""
     assert request.model is not None
     name, part = _part(request.split)
-    return _build(name, part, request.data, request.model, ("retain1", "retain2"))
+    return _build(name, part, request, request.model, ("retain1", "retain2"))
 
 
 def _part(split: str | None) -> tuple[str, Part]:
@@ -99,28 +104,19 @@ def _part(split: str | None) -> tuple[str, Part]:
     return name, PARTS[name]
 
 
-def _retrained(request: Request, model: str, split: str) -> Mapping[str, Profile]:
-    """Profiles by half: of the folder or file that was named, else of what `prepare` left beside the target."""
-    place = request.retrained or Path(model).parent / "retrained"
-    if place.is_file() or (place / "profile.json").is_file():
-        return read_profile(place, {"benchmark": "muse", "split": split})
-    if request.retrained is not None:
-        raise UserError(f"--retrained {place}: holds no profile.json. Give the folder that `prepare` called retrained/")
-    return {}
-
-
-def _build(name: str, part: Part, data: Path | None, model: str, retain: Sequence[str]) -> Task:
+def _build(name: str, part: Part, request: Request, model: str, retain: Sequence[str]) -> Task:
     check_model(model)
-    reader = _Reader(_source(data, part.corpus), load_tokenizer(model), context_length(load_config(model)))
+    reader = _Reader(_source(request.data, part.corpus), load_tokenizer(model), context_length(load_config(model)))
     texts = [text for place in retain for text in reader.texts("raw", place)]
     return Task(
         benchmark="muse",
-        scale="full",
+        scale=request.scale,
         model=model,
         forget=reader.chunks(reader.texts(part.config, part.texts)),
         retain=reader.chunks(texts),
-        selection=_split(reader, part, 0, SELECTION_ROWS),
-        report=_split(reader, part, 1, None),
+        selection=_split(reader, part, slice(0, 2 * SELECTION_ROWS, 2)),
+        report=_split(reader, part, slice(1, None, 2)),
+        whole=_split(reader, part, slice(None)) if request.whole else None,
         split=name,
     )
 
@@ -206,14 +202,13 @@ class _Reader:
             raise UserError(f"{self._source}: a text of one token alone, nothing to predict. Mend the file")
         return Sequences.build((piece, 1) for piece in pieces)
 
-    def half(self, config: str, split: str, columns: tuple[str, ...], offset: int, limit: int | None) -> Any:
-        """(what messages call it, row) of every other row from `offset` on."""
+    def some(self, config: str, split: str, columns: tuple[str, ...], which: slice) -> Any:
+        """(what messages call it, row) of these rows."""
         rows = self.rows(config, split, *columns)
         where = self.where(config, split)
         if len(rows) < 2:
             raise UserError(f"{where} has one row. The two splits need at least two; add rows")
-        named = [(f"{where}, row {number}", row) for number, row in enumerate(rows)]
-        return named[offset::2][:limit]
+        return [(f"{where}, row {number}", row) for number, row in enumerate(rows)][which]
 
     def verbatim(self, rows: Sequence[tuple[str, dict[str, str]]]) -> list[_Verbatim]:
         """From rows of `prompt` and `gt` (how the text goes on)."""
@@ -293,30 +288,30 @@ class _Reader:
         return max(1, min(wanted, self._context - max(len(p) for p in prompts)))
 
 
-def _split(reader: _Reader, part: Part, offset: int, limit: int | None) -> Split:
-    """Every other row from `offset` on, of each evaluated set."""
+def _split(reader: _Reader, part: Part, which: slice) -> Split:
+    """These rows of each evaluated set."""
 
-    def half(config: str, split: str, *columns: str) -> Any:
-        return reader.half(config, split, columns, offset, limit)
+    def some(config: str, split: str, *columns: str) -> Any:
+        return reader.some(config, split, columns, which)
 
-    asked = reader.verbatim(half("verbmem", "forget", "prompt", "gt"))
+    asked = reader.verbatim(some("verbmem", "forget", "prompt", "gt"))
     prompt_tokens = round(float(np.median([text.start for text in asked])))
     if part.is_asked_for:
-        verbatim, forgotten = asked, reader.members(half("privleak", "forget", "text"))
+        verbatim, forgotten = asked, reader.members(some("privleak", "forget", "text"))
     else:
-        rows = half(part.config, part.texts, "text")[:SELECTION_ROWS]
+        rows = some(part.config, part.texts, "text")[:SELECTION_ROWS]
         verbatim, forgotten = reader.cut(rows, prompt_tokens), reader.members(rows, shorten=True)
-    hold_out = half("privleak", "holdout", "text")
+    hold_out = some("privleak", "holdout", "text")
     texts = {
         "forget": verbatim,
         "holdout": reader.cut(hold_out, prompt_tokens),
-        "retain": reader.cut(half("privleak", "retain", "text"), prompt_tokens),
+        "retain": reader.cut(some("privleak", "retain", "text"), prompt_tokens),
     }
-    probes = {f"{n}_text": Probe(Sequences.build((t.tokens, t.start) for t in many)) for n, many in texts.items()}
-    generations = {"forget_text": reader.continuations(verbatim)}
+    probes = {n: Probe(Sequences.build((t.tokens, t.start) for t in many)) for n, many in texts.items()}
+    generations = {"forget": reader.continuations(verbatim)}
     for name in ("forget", "retain") if part.is_asked_for else ("retain",):
         examples = reader.rows("knowmem", f"{name}_qa_icl", "question", "answer")
-        questions = half("knowmem", f"{name}_qa", "question", "answer")
+        questions = some("knowmem", f"{name}_qa", "question", "answer")
         probes[f"{name}_qa"], generations[f"{name}_qa"] = reader.questions(questions, examples)
     final_probes = {"forget_members": forgotten, "holdout_members": reader.members(hold_out)}
     return Split(probes, final_probes, generations)
@@ -326,8 +321,8 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
     metrics: dict[str, float] = {}
     absent: dict[str, str] = {}
     for name in ("forget", "holdout", "retain"):
-        metrics[f"{name}_exact_memorisation"] = float(exact_memorisation(scores[f"{name}_text"]).mean())
-        metrics[f"{name}_extraction_strength"] = float(extraction_strength(scores[f"{name}_text"]).mean())
+        metrics[f"{name}_exact_memorisation"] = float(exact_memorisation(scores[name]).mean())
+        metrics[f"{name}_extraction_strength"] = float(extraction_strength(scores[name]).mean())
     for name in ("forget", "retain"):
         if f"{name}_qa" in scores:
             metrics[f"{name}_qa_probability"] = float(scores[f"{name}_qa"].probability.mean())
@@ -336,9 +331,9 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
             metrics[f"{name}_knowmem"] = float(
                 rouge_l_f1(list(map(cut_answer, answers[f"{name}_qa"])), references).mean()
             )
-    if "forget_text" in answers:
-        references = split.generations["forget_text"].references
-        metrics["forget_verbmem"] = float(rouge_l_f1(answers["forget_text"], references).mean())
+    if "forget" in answers:
+        references = split.generations["forget"].references
+        metrics["forget_verbmem"] = float(rouge_l_f1(answers["forget"], references).mean())
     if "forget_members" in scores:
         metrics["min_k_auc"] = min_k_auc(scores["forget_members"], scores["holdout_members"])
         known = split.retrained.metrics if split.retrained is not None else split.published
@@ -375,33 +370,27 @@ def compare_with_itself(profile: Profile) -> Profile:
 
 def load_mini(request: Request) -> Task:
     """A generated newspaper in MUSE-News's layout, and two models made once for this user (about a minute)."""
-    for option, value in (("--split", request.split), ("--data", request.data), ("--retrained", request.retrained)):
+    for option, value in (("--split", request.split), ("--data", request.data)):
         if value is not None:
             raise UserError(f"{option} {value}: the miniature makes its own. Drop it, or use --scale full")
     world = muse_mini.build_world(MINI)
     key = {"name": "muse-mini", "version": MINI_VERSION, "data": world.digest(), "sizes": asdict(MINI)}
     folder = cached(key, lambda folder: _make_mini(folder, world))
-    task = _build(DEFAULT_SPLIT, Part("News"), folder, request.model or str(folder / "target"), ("retain1",))
-    profiles = read_profile(folder / "retrained")
-    return replace(
-        task,
-        scale="mini",
-        split="",
-        selection=replace(task.selection, retrained=profiles["selection"]),
-        report=replace(task.report, retrained=profiles["report"]),
-    )
+    model = request.model or str(folder / "target")
+    task = _build("", PARTS[DEFAULT_SPLIT], replace(request, data=folder), model, ("retain1",))
+    return with_retrained(task, read_profile(folder / "retrained"))
 
 
 def _make_mini(folder: Path, world: muse_mini.World) -> None:
     muse_mini.write_repository(folder / "MUSE-News", world)
     start = folder / "start"
     muse_mini.write_untrained(start, world, MINI)
-    task = _build(DEFAULT_SPLIT, Part("News"), folder, str(start), ("retain1",))
+    task = _build("", PARTS[DEFAULT_SPLIT], Request("mini", data=folder, whole=True), str(start), ("retain1",))
     tokenizer = load_tokenizer(str(start))
     trial = TrialConfig(
         "build", "finetune", learning_rate=MINI.learning_rate, epochs=MINI.epochs, batch_size=MINI.batch_size
     )
-    splits = {"selection": task.selection, "report": task.report}
+    splits = {name: getattr(task, name) for name in available_splits(task)}
     builds = []
     for name, sides in {"target": ("forget", "retain"), "retrained": ("retain",)}.items():
         texts = muse_mini.training_texts(world, sides)
@@ -412,7 +401,7 @@ def _make_mini(folder: Path, world: muse_mini.World) -> None:
     target, retrained = build_models(builds, print)
     own = {half: compare_with_itself(profile) for half, profile in retrained.items()}
     for build, profiles in zip(builds, (target, own), strict=True):
-        write_profile(build.output, profiles)
+        write_profile(build.output, profiles, {"benchmark": "muse", "split": ""})
 
 
 BENCHMARK = Benchmark(
@@ -454,6 +443,6 @@ BENCHMARK = Benchmark(
     measure=measure,
     build_task=build_task,
     compare_with_itself=compare_with_itself,
-    leaks={"forget_text": "forget_verbmem"},
+    leaks={"forget": "forget_verbmem"},
     similarity=rouge_l_f1,
 )

@@ -23,7 +23,6 @@ from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_stre
 from ray_unlearn.metrics.rouge import rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
 from ray_unlearn.model import check_model, context_length, load_config, load_tokenizer
-from ray_unlearn.prepare import read_profile
 
 HUB_NAME = "locuslab/TOFU"
 DEFAULT_SPLIT = "forget10"
@@ -34,7 +33,7 @@ UTILITY_SETS = ("retain", "real_authors", "world_facts")
 
 
 def load(request: Request) -> Task:
-    """The task on a target model, with the retrained model's profile where `prepare` left one beside it."""
+    """The task on a target model."""
     if request.scale == "mini":
         raise UserError(
             "tofu: needs its data and a target model; it has no miniature. Make the models with `ray_unlearn prepare "
@@ -44,16 +43,7 @@ def load(request: Request) -> Task:
         raise UserError(
             "tofu: needs a target model, fine-tuned on all authors. Give --model; `ray_unlearn prepare` makes one"
         )
-    task = build_task(request)
-    beside = Path(request.model).parent / "retrained"
-    if not (beside / "profile.json").is_file():
-        return task
-    profiles = read_profile(beside, {"benchmark": "tofu", "split": task.split})
-    return replace(
-        task,
-        selection=replace(task.selection, retrained=profiles["selection"]),
-        report=replace(task.report, retrained=profiles["report"]),
-    )
+    return build_task(request)
 
 
 def build_task(request: Request) -> Task:
@@ -70,8 +60,9 @@ def build_task(request: Request) -> Task:
         model=request.model,
         forget=reader.pairs(reader.rows(split, "question", "answer"), split),
         retain=reader.pairs(reader.rows(RETAIN_OF[split], "question", "answer"), RETAIN_OF[split]),
-        selection=_split(reader, split, 0, SELECTION_ROWS),
-        report=_split(reader, split, 1, None),
+        selection=_split(reader, split, slice(0, 2 * SELECTION_ROWS, 2)),
+        report=_split(reader, split, slice(1, None, 2)),
+        whole=_split(reader, split, slice(None)) if request.whole else None,
         split=split,
     )
 
@@ -127,8 +118,8 @@ class _Reader:
         )
 
 
-def _split(reader: _Reader, forget: str, offset: int, limit: int | None) -> Split:
-    """Every other row from `offset` on, of each evaluated set."""
+def _split(reader: _Reader, forget: str, part_of: slice) -> Split:
+    """That part of the rows of each evaluated set."""
     probes: dict[str, Probe] = {}
     generations: dict[str, Prompts] = {}
     sets = {"forget": f"{forget}_perturbed", "retain": "retain_perturbed"}
@@ -136,7 +127,7 @@ def _split(reader: _Reader, forget: str, offset: int, limit: int | None) -> Spli
     for name, part in sets.items():
         fictitious = name in ("forget", "retain")
         columns = ("paraphrased_answer",) if fictitious else ()
-        rows = reader.rows(part, "question", "answer", "perturbed_answer", *columns)[offset::2][:limit]
+        rows = reader.rows(part, "question", "answer", "perturbed_answer", *columns)[part_of]
         wrong = np.concatenate([np.full(len(row["perturbed_answer"]), i) for i, row in enumerate(rows)])
         probes[name] = Probe(reader.pairs(rows, part))
         probes[f"{name}_perturbed"] = Probe(reader.pairs(rows, part, "perturbed_answer"), question=wrong)

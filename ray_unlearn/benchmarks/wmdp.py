@@ -9,7 +9,7 @@ Source: arXiv:2403.03218; data: cais/wmdp, cais/mmlu, cais/wmdp-corpora, cais/wm
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ SUBJECTS = {"bio": "biology", "cyber": "cybersecurity"}
 """What lm-evaluation-harness calls them in the prompt."""
 
 MINI = wmdp_mini.Sizes()
-MINI_VERSION = 1
+MINI_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def load(request: Request) -> Task:
 
 def load_mini(request: Request) -> Task:
     """Generated data, and a target and a retrained model made once for this user (about a minute)."""
-    from ray_unlearn.prepare import cached, read_profile
+    from ray_unlearn.prepare import cached, read_profile, with_retrained
 
     for option, value in (("--split", request.split), ("--data", request.data)):
         if value is not None:
@@ -140,15 +140,17 @@ def load_mini(request: Request) -> Task:
     tokenizer, context = load_tokenizer(model), context_length(load_config(model))
     profiles = read_profile(models / "retrained")
     splits = _mini_splits(world, tokenizer, context)
-    return Task(
+    task = Task(
         benchmark="wmdp",
         scale=request.scale,
         model=model,
         forget=_mini_documents(world, tokenizer, "hazard"),
         retain=_mini_documents(world, tokenizer, "general"),
-        selection=replace(splits["selection"], retrained=profiles["selection"]),
-        report=replace(splits["report"], retrained=profiles["report"]),
+        selection=splits["selection"],
+        report=splits["report"],
+        whole=splits["whole"] if request.whole else None,
     )
+    return with_retrained(task, profiles)
 
 
 def _mini_documents(world: wmdp_mini.World, tokenizer: Any, side: str) -> Sequences:
@@ -161,10 +163,10 @@ def _mini_documents(world: wmdp_mini.World, tokenizer: Any, side: str) -> Sequen
 def _mini_splits(world: wmdp_mini.World, tokenizer: Any, context: int) -> dict[str, Split]:
     questions = {
         split: {
-            "forget": _mini_questions(world.select(side="hazard", split=split)),
-            "general": _mini_questions(world.select(side="general", split=split)),
+            "forget": _mini_questions(world.select(side="hazard", **part)),
+            "general": _mini_questions(world.select(side="general", **part)),
         }
-        for split in SPLITS
+        for split, part in {**{name: {"split": name} for name in SPLITS}, "whole": {}}.items()
     }
     return build_splits(tokenizer, questions, context)
 
@@ -225,9 +227,12 @@ def load_full(request: Request) -> Task:
     width = min(CHUNK_TOKENS[topic], context)
     forget = read_corpus(request.data, topic, "forget", tokenizer, width, FORGET_CHUNKS)
     retain = read_corpus(request.data, topic, "retain", tokenizer, width, RETAIN_CHUNKS)
-    questions = {name: {"forget": hazard[name], "general": general[name]} for name in SPLITS}
+    names = [*SPLITS, "whole"] if request.whole else SPLITS
+    questions = {name: {"forget": hazard[name], "general": general[name]} for name in names}
     splits = build_splits(tokenizer, questions, context)
-    return Task("wmdp", request.scale, model, forget, retain, splits["selection"], splits["report"])
+    return Task(
+        "wmdp", request.scale, model, forget, retain, splits["selection"], splits["report"], whole=splits.get("whole")
+    )
 
 
 def format_prompt(subject: str, question: str, choices: Sequence[str]) -> str:
@@ -274,12 +279,8 @@ def split_hazard_questions(by_subject: Mapping[str, list[Question]]) -> dict[str
 
 def split_general_questions(by_subject: Mapping[str, list[Question]]) -> dict[str, list[Question]]:
     """Selection: as many of every subject (at most half of them); report: all others."""
-    result: dict[str, list[Question]] = {name: [] for name in SPLITS}
-    for questions in by_subject.values():
-        drawn = _draw(questions, min(SELECTION_PER_SUBJECT, len(questions) // 2))
-        for name in SPLITS:
-            result[name].extend(drawn[name])
-    return result
+    drawn = [_draw(questions, min(SELECTION_PER_SUBJECT, len(questions) // 2)) for questions in by_subject.values()]
+    return {name: [question for part in drawn for question in part[name]] for name in drawn[0]}
 
 
 def _draw(questions: Sequence[Question], count: int) -> dict[str, list[Question]]:
@@ -289,6 +290,7 @@ def _draw(questions: Sequence[Question], count: int) -> dict[str, list[Question]
     return {
         "selection": [q for i, q in enumerate(questions) if i in chosen],
         "report": [q for i, q in enumerate(questions) if i not in chosen],
+        "whole": list(questions),
     }
 
 

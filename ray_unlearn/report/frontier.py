@@ -11,11 +11,12 @@ import numpy as np
 from ray_unlearn.config import TRIAL_SETTINGS
 from ray_unlearn.objective import pareto_front
 from ray_unlearn.report.text import is_number, method_label, score, setting
-from ray_unlearn.results import COMPLETED, SearchResults
+from ray_unlearn.results import CANDIDATES, SearchResults
 
 HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error")
 SCORES = ("objective", "forget", "utility", "epoch")
-COSTS = ("seed", "wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds", "peak_memory_bytes")
+TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds")
+COSTS = ("seed", "epochs_run", *TIMES, "peak_memory_bytes")
 _OWN = frozenset((*HEAD, *TRIAL_SETTINGS, *SCORES, *COSTS))
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ class FrontierPoint:
 
 
 def frontier(results: SearchResults) -> list[Row]:
-    """The completed trials that no other one dominates on (forget, utility), most forgotten first."""
+    """The candidates that no other one dominates on (forget, utility), most forgotten first."""
     rows = scored(results)
     if not rows:
         return []
@@ -50,9 +51,9 @@ def describe_frontier(results: SearchResults) -> list[str]:
 
 
 def scored(results: SearchResults) -> list[Row]:
-    """The completed trials that have both scores."""
+    """The completed trials, and points on their lines, that have both scores."""
     return [
-        r for r in results.trials if r["status"] == COMPLETED and is_number(r["forget"]) and is_number(r["utility"])
+        r for r in results.trials if r["status"] in CANDIDATES and is_number(r["forget"]) and is_number(r["utility"])
     ]
 
 

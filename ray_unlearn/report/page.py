@@ -31,7 +31,7 @@ from ray_unlearn.report.tables import (
     tally,
 )
 from ray_unlearn.report.text import command_line, is_number, method_label, setting
-from ray_unlearn.results import COMPLETED, FAILED, SearchResults
+from ray_unlearn.results import CANDIDATES, FAILED, SearchResults
 
 _FRONTIER_SHOWN = 5
 
@@ -98,7 +98,7 @@ def _data(
             "method": place[row["method"]],
             "x": row["forget"],
             "y": row["utility"],
-            "completed": row["status"] == COMPLETED,
+            "completed": row["status"] in CANDIDATES,
             "chosen": chosen is not None and row["trial_id"] == chosen,
         }
         for i, row in enumerate(order)

@@ -178,6 +178,7 @@ def all_trials(results: SearchResults) -> tuple[Table, list[Row]]:
         Column("epoch", "at epoch", "score", "setting", "Epoch of the evaluation point that counts"),
         *(Column(n, short_metric(n), "score", "metric", metric_note(results, n)) for n in metric_names(results)),
         Column("seed", "seed", "text", "cost"),
+        Column("epochs_run", "epochs run", "count", "cost", "Epochs really trained"),
         Column(
             "device_seconds",
             "device-seconds",
@@ -300,6 +301,8 @@ def run_facts(results: SearchResults) -> list[tuple[str, str]]:
         ("objective", config["objective"]),
         ("utility floor", f"{config['utility_floor']:.3g}"),
         ("seed", config["seed"]),
+        ("sampler", config.get("sampler")),
+        ("pruning", {True: "on", False: "off"}.get(config.get("prune"))),
         ("trials a method", config["trials"]),
         ("trials at a time", config["concurrent"]),
         ("workers a trial", gang["num_workers"]),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Profile, Request, Split, Task, load_benchmark, muse, muse_mini
+from ray_unlearn.benchmarks import Request, Split, Task, load_benchmark, muse, muse_mini
 from ray_unlearn.config import UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
@@ -78,9 +78,9 @@ def write_data(folder: Path, data: Data, repository: str = "MUSE-News") -> Path:
 
 @pytest.fixture
 def load(model: Path, tmp_path: Path) -> Callable[..., Task]:
-    def call(data: Data, split: str | None = None, repository: str = "MUSE-News", **more: Any) -> Task:
+    def call(data: Data, split: str | None = None, repository: str = "MUSE-News") -> Task:
         folder = write_data(tmp_path / "data", data, repository)
-        return load_benchmark("muse").load(Request("full", model=str(model), data=folder, split=split, **more))
+        return load_benchmark("muse").load(Request("full", model=str(model), data=folder, split=split))
 
     return call
 
@@ -109,10 +109,10 @@ def test_a_verbatim_prompt_goes_on_with_at_most_128_tokens_of_its_text(
     load: Callable[..., Task], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = load(good_data())
-    tokens, start = task.report.probes["forget_text"].sequences[0]
+    tokens, start = task.report.probes["forget"].sequences[0]
     assert decode(model, tokens[:start]).strip() == "<bos>The forget number 1 tells"
     assert decode(model, tokens[start:]) == "of the mill."
-    assert task.report.generations["forget_text"].references[0] == "of the mill."
+    assert task.report.generations["forget"].references[0] == "of the mill."
     monkeypatch.setattr(muse, "VERBATIM_TOKENS", 3)
     row = {"prompt": "So", "gt": "it is. " * 60}
     (short,) = muse._Reader("here", *reading(model)).verbatim([("row", row)])
@@ -148,7 +148,16 @@ def test_selection_and_report_share_no_row_and_none_is_lost(load: Callable[..., 
         other = {**task.report.probes, **task.report.final_probes}[name]
         rows = [{t.tobytes() for t, _ in p.sequences} for p in (probe, other)]
         assert not rows[0] & rows[1], name
-        assert len(rows[0]) + len(rows[1]) == {"qa": 5}.get(name.split("_")[1], 7 if name == "forget_text" else 6)
+        assert len(rows[0]) + len(rows[1]) == 5 if name.endswith("_qa") else 7 if name == "forget" else 6
+
+
+def test_the_whole_holds_both_halves(model: Path, tmp_path: Path) -> None:
+    request = Request("full", model=str(model), data=write_data(tmp_path, good_data()), whole=True)
+    task = muse.load(request)
+    assert task.whole is not None
+    for name, probe in task.whole.probes.items():
+        halves = [half.probes[name].sequences for half in (task.selection, task.report)]
+        assert len(probe.sequences) == sum(map(len, halves))
 
 
 def test_a_fold_of_sustainability_is_asked_about_itself_and_one_of_scalability_as_the_first(
@@ -156,9 +165,9 @@ def test_a_fold_of_sustainability_is_asked_about_itself_and_one_of_scalability_a
 ) -> None:
     sustained = load(good_data(), "news-sust-3")
     assert "fold 3 number 0" in decode(model, sustained.forget.tokens)
-    for name in ("forget_text", "holdout_text"):
+    for name in ("forget", "holdout"):
         assert len(sustained.selection.probes[name].sequences) >= 2
-    assert "fold 3 number 0" in decode(model, sustained.selection.probes["forget_text"].sequences[0][0])
+    assert "fold 3 number 0" in decode(model, sustained.selection.probes["forget"].sequences[0][0])
     assert "forget_qa" not in sustained.selection.probes
     scaled = load(good_data(), "news-scal-4")
     assert scaled.split == "news-scal-4"
@@ -181,23 +190,6 @@ def test_prepare_s_target_knows_both_retain_sets_and_unlearning_trains_on_one(mo
 def test_a_folder_that_is_itself_the_copy_is_read(model: Path, tmp_path: Path) -> None:
     folder = write_data(tmp_path, good_data()) / "MUSE-News"
     assert len(muse.load(Request("full", model=str(model), data=folder)).forget)
-
-
-def test_a_retrained_profile_is_read_from_where_it_is_named(load: Callable[..., Task], tmp_path: Path) -> None:
-    from ray_unlearn.prepare import write_profile
-
-    (tmp_path / "other").mkdir()
-    profile = Profile({"forget_qa_probability": 0.25})
-    write_profile(
-        tmp_path / "other", dict.fromkeys(("selection", "report"), profile), {"benchmark": "muse", "split": "news"}
-    )
-    for place in (tmp_path / "other", tmp_path / "other" / "profile.json"):
-        task = load(good_data(), retrained=place)
-        assert task.selection.retrained == task.report.retrained == profile
-    with pytest.raises(UserError, match="made for split news, not news-scal-2"):
-        load(good_data(), "news-scal-2", retrained=tmp_path / "other")
-    with pytest.raises(UserError, match="holds no profile"):
-        load(good_data(), retrained=tmp_path / "nowhere")
 
 
 def drop(rows: Rows, column: str) -> None:
@@ -259,7 +251,6 @@ def test_an_answer_without_tokens_is_named() -> None:
         (Request("full", model="x", split="news-sust-5"), "news, books, news-scal-1"),
         (Request("mini", split="news"), "--scale full"),
         (Request("mini", data=Path("x")), "--scale full"),
-        (Request("mini", retrained=Path("x")), "--scale full"),
     ],
 )
 def test_requests_that_cannot_be_met_say_what_can(request_: Request, words: str) -> None:
@@ -308,7 +299,7 @@ def attacked(mean: float, seed: int) -> Scores:
 
 def scored(forget: float, hold_out: float) -> dict[str, Scores]:
     answers = Scores(np.ones(4), np.full(4, 2.0), np.ones(4), np.ones(4))
-    names = ("forget_text", "holdout_text", "retain_text", "forget_qa", "retain_qa")
+    names = ("forget", "holdout", "retain", "forget_qa", "retain_qa")
     return {
         **dict.fromkeys(names, answers),
         "forget_members": attacked(forget, 0),

@@ -1,0 +1,122 @@
+"""Attacks measure another model and leave this one as it was."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ray_unlearn.benchmarks import Prompts
+from ray_unlearn.config import GangConfig, Robustness, TrialConfig
+from ray_unlearn.data import Sequences
+from ray_unlearn.engine import weights_digest
+from ray_unlearn.local import local_worker, run_local
+from ray_unlearn.robustness import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
+from ray_unlearn.trial import Job
+from tests.tiny import tiny_task
+
+TRIAL = TrialConfig("a", "ga", {}, 0.0, 3e-3, epochs=2, batch_size=8, evaluations=1)
+SHAPES = {
+    **{f"ZeRO-{stage}, {precision}": {"zero_stage": stage, "precision": precision} for stage in range(4)
+       for precision in ("fp32", "bf16")},
+    "LoRA, ZeRO-2": {"zero_stage": 2, "lora_rank": 4},
+    "LoRA, ZeRO-3": {"zero_stage": 3, "lora_rank": 4},
+    "one matrix, ZeRO-1": {"zero_stage": 1, "train": "down_proj"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def worker(request, tiny_model):
+    worker = local_worker(tiny_task(tiny_model), GangConfig(**SHAPES[request.param]))
+    run_local(worker, Job("trained", TRIAL))
+    return worker
+
+
+def state(worker) -> tuple:
+    return weights_digest(worker.engine), dict(worker.evaluate(worker.task.selection).metrics)
+
+
+@pytest.mark.parametrize("attack", ["relearn", "quantise"])
+def test_an_attack_changes_the_scores_and_then_leaves_every_bit_in_place(worker, attack):
+    before = state(worker)
+    profile = worker.attack(Robustness((attack,)), worker.task.selection, seed=0)
+    assert state(worker) == before
+    assert not profile.absent
+    word = {"relearn": "relearned", "quantise": "quantised"}[attack]
+    assert set(profile.metrics) == {f"{word}_{name}" for name in before[1]}
+    assert all(value != before[1][name.removeprefix(f"{word}_")] for name, value in profile.metrics.items())
+    assert worker.attack(Robustness((attack,)), worker.task.selection, seed=0) == profile
+
+
+def test_a_trial_after_attacks_is_bit_identical(worker):
+    attacks = Robustness(("relearn", "quantise"))
+    first = run_local(worker, Job("first", TRIAL))[-1]["profiles"]
+    attacked = run_local(worker, Job("attacked", TRIAL, robustness=attacks))[-1]["profiles"]
+    assert run_local(worker, Job("again", TRIAL))[-1]["profiles"] == first
+    plain = first["selection"]["metrics"]
+    assert {name: attacked["selection"]["metrics"][name] for name in plain} == plain
+    assert set(attacked["selection"]["metrics"]) > set(plain)
+
+
+def test_the_line_through_both_models_begins_at_the_start_and_ends_at_the_trained_one(worker):
+    trained = state(worker)
+    with worker.on_the_line(1.0):
+        assert state(worker)[1] == pytest.approx(trained[1], rel=1e-6)
+    with worker.on_the_line(0.0):
+        at_start = dict(worker.evaluate(worker.task.selection).metrics)
+    with worker.on_the_line(0.5):
+        assert dict(worker.evaluate(worker.task.selection).metrics) not in (at_start, trained[1])
+    assert state(worker) == trained
+    worker.restore()
+    assert dict(worker.evaluate(worker.task.selection).metrics) == at_start
+
+
+def test_a_job_scores_the_line_and_can_end_on_it(worker, tmp_path):
+    report = run_local(worker, Job("line", TRIAL, line=(0.25, 0.5)))[-1]
+    assert [point["alpha"] for point in report["line"]] == [0.25, 0.5]
+    half = run_local(worker, Job("half", TRIAL, alpha=0.5, save_to=str(tmp_path)))[-1]
+    assert half["profiles"] == report["line"][1]["profiles"]
+    saved = local_worker(dataclasses.replace(worker.task, model=str(tmp_path)), GangConfig())
+    metrics = dict(saved.evaluate(worker.task.selection).metrics)
+    near = 1e-5 if worker.gang.precision == "fp32" else 0.05
+    assert metrics == pytest.approx(half["profiles"]["selection"]["metrics"], rel=near)
+
+
+def test_nf4_keeps_its_levels_and_moves_others_to_the_nearest():
+    levels = torch.tensor(NF4) * 3.0
+    weight = levels.repeat(BLOCK * 3 // 16).view(3, BLOCK)
+    assert torch.equal(round_to_nf4(weight), weight)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 77, generator=generator)  # the last block is not full
+    rounded = round_to_nf4(weight)
+    assert torch.equal(round_to_nf4(rounded), rounded)
+    for start in range(0, weight.numel(), BLOCK):
+        block = weight.flatten()[start : start + BLOCK]
+        scale = block.abs().max()
+        nearest = (block[:, None] / scale - torch.tensor(NF4)).abs().min(dim=1).values * scale
+        torch.testing.assert_close((rounded.flatten()[start : start + BLOCK] - block).abs(), nearest)
+    assert torch.equal(round_to_nf4(torch.zeros(4, 4)), torch.zeros(4, 4))
+
+
+def test_the_attacker_gets_the_stated_share_at_random_or_the_shortest():
+    lengths = [9, 3, 8, 2, 7, 6, 5, 4, 10, 11]
+    forget = Sequences.build((np.arange(n), 1) for n in lengths)
+    shortest = pick_relearned(forget, 0.2, "shortest", seed=0)
+    assert sorted(shortest.lengths) == [2, 3]
+    random = [pick_relearned(forget, 0.2, "random", seed).lengths.tolist() for seed in range(8)]
+    assert all(len(part) == 2 for part in random)
+    assert len({tuple(part) for part in random}) > 1
+    assert len(pick_relearned(forget, 0.01, "random", seed=0)) == 1
+
+
+def test_worst_of_takes_the_largest_of_each_prompt():
+    assert worst_of(np.array([[0.1, 0.9], [0.5, 0.2]])) == pytest.approx(0.7)
+
+
+def test_sampled_answers_depend_on_the_seed_alone(tiny_model):
+    worker = local_worker(tiny_task(tiny_model), GangConfig())
+    prompts = Prompts([[0, 1], [3]], ["1 2", "4"], max_new_tokens=8)
+    greedy = worker._generate(prompts)
+    first, other = worker._generate(prompts, seed=1), worker._generate(prompts, seed=2)
+    assert worker._generate(prompts, seed=1) == first
+    assert len({*map(tuple, (greedy, first, other))}) == 3
