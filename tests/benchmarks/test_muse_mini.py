@@ -153,7 +153,8 @@ def test_loading_again_gives_the_same_data(task: Task) -> None:
 
 @pytest.mark.slow
 def test_a_search_improves_on_the_target_and_finalists_have_muse_s_own_measures(tmp_path: Path, task: Task) -> None:
-    options = ["--benchmark", "muse", "--scale", "mini", "--methods", "simnpo", "--trials", "2", "--out", str(tmp_path)]
+    options = ["--benchmark", "muse", "--scale", "mini", "--methods", "simnpo", "--trials", "2"]
+    options += ["--concurrent", "1", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "ray_unlearn.cli", "tune", *options]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
     assert run.returncode == 0, run.stderr + run.stdout
