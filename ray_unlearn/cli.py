@@ -65,7 +65,7 @@ def _root(
 
 
 BenchmarkOption = Annotated[
-    str, typer.Option("--benchmark", "-b", help="wmdp, tofu, synthetic, or the .toml file of your own data.")
+    str, typer.Option("--benchmark", "-b", help="wmdp, muse, tofu, synthetic, or the .toml file of your own data.")
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
@@ -73,7 +73,13 @@ ModelOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option(help="Local folder with the benchmark's data, laid out as on the hub.")
 ]
-SplitOption = Annotated[str | None, typer.Option(help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp).")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp), news|books|news-scal-1..4|news-sust-1..4 "
+        "(muse)."
+    ),
+]
 RetrainedOption = Annotated[
     Path | None,
     typer.Option(

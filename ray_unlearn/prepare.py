@@ -70,7 +70,9 @@ def _build(build: Build) -> dict[str, Profile]:
         report=build.splits.get("report", empty),
         whole=build.splits.get("whole"),
     )
-    job = Job("build", build.trial, evaluate=tuple(build.splits), points=False, save_to=str(build.output))
+    job = Job(
+        "build", build.trial, evaluate=tuple(build.splits), points=False, complete=True, save_to=str(build.output)
+    )
     return last_profiles(run_local(local_worker(task, SINGLE), job))
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "wmdp": "hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
+    "muse": "news articles or books: as if never read, neither word for word nor fact for fact",
     "tofu": "fictitious authors: be like a model that was never trained on some of them",
     "synthetic": "mixture of Markov chains with known truth (SimNPO, section 5)",
     "custom": "your own data: give the path of the TOML file that describes them in its place",
@@ -84,6 +85,8 @@ class Split:
     """Only for finalists: generation costs more than the training."""
     retrained: Profile | None = None
     """The retrained model (never saw the forget set) on this split, where there is one."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Published figures of a retrained model that is not at hand, by metric: for metrics that compare with them."""
 
 
 @dataclass(frozen=True)
