@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, wmdp_mini
+from ray_unlearn.benchmarks.mini import write_untrained
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.data import Sequences, check_lengths, encode_text
 from ray_unlearn.metrics import Scores
@@ -191,7 +192,7 @@ def _make_mini_models(folder: Path, world: wmdp_mini.World) -> None:
     from ray_unlearn.prepare import Build, build_models, write_profile
 
     start = folder / "start"
-    wmdp_mini.write_untrained(start, world, MINI)
+    write_untrained(start, world.texts, MINI, wmdp_mini.DATA_SEED)
     tokenizer, context = load_tokenizer(str(start)), context_length(load_config(str(start)))
     trial = TrialConfig(
         "build",
