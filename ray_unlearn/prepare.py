@@ -67,7 +67,9 @@ def _build(build: Build) -> dict[str, Profile]:
         selection=build.splits.get("selection", empty),
         report=build.splits.get("report", empty),
     )
-    job = Job("build", build.trial, evaluate=tuple(build.splits), points=False, save_to=str(build.output))
+    job = Job(
+        "build", build.trial, evaluate=tuple(build.splits), points=False, complete=True, save_to=str(build.output)
+    )
     return last_profiles(run_local(local_worker(task, SINGLE), job))
 
 
@@ -82,16 +84,27 @@ def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[
     (folder / "profile.json").write_text(json.dumps(values, indent=1))
 
 
-def read_profile(folder: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
-    """Raises FileNotFoundError where the folder has no profile, UserError where it is about something else."""
-    values = json.loads((folder / "profile.json").read_text())
+def read_profile(place: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
+    """From the file, or the folder that holds profile.json.
+
+    Raises UserError where there is none, or one that cannot be read or is about something else.
+    """
+    try:
+        values = json.loads((place / "profile.json" if place.is_dir() else place).read_text())
+        profiles = {name: Profile(**profile) for name, profile in values["profiles"].items()}
+        known = dict(values["about"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{place}: holds no profile of a retrained model that can be read ({type(error).__name__}). Give the "
+            "folder `retrained` that `ray_unlearn prepare` made"
+        ) from None
     for key, value in (about or {}).items():
-        if values["about"].get(key) != value:
+        if known.get(key) != value:
             raise UserError(
-                f"{folder}: was made for {key} {values['about'].get(key)}, not {value}. "
+                f"{place}: was made for {key} {known.get(key)}, not {value}. "
                 f"Give the same to tune, or prepare models for {value}"
             )
-    return {name: Profile(**profile) for name, profile in values["profiles"].items()}
+    return profiles
 
 
 def prepare_models(

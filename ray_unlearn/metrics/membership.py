@@ -67,3 +67,13 @@ def _mean_of_lowest(values: np.ndarray, offsets: np.ndarray, share: float) -> np
     """Of each run between two offsets, the mean of its lowest `share` of values, rounded down."""
     runs = [np.sort(values[start:end]) for start, end in itertools.pairwise(offsets)]
     return np.array([run[: max(1, int(share * len(run)))].mean() for run in runs])
+
+
+def privacy(area: float, retrained: float) -> float:
+    """1 where an attack's area is the retrained model's, falling in a straight line to 0 at areas of 0 and 1.
+
+    What OpenUnlearning (arXiv:2506.12618, appendix F) describes as a score of closeness to the retrained model;
+    its formula is not published.
+    """
+    room = retrained if area < retrained else 1.0 - retrained
+    return 1.0 if area == retrained else 1.0 - abs(area - retrained) / room
