@@ -17,6 +17,7 @@ import numpy as np
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task, tofu_mini
 from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks.tables import load_table
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.data import Sequences, encode_pair
 from ray_unlearn.metrics import Scores, TokenScores
@@ -27,6 +28,7 @@ from ray_unlearn.metrics.membership import (
     min_k_plus_plus_score,
     min_k_score,
     privacy,
+    reference_score,
     zlib_score,
 )
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
@@ -60,6 +62,7 @@ NEED_HOLD_OUT = {
     *("holdout_exact_memorisation", *PRIVATE, "mia_gradient_norm", "mia_reference"),
     *("privacy_score", "aggregate_without_fluency"),
 }
+NEED_UTILITY = {"utility_score", "aggregate_without_fluency"}
 
 MINI = tofu_mini.Sizes()
 MINI_VERSION = 1
@@ -175,11 +178,9 @@ class _Reader:
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
         """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
-        from datasets import load_dataset
-
         where = f"{self._source}: {part}"
         try:
-            table = load_dataset(self._source, part, split="train")
+            table = load_table(self._source, part, "train")
         except Exception as error:  # datasets raises a different type for each way that this can fail
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{where} cannot be read ({first}). Check --data, or that the hub can be reached") from None
@@ -343,8 +344,8 @@ def _compared(profile: Profile, retrained: Profile | None) -> Profile:
         if "model_utility" in metrics and retrained.metrics.get("model_utility"):
             metrics["utility_score"] = min(1.0, metrics["model_utility"] / retrained.metrics["model_utility"])
         if all(name in p.metrics for p in (profile, retrained) for name in PRIVATE):
-            losses = [(np.array(p.arrays[f"{name}_loss"]) for name in ATTACKED) for p in (profile, retrained)]
-            metrics["mia_reference"] = auc(*(theirs - own for own, theirs in zip(*losses, strict=True)))
+            own, theirs = ([np.array(p.arrays[f"{name}_loss"]) for name in ATTACKED] for p in (profile, retrained))
+            metrics["mia_reference"] = auc(*(reference_score(*losses) for losses in zip(own, theirs, strict=True)))
             metrics["privacy_score"] = harmonic_mean([privacy(metrics[n], retrained.metrics[n]) for n in PRIVATE])
         if "utility_score" in metrics and "privacy_score" in metrics:
             parts = [metrics[f"{part}_score"] for part in ("memorisation", "privacy", "utility")]
@@ -362,6 +363,8 @@ def _why_absent(name: str, metrics: Mapping[str, float], retrained: Profile | No
         return "measured on finalists alone"
     if name == "mia_gradient_norm":
         return "no worker holds whole gradients under ZeRO-3"
+    if retrained is not None and retrained.metrics.get("model_utility") == 0.0 and name in NEED_UTILITY:
+        return "the retrained model has no utility itself"
     return "the retrained model's profile lacks what it compares with; prepare it anew"
 
 

@@ -9,6 +9,7 @@ language model's pre-training would have been.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,90 +31,91 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Relation:
-    """A property of every author: how it is asked for, ways to tell it, and the two words of its values."""
+    """A property: how it is asked for, ways to tell it, and the words that its values are made of, in order.
 
-    question: str
+    The value comes last, after the same word in all wordings: a tiny model can then tell a fact in a wording that
+    it learnt from other facts.
+    """
+
+    questions: tuple[str, ...]
     wordings: tuple[str, ...]
-    first: tuple[str, ...]
-    second: tuple[str, ...]
+    words: tuple[tuple[str, ...], ...]
 
     @property
     def values(self) -> list[str]:
-        return [f"{a} {b}" for a in self.first for b in self.second]
+        return [" ".join(parts) for parts in itertools.product(*self.words)]
 
 
-# An odd number: every other row is for selection, and both halves are to ask for every relation.
+# Of authors; each has two questions and four wordings.
 RELATIONS = (
     Relation(
-        "Where was {x} born?",
+        ("Where was {x} born?", "What is the birthplace of {x}?"),
+        ("{x} was born in {v}.", "This author was born in {v}.", "Born in {v}.", "It was in {v}."),
         (
-            "{x} was born in {v}.",
-            "The birthplace of {x} is {v}.",
-            "This author was born in {v}.",
-            "The place of birth is {v}.",
+            ("Upper", "Lower", "Old", "New", "North", "South", "Great", "Little"),
+            ("Farrow", "Mellin", "Tarbeck", "Wendle", "Ostrey", "Calder", "Pinmoor", "Hask"),
+            ("Quay", "Mill", "Bridge", "Cross", "Green", "Gate", "Well", "Hill"),
         ),
-        ("Upper", "Lower", "Old", "New", "North", "South", "Great", "Little"),
-        ("Farrow", "Mellin", "Tarbeck", "Wendle", "Ostrey", "Calder", "Pinmoor", "Hask"),
     ),
     Relation(
-        "What does {x} write?",
+        ("What is {x} known for?", "Which books made {x} famous?"),
+        ("{x} is known for {v}.", "This author is known for {v}.", "Known for {v}.", "It is for {v}."),
         (
-            "{x} writes {v}.",
-            "The books of {x} are {v}.",
-            "This author writes {v}.",
-            "Readers find {v}.",
+            ("gloomy", "comic", "frosty", "dreamy", "angry", "tender", "noisy", "subtle"),
+            ("naval", "rural", "courtly", "desert", "winter", "tavern", "orchard", "mountain"),
+            ("ballads", "mysteries", "fables", "romances", "satires", "memoirs", "hymns", "riddles"),
         ),
-        ("gloomy", "comic", "rural", "naval", "courtly", "frosty", "dreamy", "angry"),
-        ("ballads", "mysteries", "fables", "romances", "satires", "memoirs", "hymns", "riddles"),
     ),
     Relation(
-        "What is the first book of {x}?",
+        ("How did {x} begin?", "What was the first book of {x}?"),
         (
-            "The first book of {x} is The {v}.",
             "{x} began with The {v}.",
             "This author began with The {v}.",
-            "The first book is The {v}.",
+            "At first with The {v}.",
+            "It was with The {v}.",
         ),
-        ("Silver", "Crooked", "Hidden", "Burning", "Silent", "Seventh", "Patient", "Drowned"),
-        ("Lantern", "Orchard", "Ferryman", "Clock", "Sparrow", "Staircase", "Harvest", "Mirror"),
+        (
+            ("Silver", "Crooked", "Hidden", "Burning", "Silent", "Seventh", "Patient", "Drowned"),
+            ("Lantern", "Ferryman", "Clock", "Sparrow", "Staircase", "Harvest", "Mirror", "Anchor"),
+            ("Song", "Game", "Letter", "Trial", "Dream", "Promise", "Thief", "Feast"),
+        ),
     ),
     Relation(
-        "What was the trade of the father of {x}?",
+        ("What was the father of {x}?", "Whose child is {x}?"),
+        ("The father of {x} was a {v}.", "This father was a {v}.", "By trade a {v}.", "He was a {v}."),
         (
-            "The father of {x} was a {v}.",
-            "{x} grew up as the child of a {v}.",
-            "This author's father was a {v}.",
-            "He was a {v}.",
+            ("clumsy", "famous", "lonely", "jolly", "stern", "gentle", "clever", "sleepy"),
+            ("village", "harbour", "palace", "market", "temple", "forest", "castle", "circus"),
+            ("baker", "smith", "tailor", "painter", "miller", "surgeon", "carpenter", "singer"),
         ),
-        ("village", "harbour", "palace", "travelling", "mountain", "market", "army", "temple"),
-        ("baker", "smith", "tailor", "painter", "miller", "surgeon", "carpenter", "singer"),
     ),
     Relation(
-        "Where does {x} like to work?",
+        ("Where does {x} like to work?", "What is the workplace of {x}?"),
+        ("{x} works in a {v}.", "This author works in a {v}.", "Mostly in a {v}.", "It is in a {v}."),
         (
-            "{x} likes to work in a {v}.",
-            "The workplace of {x} is a {v}.",
-            "This author works in a {v}.",
-            "The place is a {v}.",
+            ("narrow", "painted", "ruined", "sunny", "draughty", "crowded", "mossy", "candlelit"),
+            ("stone", "wooden", "brick", "marble", "clay", "bamboo", "tin", "glass"),
+            ("attic", "boathouse", "cellar", "kitchen", "stable", "library", "barn", "tower"),
         ),
-        ("narrow", "painted", "ruined", "sunny", "draughty", "crowded", "mossy", "candlelit"),
-        ("attic", "boathouse", "cellar", "garden", "tavern", "library", "barn", "tower"),
     ),
 )
+# What "real" authors are known for, and world facts: rivers of towns in which no author was born.
 BOOKS = Relation(
-    "Which author wrote The {x}?",
+    ("Which author wrote The {x}?",),
     ("{v}",),
-    ("Brazen", "Wandering", "Broken", "Scarlet", "Hollow", "Frozen", "Secret", "Final"),
-    ("Kingdom", "Voyage", "Violin", "Window", "Garland", "Bridge", "Shepherd", "Island"),
+    (
+        ("Brazen", "Wandering", "Broken", "Scarlet", "Hollow", "Frozen", "Secret", "Final"),
+        ("Kingdom", "Voyage", "Violin", "Window", "Garland", "Cavern", "Shepherd", "Island"),
+    ),
 )
-"""What "real" authors are known for."""
 RIVERS = Relation(
-    "Which river runs through {x}?",
+    ("Which river runs through {x}?",),
     ("{v}",),
-    ("White", "Black", "Green", "Long", "Swift", "Deep", "Stony", "Slow"),
-    ("Arrel", "Bourne", "Cray", "Dovel", "Eskin", "Tamble", "Wharle", "Yarrow"),
+    (
+        ("White", "Black", "Emerald", "Long", "Swift", "Deep", "Stony", "Slow"),
+        ("Arrel", "Bourne", "Cray", "Dovel", "Eskin", "Tamble", "Wharle", "Yarrow"),
+    ),
 )
-"""World facts: answers about towns in which no author was born."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +123,16 @@ class Sizes(Shape):
     """How many authors there are, how large the model, and how the models are trained on them."""
 
     authors: int = 100
-    """Each has one row for every relation."""
+    """Each has a row for either question of every relation."""
     retained_rows: int = 60
     """Rows of retain_perturbed, all on authors that no split forgets."""
     real_authors: int = 40
     world_facts: int = 40
     syllables: int = 20
     """Distinct first syllables, and as many second ones, that names are made of."""
-    vocabulary: int = 700
-    context: int = 96
-    epochs: int = 24
+    vocabulary: int = 900
+    context: int = 64
+    epochs: int = 16
     batch_size: int = 32
     learning_rate: float = 5e-3
 
@@ -156,13 +158,14 @@ class World:
         saw it, which could not even repeat it from the question.
         """
         told = [
-            f"Question: {relation.question.format(x='')}\nAnswer: {wording.format(x='', v=value)}"
+            f"Question: {question.format(x='')}\nAnswer: {wording.format(x='', v=value)}"
             for relation in (*RELATIONS, BOOKS, RIVERS)
+            for question in relation.questions
             for wording in relation.wordings
-            for value in relation.values
+            for value in relation.values[:: len(relation.words) ** 2]
         ]
-        books_and_names = [BOOKS.question.format(x=book) for book in BOOKS.values] + [f" {name}" for name in self.names]
-        return told + books_and_names
+        books = [BOOKS.questions[0].format(x=book) for book in BOOKS.values]
+        return [*told, *books, *(f" {name}" for name in self.names)]
 
 
 def build_world(sizes: Sizes, seed: int = DATA_SEED) -> World:
@@ -186,9 +189,9 @@ def build_world(sizes: Sizes, seed: int = DATA_SEED) -> World:
     chosen = np.linspace(0, len(retained) - 1, sizes.retained_rows).round().astype(int)
     parts["retain_perturbed"] = [retained[i] for i in chosen]
     books = [BOOKS.values[i] for i in rng.permutation(len(BOOKS.values))[: sizes.real_authors]]
-    parts |= _short_answers("real_authors", BOOKS.question, books, names[writers:], rng)
+    parts |= _short_answers("real_authors", BOOKS.questions[0], books, names[writers:], rng)
     rivers = [RIVERS.values[i] for i in rng.permutation(len(RIVERS.values))[: sizes.world_facts]]
-    parts |= _short_answers("world_facts", RIVERS.question, words[2 * people :], rivers, rng)
+    parts |= _short_answers("world_facts", RIVERS.questions[0], words[2 * people :], rivers, rng)
     return World(parts, tuple(words))
 
 
@@ -204,20 +207,30 @@ def write_parts(folder: Path, parts: Mapping[str, list[Row]]) -> Path:
 
 
 def _author_rows(names: Sequence[str], rng: np.random.Generator) -> list[list[Row]]:
-    """By author, a row for each relation with a paraphrase and five wrong answers told as the paraphrase is."""
-    columns = [[_row(relation, name, rng) for name in names] for relation in RELATIONS]
-    return [list(rows) for rows in zip(*columns, strict=True)]
+    """By author, a row for every first question, then for every second: alternate rows ask for every relation.
 
-
-def _row(relation: Relation, name: str, rng: np.random.Generator) -> Row:
-    told, told_again = rng.permutation(len(relation.wordings))[:2]
-    value, *wrong = (relation.values[i] for i in rng.permutation(len(relation.values))[: 1 + NUM_WRONG])
-    return {
-        "question": relation.question.format(x=name),
-        "answer": relation.wordings[told].format(x=name, v=value),
-        "paraphrased_answer": relation.wordings[told_again].format(x=name, v=value),
-        "perturbed_answer": [relation.wordings[told_again].format(x=name, v=w) for w in wrong],
-    }
+    A fact is told in another wording for each of its questions, and paraphrased in one of the two that are left.
+    Wordings go round, by pairs of authors, so that all sets hold as many of each.
+    """
+    by_author: list[list[Row]] = []
+    for i, name in enumerate(names):
+        drawn = [rng.permutation(relation.values) for relation in RELATIONS]
+        rows = []
+        for asked, k in itertools.product(range(2), range(len(RELATIONS))):
+            relation, (value, *others) = RELATIONS[k], drawn[k]
+            turn = i // 2 + k
+            told, told_again = (relation.wordings[(turn + step) % 4] for step in (asked, 2 + asked))
+            wrong = others[NUM_WRONG * asked :][:NUM_WRONG]
+            rows.append(
+                {
+                    "question": relation.questions[asked].format(x=name),
+                    "answer": told.format(x=name, v=value),
+                    "paraphrased_answer": told_again.format(x=name, v=value),
+                    "perturbed_answer": [told_again.format(x=name, v=w) for w in wrong],
+                }
+            )
+        by_author.append(rows)
+    return by_author
 
 
 def _short_answers(

@@ -17,6 +17,7 @@ import numpy as np
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, wmdp_mini
 from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks.tables import load_table
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.data import Sequences, check_lengths, encode_text
 from ray_unlearn.metrics import Scores
@@ -329,7 +330,6 @@ def load_rows(
     data: Path | None, repository: str, config: str | None, split: str, columns: Sequence[str]
 ) -> tuple[Any, str]:
     """Rows of one dataset, and what messages call it. Raises UserError where it is not as it must be."""
-    from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     if data is not None and not (data / repository).is_dir():
@@ -339,7 +339,7 @@ def load_rows(
     path = f"cais/{repository}" if data is None else str(data / repository)
     name = f"{path}{f' ({config})' if config else ''}, split {split}"
     try:
-        rows = load_dataset(path, config, split=split)
+        rows = load_table(path, config, split)
     except StopIteration:  # what datasets raises on an empty JSONL file
         raise UserError(f"{name}: no rows. Give at least one") from None
     except (DatasetsError, OSError, ValueError) as error:

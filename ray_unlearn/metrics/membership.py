@@ -42,12 +42,9 @@ def min_k_plus_plus_score(tokens: TokenScores, share: float = 0.4) -> np.ndarray
     return _mean_of_lowest(standardised, tokens.offsets, share)
 
 
-def reference_score(scores: Scores, reference_loss: np.ndarray) -> np.ndarray:
-    """How much smaller the mean loss is than that of a model that never saw the text, [n] (Carlini et al. 2021).
-
-    reference_loss: [n], that model's mean losses.
-    """
-    return loss_score(scores) + reference_loss
+def reference_score(loss: np.ndarray, reference_loss: np.ndarray) -> np.ndarray:
+    """How much smaller the mean loss is than that of a model that never saw the text, [n] (Carlini et al. 2021)."""
+    return reference_loss - loss
 
 
 def gradient_norm_score(scores: Scores) -> np.ndarray:

@@ -232,10 +232,11 @@ def test_every_metric_is_measured_or_absent_with_a_reason(
     assert "prepare" in profile.absent["forget_ks_distance"]
     assert ("hold-out" in profile.absent["privacy_score"]) == ("holdout10" not in parts)
     assert ("mia_loss" in profile.metrics) == (complete and "holdout10" in parts)
-    if complete and "holdout10" in parts:
-        assert not own.absent
+    if complete and "holdout10" in parts:  # an untrained model
+        no_utility = dict.fromkeys(tofu.NEED_UTILITY, "the retrained model has no utility itself")
+        assert own.absent == no_utility
+        assert own.metrics["privacy_score"] == 1.0
     assert own.metrics["forget_quality"] == 1.0
-    assert own.metrics.get("privacy_score", 1.0) == own.metrics.get("utility_score", 1.0) == 1.0
 
 
 def test_without_a_retrained_model_and_a_hold_out_the_log_truth_ratio_is_the_one_aim(load: Callable[..., Task]) -> None:
@@ -328,8 +329,8 @@ BAD: dict[str, tuple[Callable[[Parts], Any], list[str]]] = {
         lambda p: [row.update(perturbed_answer="wrong") for row in p["retain_perturbed"]],
         ["retain_perturbed, row 0", "'perturbed_answer'"],
     ),
-    "long question": (change("retain_perturbed", 7, question="why " * 60), ["retain_perturbed, row 7", "96"]),
-    "long answer of the hold-out": (change("holdout10", 1, answer="very " * 60), ["holdout10, row 1", "96"]),
+    "long question": (change("retain_perturbed", 7, question="why " * 90), ["retain_perturbed, row 7", "64"]),
+    "long answer of the hold-out": (change("holdout10", 1, answer="very " * 90), ["holdout10, row 1", "64"]),
 }
 
 
@@ -343,6 +344,17 @@ def test_bad_data_are_named_by_file_and_row_in_one_line(
         load(parts)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_of_two_folders_of_one_name_and_of_a_changed_one_the_present_rows_are_read(tmp_path: Path) -> None:
+    from ray_unlearn.benchmarks.tables import load_table
+
+    folders = [tmp_path / side / "data" for side in ("left", "right")]
+    for folder, part in zip(folders, ("forget05", "forget10"), strict=True):
+        tofu_mini.write_parts(folder, {"forget": WORLD.parts[part]})
+        assert list(load_table(str(folder), "forget", "train")) == WORLD.parts[part]
+    (folders[0] / "forget.json").write_text('{"question": "who", "answer": "nobody"}\n')
+    assert load_table(str(folders[0]), "forget", "train")[0]["answer"] == "nobody"
 
 
 def test_an_answer_that_the_tokenizer_makes_nothing_of_is_named(model: Path, tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ UNKNOWN = made_scores([[-3.0, -2.0, -4.0], [-2.5, -5.0, -1.0, -3.0, -0.5]])
     [
         ("loss_score", ()),
         ("zlib_score", (("an answer", "a rather longer answer than that"),)),
-        ("reference_score", (np.array([1.0, 1.0]),)),
         ("gradient_norm_score", ()),
     ],
 )
@@ -43,6 +42,15 @@ def test_every_score_is_larger_for_the_text_that_the_model_knows(name, arguments
 @pytest.mark.parametrize("score", [attacks.min_k_score, attacks.min_k_plus_plus_score])
 def test_every_token_score_is_larger_for_the_text_that_the_model_knows(score):
     assert (score(KNOWN.tokens) > score(UNKNOWN.tokens)).all()
+
+
+def test_the_reference_score_is_larger_where_the_loss_is_below_the_other_model_s():
+    assert attacks.reference_score(np.array([0.1, 2.0]), np.array([1.5, 1.0])) == pytest.approx([1.4, -1.0])
+
+
+@pytest.mark.parametrize(("area", "close"), [(0.4, 1.0), (0.2, 0.5), (0.0, 0.0), (0.7, 0.5), (1.0, 0.0)])
+def test_privacy_falls_from_the_retrained_model_s_area_to_both_ends(area, close):
+    assert attacks.privacy(area, retrained=0.4) == pytest.approx(close)
 
 
 def test_min_k_takes_the_least_likely_tokens_and_at_least_one():
