@@ -132,7 +132,7 @@ class Sizes(Shape):
     """Distinct first syllables, and as many second ones, that names are made of."""
     vocabulary: int = 900
     context: int = 64
-    epochs: int = 16
+    epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 5e-3
 
@@ -213,8 +213,9 @@ def _author_rows(names: Sequence[str], rng: np.random.Generator) -> list[list[Ro
     Wordings go round, by pairs of authors, so that all sets hold as many of each.
     """
     by_author: list[list[Row]] = []
+    values = [relation.values for relation in RELATIONS]
     for i, name in enumerate(names):
-        drawn = [rng.permutation(relation.values) for relation in RELATIONS]
+        drawn = [[some[j] for j in rng.permutation(len(some))[: 1 + 2 * NUM_WRONG]] for some in values]
         rows = []
         for asked, k in itertools.product(range(2), range(len(RELATIONS))):
             relation, (value, *others) = RELATIONS[k], drawn[k]
