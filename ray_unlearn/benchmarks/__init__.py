@@ -38,7 +38,8 @@ class Probe:
     the true next-token distribution given the current token, where there is one. options: int [n, k]: each
     sequence's answer is one token, the first of k to choose from; the pass then scores k answers for the
     price of one, as if there were k sequences (Scores has n * k rows, row i * k + j for option j of i).
-    attack: this probe is for membership attacks, and is scored token by token.
+    attack: this probe is for membership attacks, and is scored token by token. texts: the answers as they are
+    read, where a metric needs them.
     """
 
     sequences: Sequences
@@ -47,6 +48,7 @@ class Probe:
     truth: np.ndarray | None = None
     options: np.ndarray | None = None
     attack: bool = False
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Split:
     probes: Mapping[str, Probe]
     """Scored at every evaluation point: what the objective needs, and what comes with it for nothing."""
     final_probes: Mapping[str, Probe] = field(default_factory=dict)
-    """Only for finalists; their scores join those of `probes`."""
+    """Only for finalists; their scores join those of `probes`, in the place of one of the same name."""
     generations: Mapping[str, Prompts] = field(default_factory=dict)
     """Only for finalists: generation costs more than the training."""
     retrained: Profile | None = None
