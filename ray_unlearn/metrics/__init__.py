@@ -14,7 +14,7 @@ class Scores:
     nll: minus the summed log-likelihood of the answer, in nats; num_tokens: answer tokens;
     num_correct: answer tokens that argmax gets right; suffix_start: shortest prefix of the answer, in
     tokens, after which every argmax token is right; divergence: mean over answer positions of
-    KL(model || true transition), in nats, only where the probe has a true transition matrix.
+    KL(true transition || model), in nats, only where the probe has a true transition matrix.
     """
 
     nll: np.ndarray
