@@ -210,7 +210,7 @@ def reproduce_synthetic(
     for name, task in tasks.items():
         starts[name], found = run_experiment(name, task, range(seeds), gang, gangs, address, say)
         runs += found
-    rows = [
+    rows: list[Mapping[str, Any]] = [
         {"experiment": r.experiment, "method": r.method, "seed": r.seed, "step": int(step), "metric": m, "value": v}
         for r in runs
         for m, values in r.metrics.items()

@@ -83,34 +83,40 @@ def write_reproduction(folder: Path) -> list[Path]:
 
 
 def build_panel(found: Reproduction, experiment: dict[str, Any]) -> Panel:
-    """The lines, and edges that show every run up to the retrained model's level and a little more."""
+    """The lines, and edges that show each run up to the retrained model's level, a chain that was never learnt up
+    to where those that were are there."""
     runs: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
     for row in found.rows:
         if row["experiment"] == experiment["name"]:
             run = runs.setdefault((row["method"], row["seed"]), {})
             run.setdefault(row["metric"], {})[row["step"]] = row["value"]
-    lines = []
-    width = height = 0.0
+    lines: list[Line] = []
+    levels = {chain: experiment["retrained"][f"{chain}_divergence"] for chain in CHAINS}
+    learnt = [chain for chain in CHAINS if chain in experiment["learnt"]]
+    width, height = 0.0, max(levels.values())
     for method in found.meta["methods"]:
-        mine = [
-            {metric: np.array([values[s] for s in sorted(values)]) for metric, values in run.items()}
-            for (name, _), run in runs.items()
-            if name == method
-        ]
-        for chain in CHAINS:
-            level = experiment["retrained"][f"{chain}_divergence"]
-            pairs = [(run["retain_divergence"], run[f"{chain}_divergence"]) for run in mine]
-            mean = (np.mean([r for r, _ in pairs], axis=0), np.mean([f for _, f in pairs], axis=0))
-            lines += [Line(method, chain, False, *pair) for pair in pairs] + [Line(method, chain, True, *mean)]
-            for retain, forget in pairs:
-                shown = max(1, int(np.argmax(forget >= level)) if (forget >= level).any() else len(forget) - 1)
-                width = max(width, float(retain[: shown + 1].max()))
-            height = max(height, level)
-    for claim in found.meta["claims"]:
-        if claim["experiment"] == experiment["name"] and "past" in claim["measured"]:
-            past = [value for values in claim["values"].values() for value in values if value is not None]
-            height = max([height, *(experiment["retrained"]["forget2_divergence"] + value for value in past)])
+        retains: list[np.ndarray] = []
+        forgets: dict[str, list[np.ndarray]] = {chain: [] for chain in CHAINS}
+        for (name, _), run in runs.items():
+            if name != method:
+                continue
+            metrics = {m: np.array([values[step] for step in sorted(values)]) for m, values in run.items()}
+            retains.append(metrics["retain_divergence"])
+            for chain in CHAINS:
+                forgets[chain].append(metrics[f"{chain}_divergence"])
+                lines.append(Line(method, chain, False, retains[-1], forgets[chain][-1]))
+            shown = 1 + max(_reach(metrics[f"{chain}_divergence"], levels[chain]) for chain in learnt)
+            width = max(width, float(retains[-1][:shown].max()))
+            height = max([height, *(float(forgets[c][-1][:shown].max()) for c in CHAINS if c not in learnt)])
+        retain = np.mean(retains, axis=0)
+        lines += [Line(method, chain, True, retain, np.mean(forgets[chain], axis=0)) for chain in CHAINS]
     return Panel(experiment, lines, 1.15 * width, 1.2 * height)
+
+
+def _reach(values: np.ndarray, level: float) -> int:
+    """Index of the first value at or over the level, or of the last value."""
+    above = np.flatnonzero(values >= level)
+    return int(above[0]) if len(above) else len(values) - 1
 
 
 def ticks(edge: float) -> list[float]:
@@ -125,7 +131,8 @@ def ticks(edge: float) -> list[float]:
 
 def headline(found: Reproduction) -> str:
     answers = [claim["answer"] for claim in found.meta["claims"]]
-    return f"{found.meta['title']}: {', '.join(f'{answers.count(a)} {a}' for a in dict.fromkeys(answers))}"
+    tally = listing([f"{answers.count(answer)} {answer}" for answer in dict.fromkeys(answers)])
+    return f"{found.meta['title']}: of {count(len(answers), 'claim')}, {tally}"
 
 
 def standfirst(found: Reproduction) -> str:
@@ -155,7 +162,7 @@ def verdict_table(found: Reproduction) -> Table:
         Column("difference", "difference", "score"),
         Column("low", "95 % from", "score"),
         Column("high", "to", "score"),
-        *(Column(f"published_{m}", f"published {method_label(m)}", "score") for m in found.meta["methods"]),
+        *(Column(f"published_{m}", f"paper, {method_label(m)}", "score") for m in found.meta["methods"]),
     ]
     rows = []
     for claim in [*found.meta["claims"], *found.meta["measured_too"]]:
@@ -238,7 +245,7 @@ MINI = "Smaller models and fewer data than the paper's: it shows that the whole 
 
 # The page
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480.0, 380.0, 44.0, 40.0, 10.0
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 480.0, 380.0, 44.0, 40.0, 24.0
 """Of a panel's drawing on the page, and the room for its axes."""
 
 
