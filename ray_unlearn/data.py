@@ -227,14 +227,17 @@ def plan_epoch(
     size = epoch_size or num_forget
     first = epoch * size
     forget = _walk(num_forget, [seed, 1], first, size)
-    retain = _walk(num_retain, [seed, 2], first, size) if num_retain else np.zeros(0, np.int64)
-    cuts = range(0, size, batch_size)
-    return [(forget[i : i + batch_size], retain[i : i + batch_size]) for i in cuts]
+    retain = _walk(num_retain, [seed, 2], first, size)
+    return [(forget[i : i + batch_size], retain[i : i + batch_size]) for i in range(0, size, batch_size)]
 
 
 def _walk(count: int, seed: list[int], first: int, length: int) -> np.ndarray:
-    """Places `first` and on, `length` of them, of endless shuffled passes over `count` things; int64 [length]."""
+    """Places `first` and on, `length` of them, of endless shuffled passes over `count` things; int64 [length].
+
+    Of no things at all, none.
+    """
+    if not count:
+        return np.zeros(0, np.int64)
     passes = range(first // count, (first + length - 1) // count + 1)
-    walk = [np.random.default_rng([*seed, p]).permutation(count) for p in passes] or [np.zeros(0, np.int64)]
-    start = first % count
-    return np.concatenate(walk)[start : start + length]
+    walk = np.concatenate([np.random.default_rng([*seed, p]).permutation(count) for p in passes])
+    return walk[first % count :][:length]

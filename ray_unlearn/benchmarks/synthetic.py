@@ -3,8 +3,9 @@
 Ten states. Each chain has three home states. From a home state it steps home with probability 0.8, evenly over
 the three, and out with 0.2, evenly over the seven others; from a state outside its home, where leakage alone
 leads (the tenth state is nobody's home), it steps anywhere with equal chances. It starts at home with probability
-0.8. These are the matrices of the paper's public code: a model trained without a chain is at 0.42 to 0.44 nats
-from its truth there. The truth is known, so a model is measured by its divergence from it, not by a test set.
+0.8. These are the matrices of the paper's public code, in whose figure the retrained model is at 0.42 to 0.44 nats
+from the truth of a chain to forget. The truth is known, so a model is measured by its divergence from it, not by a
+test set.
 
 The benchmark is the paper's first experiment, with sequences of 20, 20 and 5 states: short answers are where a
 reference model misleads NPO. The second one, with a chain to forget that the model has never learnt, is here for
@@ -54,7 +55,7 @@ class Sizes:
 
     retain: int
     forget: int
-    """Sequences of each forget chain to train on; the paper has a quarter as many again to measure on."""
+    """Sequences of each forget chain to train on. The paper draws a quarter more, and measures on those."""
     layers: int
     heads: int
     width: int
