@@ -7,6 +7,7 @@ forget set, thin for each seed and bold for the mean over the seeds at equal ste
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ray_unlearn.report.tables import Column, Table
 from ray_unlearn.report.text import command_line, count, listing, markdown, markdown_block, method_label, score, setting
 from ray_unlearn.results import Reproduction, read_reproduction
 
+_PLURALS = {"holds": "hold", "does not hold": "do not hold"}
 CHAINS = ("forget1", "forget2")
 DASHED = "forget2"
 NOTES = (
@@ -131,7 +133,8 @@ def ticks(edge: float) -> list[float]:
 
 def headline(found: Reproduction) -> str:
     answers = [claim["answer"] for claim in found.meta["claims"]]
-    tally = listing([f"{answers.count(answer)} {answer}" for answer in dict.fromkeys(answers)])
+    counts = {answer: answers.count(answer) for answer in answers}
+    tally = listing([f"{n} {_PLURALS.get(answer, answer) if n > 1 else answer}" for answer, n in counts.items()])
     return f"{found.meta['title']}: of {count(len(answers), 'claim')}, {tally}"
 
 
@@ -142,7 +145,7 @@ def standfirst(found: Reproduction) -> str:
         f"A reproduction of {meta['source']}. Each method unlearns for {values['steps']} steps of "
         f"{values['batch_size']} sequences at a learning rate of {setting('learning_rate', values['learning_rate'])} "
         f"and a retain weight of {values['retain_weight']:g}, with {count(len(meta['seeds']), 'seed')}, measured "
-        f"every {values['steps_a_point']} steps."
+        f"every {count(values['steps_a_point'], 'step').removeprefix('1 ')}."
     )
 
 
@@ -328,7 +331,7 @@ def _compose(found: Reproduction, panels: Sequence[Panel]) -> Figure:
     figure.text(0.012, 0.955, headline(found), fontsize=13, fontweight="bold", color=INK, va="center")
     for i, panel in enumerate(panels):
         axes = figure.add_axes((0.045 + i / len(panels), 0.13, 1 / len(panels) - 0.065, 0.61))
-        axes.set_title(panel.experiment["about"], loc="left", fontsize=8.5, color=INK, pad=22)
+        axes.set_title(textwrap.fill(panel.experiment["about"], 70), loc="left", fontsize=8.5, color=INK, pad=22)
         axes.text(0, 1.035, "↑ Forget divergence, nats", transform=axes.transAxes, fontsize=8.5, color=QUIET)
         axes.set_xlabel("Retain divergence, nats (lower is better) →", loc="right", fontsize=9, color=QUIET)
         for line in panel.lines:
