@@ -33,6 +33,11 @@ class Scale(StrEnum):
     full = "full"
 
 
+class FixedScale(StrEnum):
+    mini = "mini"
+    full = "full"
+
+
 class Objective(StrEnum):
     combined = "combined"
     pareto = "pareto"
@@ -325,6 +330,37 @@ def _names(listed: str) -> tuple[str, ...]:
 
 
 @app.command()
+def reproduce(
+    what: Annotated[str, typer.Argument(help="What to reproduce: synthetic (SimNPO, section 5).")],
+    scale: Annotated[
+        FixedScale, typer.Option(help="full: the paper's models and data. mini: smaller ones, for a first look.")
+    ] = FixedScale.full,
+    seeds: Annotated[int, typer.Option(help="Seeds of every method; from 5 on there is a verdict.")] = 5,
+    concurrent: Annotated[int | None, typer.Option(help="Runs at a time. (default: what the machine holds)")] = None,
+    workers: WorkersOption = 1,
+    gpus_per_worker: GpusOption = None,
+    zero: ZeroOption = Zero.stage2,
+    address: AddressOption = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets the reproduction's own folder.")] = Path("results"),
+) -> None:
+    """Run a paper's experiment again, and say whether what it claims holds."""
+    from ray_unlearn import commands
+
+    options = commands.ReproduceOptions(
+        what=what,
+        scale=scale.value,
+        seeds=seeds,
+        concurrent=concurrent,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        zero=int(zero.value),
+        address=address,
+        out=out,
+    )
+    raise typer.Exit(commands.reproduce(options))
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method. (default: all of them)")] = None,
 ) -> None:
@@ -336,9 +372,9 @@ def methods(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The search's folder, as `tune` printed it.")],
+    folder: Annotated[Path, typer.Argument(help="The folder that `tune` or `reproduce` printed.")],
 ) -> None:
-    """Write a search's report again: HTML page, pictures, tables."""
+    """Write a search's or a reproduction's report again: HTML page, pictures, tables."""
     from ray_unlearn.report import write_report
 
     for path in write_report(folder):

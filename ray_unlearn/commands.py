@@ -24,7 +24,8 @@ from ray_unlearn.model import check_model, check_pattern, check_trained, load_co
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
-from ray_unlearn.results import COMPLETED, read_search
+from ray_unlearn.reproduce import check_name, reproduce_synthetic
+from ray_unlearn.results import COMPLETED, read_reproduction, read_search
 from ray_unlearn.space import Space, file_method, load_space
 
 BIGGEST_WORKER_COUNT = 1024
@@ -107,6 +108,19 @@ class PrepareOptions:
     zero: int
     seed: int
     address: str | None
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    what: str
+    scale: str
+    seeds: int
+    concurrent: int | None
+    workers: int
+    gpus_per_worker: float | None
+    zero: int
+    address: str | None
+    out: Path
 
 
 def tune(options: TuneOptions, dry_run: bool) -> int:
@@ -331,6 +345,42 @@ def prepare(options: PrepareOptions) -> int:
     data = f" --data {options.data}" if options.data else ""
     part = f" --split {options.split}" if options.split else ""
     print(f"Next:       ray_unlearn tune --benchmark {options.benchmark} --model {options.out / 'target'}{data}{part}")
+    return 0
+
+
+def reproduce(options: ReproduceOptions) -> int:
+    """Check, run the experiment, write the report, say the verdicts; the exit code."""
+    check_name(options.what)
+    for name, value in (("--seeds", options.seeds), ("--concurrent", options.concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
+    check_writable(options.out)
+    check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
+    resources = find_resources(options.address)
+    gang = replace(
+        gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus),
+        reference_folder=str(cache_folder() / "reference"),
+    )
+    gangs = options.concurrent or default_concurrency(gang, resources, 2 * options.seeds)
+    if options.scale == "mini":
+        print(MINI_BANNER, flush=True)
+    folder = unused(options.out / f"reproduce-{options.what}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    folder.mkdir()
+    log = folder / "log.txt"
+    with noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say("loading data and models (trained once, then kept)")
+        reproduce_synthetic(
+            folder.absolute(), options.scale, options.seeds, gang, gangs, options.address, sys.argv[1:], say
+        )
+        write_report(folder)
+    print()
+    for claim in read_reproduction(folder).meta["claims"]:
+        print(f"{claim['claim']}: {claim['sentence']}")
+    print(f"\nReport:  {folder / 'report.html'}")
+    print(f"Again:   ray_unlearn report {folder}")
+    print(folder.name, flush=True)
     return 0
 
 

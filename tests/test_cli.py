@@ -124,7 +124,16 @@ def test_an_unknown_sampler_is_refused_with_the_names_that_there_are(capfd):
 @pytest.mark.parametrize("benchmark", ["wmdp", "tofu"])
 def test_a_dry_run_says_what_would_run_and_leaves_nothing(capfd, tmp_path, no_ray, benchmark):
     code, output, _ = run(
-        capfd, "tune", "--benchmark", benchmark, "--methods", "simnpo,npo", "--dry-run", "--out", str(tmp_path), "--prune"
+        capfd,
+        "tune",
+        "--benchmark",
+        benchmark,
+        "--methods",
+        "simnpo,npo",
+        "--dry-run",
+        "--out",
+        str(tmp_path),
+        "--prune",
     )
     assert code == 0
     assert "MINI" in output
