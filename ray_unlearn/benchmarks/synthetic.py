@@ -15,7 +15,7 @@ reference model misleads NPO. The second one, with a chain to forget that the mo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.data import Sequences
 from ray_unlearn.metrics import Scores
-from ray_unlearn.prepare import Build, build_models, cached, read_profile, write_profile
+from ray_unlearn.model import context_length, load_config
+from ray_unlearn.prepare import Build, build_models, cached, read_profile, with_retrained, write_profile
 
 NUM_STATES = 10
 HOMES = {"retain": (0, 1, 2), "forget1": (3, 4, 5), "forget2": (6, 7, 8)}
@@ -132,11 +133,15 @@ def uniform_divergence(chain: str) -> float:
 
 
 def load(request: Request) -> Task:
-    given = {"--model": request.model, "--data": request.data, "--split": request.split}
-    for option, value in given.items():
+    for option, value in {"--data": request.data, "--split": request.split}.items():
         if value is not None:
-            raise UserError(f"{option} {value}: synthetic makes its own data and models. Leave {option} out")
-    return load_experiment("length", request.scale, SIZES[request.scale].unlearn // 2)
+            raise UserError(f"{option} {value}: synthetic makes its own data. Leave {option} out")
+    task = load_experiment("length", request.scale, SIZES[request.scale].unlearn // 2)
+    if request.model is not None:
+        if context_length(load_config(request.model)) < max(task.retain.lengths):
+            raise UserError(f"--model {request.model}: reads less than a chain's length. Give one that a search made")
+        task = replace(task, model=request.model)
+    return task if request.whole else replace(task, whole=None)
 
 
 def load_experiment(name: str, scale: str, unlearn: int | None = None) -> Task:
@@ -155,19 +160,26 @@ def load_experiment(name: str, scale: str, unlearn: int | None = None) -> Task:
         part: Split({c: Probe(sequences(c, sizes.scored), truth=transition_matrix(c)) for c in HOMES})
         for part in ("selection", "report")
     }
-    key = {"name": f"synthetic-{scale}", "version": 4, "seed": DATA_SEED, "sizes": asdict(sizes), "experiment": name}
+    splits["whole"] = Split(
+        {
+            c: replace(probe, sequences=Sequences.concatenate([s.probes[c].sequences for s in splits.values()]))
+            for c, probe in splits["selection"].probes.items()
+        }
+    )
+    key = {"name": f"synthetic-{scale}", "version": 5, "seed": DATA_SEED, "sizes": asdict(sizes), "experiment": name}
     learnt = Sequences.concatenate([train[c] for c in experiment.learnt])
     models = cached(key, lambda folder: _make_models(folder, sizes, learnt, train["retain"], splits))
-    profiles = read_profile(models / "retrained")
-    return Task(
+    task = Task(
         benchmark="synthetic",
         scale=scale,
         model=str(models / "target"),
         forget=Sequences.concatenate([train[c].select(range(unlearn or sizes.forget)) for c in ("forget1", "forget2")]),
         retain=train["retain"],
-        selection=Split(splits["selection"].probes, retrained=profiles["selection"]),
-        report=Split(splits["report"].probes, retrained=profiles["report"]),
+        selection=splits["selection"],
+        report=splits["report"],
+        whole=splits["whole"],
     )
+    return with_retrained(task, read_profile(models / "retrained"))
 
 
 def _make_models(folder: Path, sizes: Sizes, learnt: Sequences, retain: Sequences, splits: Mapping[str, Split]) -> None:
