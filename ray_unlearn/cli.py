@@ -329,31 +329,86 @@ def _names(listed: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
 
 
+FolderArgument = Annotated[Path, typer.Argument(help="The search's folder, as `tune` printed it.")]
+SameAddressOption = Annotated[str | None, typer.Option(help="Ray cluster to use. (default: the search's)")]
+
+
 @app.command()
-def reproduce(
-    what: Annotated[str, typer.Argument(help="What to reproduce: synthetic (SimNPO, section 5).")],
-    scale: Annotated[
-        FixedScale, typer.Option(help="full: the paper's models and data. mini: smaller ones, for a first look.")
-    ] = FixedScale.full,
-    seeds: Annotated[int, typer.Option(help="Seeds of every method; from 5 on there is a verdict.")] = 5,
+def compare(
+    folder: FolderArgument,
+    seeds: Annotated[int, typer.Option(help="Runs of every finalist, each with a seed of its own.")] = 5,
+    top: Annotated[int, typer.Option(help="Finalists of each method.")] = 1,
+    frontier: Annotated[bool, typer.Option(help="Also every other point of the frontier.")] = False,
     concurrent: Annotated[int | None, typer.Option(help="Runs at a time. (default: what the machine holds)")] = None,
-    workers: WorkersOption = 1,
-    gpus_per_worker: GpusOption = None,
-    zero: ZeroOption = Zero.stage2,
-    address: AddressOption = None,
-    out: Annotated[Path, typer.Option(help="Folder that gets the reproduction's own folder.")] = Path("results"),
+    allow_unequal: Annotated[
+        bool, typer.Option("--allow-unequal", help="Compare methods that had unequal budgets, and say so.")
+    ] = False,
+    address: SameAddressOption = None,
 ) -> None:
-    """Run a paper's experiment again, and say whether what it claims holds."""
+    """Train each method's best again with new seeds, and say which differences hold."""
     from ray_unlearn import commands
 
+    options = commands.CompareOptions(folder, seeds, top, frontier, concurrent, allow_unequal, address)
+    raise typer.Exit(commands.compare(options))
+
+
+@app.command()
+def export(
+    folder: FolderArgument,
+    trial: Annotated[str, typer.Option(help="Which trial: its name, or best.")] = "best",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make. (default: export/ and the trial's name, in the search's)")
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The LoRA adapter by itself, for peft. (default: merged)")
+    ] = False,
+    address: SameAddressOption = None,
+) -> None:
+    """Write a trial's model as a folder to pass on, with a model card and what it takes to make it again."""
+    from ray_unlearn import commands
+
+    raise typer.Exit(commands.export(commands.ExportOptions(folder, trial, out, adapter, address)))
+
+
+@app.command()
+def reproduce(
+    what: Annotated[
+        str, typer.Argument(help="The reproduce.json of an exported model; or synthetic (SimNPO, section 5).")
+    ],
+    model: ModelOption = None,
+    data: DataOption = None,
+    retrained: RetrainedOption = None,
+    scale: Annotated[
+        FixedScale,
+        typer.Option(help="Of synthetic. full: the paper's models and data. mini: smaller ones, for a first look."),
+    ] = FixedScale.full,
+    seeds: Annotated[int, typer.Option(help="Of synthetic: seeds of every method; from 5 on there is a verdict.")] = 5,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Of synthetic: runs at a time. (default: what the machine holds)")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers of a gang. (default: as many as then; 1)")] = None,
+    gpus_per_worker: GpusOption = None,
+    zero: Annotated[Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: as then; 2)")] = None,
+    address: AddressOption = None,
+    out: Annotated[Path, typer.Option(help="Of synthetic: folder that gets the reproduction's own folder.")] = Path(
+        "results"
+    ),
+) -> None:
+    """Run an exported trial again and compare figures and weights; or a paper's experiment, and say what holds."""
+    from ray_unlearn import commands
+
+    stage = int(zero.value) if zero is not None else None
+    if what.endswith(".json"):
+        again = commands.RepeatOptions(Path(what), model, data, retrained, workers, stage, address)
+        raise typer.Exit(commands.repeat(again))
     options = commands.ReproduceOptions(
         what=what,
         scale=scale.value,
         seeds=seeds,
         concurrent=concurrent,
-        workers=workers,
+        workers=workers or 1,
         gpus_per_worker=gpus_per_worker,
-        zero=int(zero.value),
+        zero=commands.DEFAULT_ZERO if stage is None else stage,
         address=address,
         out=out,
     )

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from ray_unlearn.again import describe_local, load_search, read_local
 from ray_unlearn.benchmarks import Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
 from ray_unlearn.engine_config import load_settings
@@ -25,11 +26,14 @@ from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.reproduce import check_name, reproduce_synthetic
-from ray_unlearn.results import COMPLETED, read_reproduction, read_search
-from ray_unlearn.space import Space, file_method, load_space
+from ray_unlearn.results import COMPLETED, read_reproduction, read_search, write_json
+from ray_unlearn.robustness import judged_metrics
+from ray_unlearn.space import Space, file_method, load_space, read_spaces
 
 BIGGEST_WORKER_COUNT = 1024
 DEFAULT_ZERO = 2
+DIFFERS = 1
+"""Exit code of a trial that was run again and came out differently."""
 PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
@@ -123,6 +127,37 @@ class ReproduceOptions:
     out: Path
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    folder: Path
+    seeds: int
+    top: int
+    frontier: bool
+    concurrent: int | None
+    allow_unequal: bool
+    address: str | None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    folder: Path
+    trial: str
+    out: Path | None
+    adapter: bool
+    address: str | None
+
+
+@dataclass(frozen=True)
+class RepeatOptions:
+    file: Path
+    model: str | None
+    data: Path | None
+    retrained: Path | None
+    workers: int | None
+    zero: int | None
+    address: str | None
+
+
 def tune(options: TuneOptions, dry_run: bool) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
@@ -187,14 +222,16 @@ class ResolvedSearch:
     task: Task
     spaces: Mapping[str, Space]
     num_parameters: int
+    local: Mapping[str, Any]
+    """What again.py keeps of it for later commands."""
 
 
 def resolve_search(
     options: TuneOptions, scale: str, gang: GangConfig, resources: Resources, name: str
 ) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
-    task = benchmark.load(Request(scale, absolute(options.model), options.data, options.split))
-    task = attach_retrained(task, options.retrained)
+    request = Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
+    task = attach_retrained(benchmark.load(request), options.retrained)
     size = check_trained(task.model, gang.lora_rank, gang.train)
     concurrent = options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods))
     gang = fit_gang(gang, task.model, size, resources, concurrent)
@@ -212,18 +249,18 @@ def resolve_search(
         sampler=options.sampler,
         prune=options.prune,
         line=LINE if options.harvest else (),
-        robustness=options.robustness,
+        robustness=replace(options.robustness, metrics=judged_metrics(benchmark)),
         under=options.under,
         seed=options.seed,
         gang=gang,
         model=task.model,
-        definition=options.benchmark if options.benchmark.endswith(".toml") else None,
-        data=str(options.data) if options.data else None,
+        definition=str(Path(options.benchmark).absolute()) if options.benchmark.endswith(".toml") else None,
+        data=str(request.data) if request.data else None,
         split=options.split,
         spaces=tuple(path.name for path in options.spaces),
         address=options.address,
     )
-    return ResolvedSearch(config, task, spaces, size)
+    return ResolvedSearch(config, task, spaces, size, describe_local(config, request, options.retrained))
 
 
 def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool) -> str:
@@ -234,7 +271,9 @@ def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], kee
     total = search.config.trials * len(search.config.methods)
     progress = (LiveProgress if interactive else PlainProgress)(console, total)
     try:
-        return run_search(search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model)
+        return run_search(
+            search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local
+        )
     finally:
         progress.close()
 
@@ -301,6 +340,118 @@ def evaluate(options: EvaluateOptions) -> int:
     print(describe_evaluation(benchmark, evaluation))
     print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
     return 0
+
+
+def compare(options: CompareOptions) -> int:
+    """Train the finalists again with new seeds, keep the runs, say what can be told apart; the exit code."""
+    from ray_unlearn.compare import (
+        comparison_seeds,
+        count_budgets,
+        describe_comparison,
+        describe_unequal,
+        pick_finalists,
+        run_comparison,
+        summarise,
+    )
+
+    for name, value in (("--top", options.top), ("--concurrent", options.concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    if options.seeds < 2:
+        raise UserError(f"--seeds {options.seeds}: one run has no spread. Give at least 2, better 5")
+    results = read_search(options.folder)
+    if (unequal := describe_unequal(count_budgets(results.trials))) and not options.allow_unequal:
+        raise UserError(
+            f"{options.folder}: the methods had unequal budgets: {unequal}. Search again, or give --allow-unequal"
+        )
+    config, spaces = read_local(options.folder)[0], read_spaces(results.meta)
+    finalists = pick_finalists(results.trials, config.utility_floor, options.top, options.frontier)
+    if not finalists:
+        raise UserError(f"{options.folder}: no trial has completed, there is nothing to compare. Search again")
+    seeds = comparison_seeds(config, options.seeds)
+    address = options.address or config.address
+    wanted = options.concurrent or default_concurrency(
+        config.gang, find_resources(address), len(finalists) * len(seeds)
+    )
+    config = replace(config, address=address, concurrent=wanted)
+    folder = options.folder.absolute()
+    (folder / "compare").mkdir(exist_ok=True)
+    log = folder / "compare" / "log.txt"
+    with noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        _, task = load_search(folder)
+        say(f"{len(finalists)} finalist(s) with {len(seeds)} seeds each: {len(finalists) * len(seeds)} runs")
+        try:
+            runs = run_comparison(folder, config, task, finalists, seeds, say)
+        except KeyboardInterrupt:
+            say("interrupted; the runs that ended are kept, and the same command goes on with the others")
+            return INTERRUPTED
+        from ray_unlearn.search import describe_importances
+
+        shares = describe_importances(results.trials, spaces)
+        comparison = summarise(config, results.trials, spaces, finalists, runs, seeds, shares)
+        write_json(folder / "comparison.json", comparison)
+        write_report(folder)
+    for line in describe_comparison(comparison):
+        print(line)
+    print(f"\nReport:  {options.folder / 'report' / 'report.html'}")
+    missing = {row["method"] for row in finalists} - {entry["method"] for entry in comparison["finalists"]}
+    return PARTIAL if missing else 0
+
+
+def export(options: ExportOptions) -> int:
+    """Write a trial's model, its card and what repeats it into a folder; the exit code."""
+    from ray_unlearn.export import find_trial, run_export
+
+    results = read_search(options.folder)
+    row = find_trial(results, options.trial)
+    out = options.out or options.folder / "export" / row["trial_id"]
+    if out.exists():
+        raise UserError(f"--out {out}: is there already. Give another folder, or remove it")
+    config = read_local(options.folder)[0]
+    if options.adapter and not config.gang.lora_rank:
+        raise UserError("--adapter: this search trained whole weights, there is no adapter. Leave it out")
+    check_writable(out.parent)
+    log = out.parent / f"{out.name}.log.txt"
+    with noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        config, task = load_search(options.folder)
+        config = replace(config, address=options.address or config.address)
+        run_export(results, config, task, row, out.absolute(), options.adapter, say)
+    log.unlink()
+    print(f"Model:  {out}")
+    print(f"Card:   {out / 'README.md'}")
+    print(f"Again:  ray_unlearn reproduce {out / 'reproduce.json'}")
+    return 0
+
+
+def repeat(options: RepeatOptions) -> int:
+    """Run an exported trial again and compare; exit code 0 where the figures are the same, else 1."""
+    from ray_unlearn.repeat import DIFFERENT, describe_repeat, read_run, resolve_run, run_again, verdict
+
+    then = read_run(options.file)
+    if options.model is not None:
+        check_model(options.model)
+    check_data(options.data)
+    workers = options.workers or then["config"]["gang"]["num_workers"]
+    check_workers(workers, None, "--workers")
+    check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
+    gpus = find_resources(options.address).gpus
+    log = cache_folder() / f"reproduce-{os.getpid()}.log.txt"
+    with noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        config, task = resolve_run(options.file, then, absolute(options.model), options.data, options.retrained)
+        gang = replace(
+            config.gang,
+            num_workers=workers,
+            zero_stage=config.gang.zero_stage if options.zero is None else options.zero,
+            gpus_per_worker=config.gang.gpus_per_worker if gpus else 0.0,
+        )
+        say(f"running {then['job']['trial']['trial_id']} again")
+        now = run_again(then, replace(config, gang=gang, address=options.address), task)
+    log.unlink()
+    print(describe_repeat(then, now))
+    return DIFFERS if verdict(then, now) == DIFFERENT else 0
 
 
 def prepare(options: PrepareOptions) -> int:

@@ -12,8 +12,9 @@ import asyncio
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +332,29 @@ class Gangs:
             if on_report:
                 on_report(report)
         return report
+
+    def run_all(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any], float]]:
+        """Do jobs outside the search, one a gang at a time; each as it ends: its last report and its wall seconds.
+
+        The next job starts while the caller looks at the last one's report, so no gang waits for another.
+        """
+        import ray
+
+        left = iter(jobs)
+        running: dict[Any, tuple[Job, float]] = {}
+
+        def start(count: int) -> None:
+            for job in islice(left, count):
+                ray.get(self.broker.submit.remote(job))
+                running[self.broker.next.remote(job.job_id)] = job, time.perf_counter()
+
+        start(self.count)
+        while running:
+            (ready, *_), _ = ray.wait(list(running))
+            job, began = running.pop(ready)
+            report = ray.get(ready)
+            if report["done"]:
+                start(1)
+                yield job, report, time.perf_counter() - began
+            else:
+                running[self.broker.next.remote(job.job_id)] = job, began

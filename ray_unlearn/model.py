@@ -147,6 +147,12 @@ def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path
     tokenizer.save_pretrained(folder)
 
 
+def save_adapter(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path) -> None:
+    """Write the adapter by itself as `peft` loads it on top of the model that it was trained on."""
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
 def hidden_layer(setting: int, num_layers: int) -> int:
     """The layer meant by TrialConfig.hidden_layer: itself, or 22 % of the depth (RMU: 7 of 32) for -1.
 

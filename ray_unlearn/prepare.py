@@ -92,7 +92,8 @@ def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[
 
 def attach_retrained(task: Task, place: Path | None) -> Task:
     """The task with the retrained model's profile from that place, else from where `prepare` leaves it: beside
-    the starting model. Raises UserError where the given one cannot be had."""
+    the starting model. A benchmark that makes its own models has attached it. Raises UserError where the given one
+    cannot be had."""
     beside = Path(task.model).parent / "retrained"
     known = task.selection.retrained is not None or not (beside / "profile.json").is_file()
     if place is None and known:

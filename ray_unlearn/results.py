@@ -9,6 +9,8 @@
                         answer (null where nothing was generated), probability, exact_memorisation
         weights/<trial_id>.parquet   how a finalist spread its forgetting: epoch, example, num_tokens, start_nll (at
                         the starting model, nats a token), weight (share of the epoch's gradient weight)
+        comparison.json, compare/    finalists over several seeds, see compare.py
+        local.json      where model and data are on this machine, see again.py; no report reads it
         model/          the chosen model, as `transformers` loads it
         report/         pages and pictures
         log.txt         what Ray and DeepSpeed had to say

@@ -18,7 +18,7 @@ With two objectives the utility floor is a constraint for TPE, GP and NSGA-II; t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -36,6 +36,8 @@ GP_STARTS_AT = 2
 GENERATIONS = 5
 """NSGA-II's generations in one search; Optuna's own population of 50 would make a search of 20 trials random."""
 SMALLEST_POPULATION = 4
+FEWEST_FOR_IMPORTANCES = 8
+"""Completed trials of a method under which its parameters' importances would be noise."""
 
 
 class MethodStudy:
@@ -108,6 +110,27 @@ def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:
         for row in shares
     ]
     return points
+
+
+def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, float]:
+    """How much of the objective's variance each searched parameter accounts for, largest first; sums to 1.
+
+    fANOVA (Hutter et al., ICML 2014) on one method's completed trials. Empty where there are fewer than
+    FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
+    """
+    completed = [row for row in rows if row["status"] == COMPLETED]
+    if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    distributions = {name: _distribution(range_) for name, range_ in space.ranges.items()}
+    kinds = {name: int if range_.integer else float for name, range_ in space.ranges.items()}
+    for row in completed:
+        values = {name: kind(row[name]) for name, kind in kinds.items()}
+        trial = optuna.trial.create_trial(params=values, distributions=distributions, value=row["objective"])
+        study.add_trial(trial)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 
 def _distribution(range_: Any) -> optuna.distributions.BaseDistribution:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig, Tuner
@@ -23,15 +24,26 @@ from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ray_unlearn.again import LOCAL, data_fingerprint
 from ray_unlearn.benchmarks import Benchmark, Profile, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.gang import Gangs
 from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
 from ray_unlearn.objective import Judge
-from ray_unlearn.results import CANDIDATES, COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer, curve_schema, trial_schema
-from ray_unlearn.robustness import describe_metrics, judged_metrics
-from ray_unlearn.sampling import MethodStudy
+from ray_unlearn.results import (
+    CANDIDATES,
+    COMPLETED,
+    FAILED,
+    INTERPOLATED,
+    PRUNED,
+    Writer,
+    curve_schema,
+    trial_schema,
+    write_json,
+)
+from ray_unlearn.robustness import describe_metrics
+from ray_unlearn.sampling import MethodStudy, importances
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.trial import Job
@@ -291,27 +303,27 @@ def run_search(
     command: list[str],
     watcher: Watcher,
     keep_model: bool = True,
+    local: Mapping[str, Any] | None = None,
 ) -> str:
     """Run the whole search into `folder`; returns its status, "complete" or "partial".
 
+    local: what a later command on this machine needs to go on (see again.py).
+
     Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
     """
-    benchmark = load_benchmark(config.definition or config.benchmark)
-    parameters = list(dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters))
+    benchmark = load_benchmark(config.loaded_from)
     metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
-    writer = Writer.create(
-        folder,
-        trial_schema(benchmark.name, parameters, metrics),
-        curve_schema(benchmark.name, benchmark.metrics),
-    )
+    writer = Writer.create(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
+    if local is not None:
+        write_json(folder / LOCAL, local)
     meta = describe_search(config, benchmark, spaces, command) | {"metrics": metrics}
+    meta |= {"data_fingerprint": data_fingerprint(task)}
     studies = {
         name: MethodStudy(
             spaces[name], config.trials, config.objective == "pareto", config.seed, config.sampler, config.utility_floor
         )
         for name in config.methods
     }
-    config = replace(config, robustness=replace(config.robustness, metrics=judged_metrics(benchmark)))
     recorder = Recorder(config, studies, spaces, writer)
     writer.write_search(meta)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
@@ -327,7 +339,7 @@ def run_search(
         retrained = _metrics(task.selection.retrained)
         judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
         benchmark.check_start(judge)
-        meta |= describe_anchors(judge) | {"notes": [*task.notes, *report["notes"]]}
+        meta |= describe_anchors(judge) | {"notes": [*task.notes, *report["notes"]], "hardware": report["hardware"]}
         for note in report["notes"]:
             watcher.stage(note)
         writer.write_search(meta)
@@ -343,9 +355,25 @@ def run_search(
         "status": status,
         "finished": _now(),
         "chosen": chosen["trial_id"] if chosen else None,
+        "importances": describe_importances(recorder.rows, spaces),
     }
     writer.write_search(meta)
     return status
+
+
+def row_schema(config: SearchConfig) -> pa.Schema:
+    """Of the search's trials, and of its finalists."""
+    benchmark = load_benchmark(config.loaded_from)
+    parameters = dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters)
+    return trial_schema(
+        benchmark.name, parameters, [*benchmark.metrics, *describe_metrics(benchmark, attacks_of(config))]
+    )
+
+
+def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]) -> dict[str, dict[str, float]]:
+    """By method, its parameters' shares; methods with too few trials are left out."""
+    found = {name: importances([r for r in rows if r["method"] == name], space) for name, space in spaces.items()}
+    return {name: shares for name, shares in found.items() if shares}
 
 
 def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
@@ -394,45 +422,68 @@ def run_finals(
 
     The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
     """
-    retrained = task.report.retrained
-    attacks = replace(config.robustness, attacks=attacks_of(config))
-    final = Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=config.seed)
+    final = held_out_job(config, config.seed)
     report = gangs.run(replace(final, weights=True))
     start, start_nll = finished_profile(report, "report", "the starting model"), report["forget_nll"]
     writer.write_examples("start", "report", start.examples)
-    judge = Judge.build(benchmark, start.metrics, _metrics(retrained), config.utility_floor, config.under)
+    judge = held_out_judge(config, task, start.metrics)
+    retrained = task.report.retrained
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
         scores = asdict(judge.verdict(profile.metrics, is_last=False))
         writer.write_final(_final_row({"trial_id": name, "method": name}, config, scores, profile))
     chosen = choose(list(best.values()), config.utility_floor)
     for row in best.values():
-        trial = trial_of(row, METHODS[row["method"]].parameters)
         keep = folder is not None and chosen is not None and row["trial_id"] == chosen["trial_id"]
-        job = replace(
-            final,
-            job_id=f"final-{trial.trial_id}",
-            trial=trial,
-            stop_after=int(row["epoch"]),
-            alpha=row["alpha"],
-            save_to=str(folder / "model") if keep and folder else None,
-            weights=True,
-        )
+        job = rerun_job(config, row, config.seed)
+        job = replace(job, save_to=str(folder / "model") if keep and folder else None, weights=True)
         began = time.perf_counter()
         report = gangs.run(job)
-        plain = {name: value for name, value in row.items() if "/" not in name}
-        if "error" in report:
-            unknown = dict.fromkeys(("forget", "utility", "objective"))
-            writer.write_final({**plain, **unknown, "status": FAILED, "error": report["error"]})
-            continue
-        profile = finished_profile(report, "report", trial.trial_id)
-        costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
-        costs |= {"wall_seconds": time.perf_counter() - began}
-        costs["epochs_run"] = job.stop_after
-        scores = asdict(judge.verdict(profile.metrics))
-        writer.write_final(_final_row({**plain, **costs}, config, scores, profile))
-        writer.write_examples(trial.trial_id, "report", profile.examples)
-        writer.write_weights(trial.trial_id, report["weights"], task.forget.answer_lengths.tolist(), start_nll)
+        writer.write_final(rerun_row(config, judge, row, job, report, time.perf_counter() - began))
+        if "error" not in report:
+            profile = finished_profile(report, "report", row["trial_id"])
+            writer.write_examples(row["trial_id"], "report", profile.examples)
+            writer.write_weights(row["trial_id"], report["weights"], task.forget.answer_lengths.tolist(), start_nll)
+
+
+def held_out_job(config: SearchConfig, seed: int) -> Job:
+    """Score the starting model on the held-out split, as finalists are."""
+    attacks = replace(config.robustness, attacks=attacks_of(config))
+    return Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=seed)
+
+
+def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
+    """Train a results row's trial again with that seed, to the evaluation point that counted, and score it on the
+    held-out split. With the search's own seed it is the same model again."""
+    trial = replace(trial_of(row, METHODS[row["method"]].parameters), seed=seed)
+    return replace(
+        held_out_job(config, seed),
+        job_id=f"final-{trial.trial_id}-{seed}",
+        trial=trial,
+        stop_after=int(row["epoch"]),
+        alpha=row["alpha"],
+    )
+
+
+def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float]) -> Judge:
+    """From what the starting model measures on the held-out split."""
+    retrained = _metrics(task.report.retrained)
+    return Judge.build(load_benchmark(config.loaded_from), start, retrained, config.utility_floor, config.under)
+
+
+def rerun_row(
+    config: SearchConfig, judge: Judge, row: Mapping[str, Any], job: Job, report: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """The row of a trial that was run again; one that failed says why and has no scores."""
+    plain = {name: value for name, value in row.items() if "/" not in name} | {"seed": job.seed}
+    if "error" in report:
+        unknown = dict.fromkeys(("forget", "utility", "objective"))
+        return {**plain, **unknown, "status": FAILED, "error": report["error"]}
+    profile = finished_profile(report, "report", row["trial_id"])
+    costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
+    costs |= {"wall_seconds": seconds, "device_seconds": seconds * config.gang.num_workers}
+    scores = asdict(judge.verdict(profile.metrics))
+    return _final_row({**plain, **costs, "epochs_run": job.stop_after}, config, scores, profile)
 
 
 def _final_row(

@@ -43,6 +43,12 @@ class Range:
         value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
         return round(value) if self.integer else min(max(value, self.low), self.high)
 
+    def share(self, value: float) -> float:
+        """Where a value lies in the range: 0 at its low end, 1 at its high end; what `at` takes."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
 
 @dataclass(frozen=True)
 class Space:
@@ -52,6 +58,12 @@ class Space:
     fixed: Mapping[str, Any]
     ranges: Mapping[str, Range]
     warm_starts: tuple[Mapping[str, float], ...]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Space:
+        """As search.json has it."""
+        ranges = {name: Range(**range_) for name, range_ in values["ranges"].items()}
+        return cls(values["method"], values["fixed"], ranges, tuple(values["warm_starts"]))
 
 
 def folder() -> Path:
@@ -87,6 +99,11 @@ def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, 
             ranges[key] = value
         warm_starts = _tables(path, table, "warm_start") or warm_starts
     return _check(path, method, fixed, ranges, warm_starts, num_parameters)
+
+
+def read_spaces(meta: Mapping[str, Any]) -> dict[str, Space]:
+    """By method, as search.json has them."""
+    return {name: Space.from_json(values) for name, values in meta["spaces"].items()}
 
 
 def _table(path: Path, parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:

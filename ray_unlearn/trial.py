@@ -43,6 +43,8 @@ class Job:
     to epoch. 0: the whole set."""
     save_to: str | None = None
     """Folder for the model as it is at the end."""
+    adapter: bool = False
+    """Whether `save_to` gets the LoRA adapter by itself rather than the model with the adapter merged in."""
     alpha: float = 1.0
     """What is scored and saved at the end: the point start + alpha (end - start) on the line through both models."""
     line: tuple[float, ...] = ()
@@ -76,7 +78,7 @@ def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
     """What is done with the model at the end of a job: it is kept, scored and attacked."""
     with worker.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
         if job.save_to is not None:
-            worker.save(Path(job.save_to))
+            worker.save(Path(job.save_to), job.adapter)
         profiles = _score(worker, splits, job.complete)
         for name in splits if job.robustness.attacks else ():
             attacked = asdict(worker.attack(job.robustness, getattr(worker.task, name), job.seed))
@@ -115,6 +117,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
             "weights": worker.weights if done and job.weights else None,
             "forget_nll": worker.forget_nll() if done and job.weights and trial is None else None,
             "notes": worker.notes,
+            "hardware": worker.hardware,
             **seconds,
             "peak_memory_bytes": worker.peak_memory_bytes(),
             "done": done,

@@ -1,7 +1,8 @@
-"""Which code ran: the versions of packages, and this checkout's commit."""
+"""Which code ran, and on what: the versions of packages, this checkout's commit, the CPU."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -35,3 +36,13 @@ def git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return revision.strip() + ("+" if changes.strip() else "")
+
+
+def cpu_model() -> str:
+    """The processor's name as its maker prints it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import resource
 import sys
@@ -40,9 +41,10 @@ from ray_unlearn.losses import (
 )
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.memorisation import exact_memorisation
-from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_weights
+from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_adapter, save_weights
 from ray_unlearn.reference import read_reference, reference_key, write_reference
 from ray_unlearn.robustness import attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
+from ray_unlearn.versions import cpu_model
 
 GENERATION_BATCH = 32
 Item = tuple[np.ndarray, int]
@@ -149,6 +151,13 @@ class Worker:
     def notes(self) -> list[str]:
         """What the user should know about how this model is run."""
         return ["this model mixes packed sequences: each gets a row of its own, sorted by length"] * self._alone
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        """What this gang runs on."""
+        on_gpu = self.device.type == "cuda"
+        kind = torch.cuda.get_device_name(self.device) if on_gpu else cpu_model()
+        return {"device": self.device.type, "model": kind, "workers": self.num_workers, "cpus": os.cpu_count()}
 
     def restore(self) -> None:
         """Back to the starting model, as if no trial had run."""
@@ -673,12 +682,15 @@ class Worker:
 
     # The rest
 
-    def save(self, folder: Path) -> None:
-        """Write the model as it is now. Every worker must call it."""
+    def save(self, folder: Path, adapter: bool = False) -> None:
+        """Write the model as it is now, or its adapter alone. Every worker must call it."""
         state = engines.gather_trained(self.engine, self.rank)
         if self.rank == 0:
             model = self.engine.module.model
-            save_weights(model, state, self.tokenizer, folder, self.task.model, self.gang.precision)
+            if adapter:
+                save_adapter(model, state, self.tokenizer, folder)
+            else:
+                save_weights(model, state, self.tokenizer, folder, self.task.model, self.gang.precision)
         dist.barrier()
 
     def peak_memory_bytes(self) -> int:

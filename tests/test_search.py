@@ -18,11 +18,17 @@ REQUIRED = {
 }
 
 
-def tune(out: Path, *options: str) -> tuple[Path, subprocess.CompletedProcess]:
-    """Run the command; the search's folder, by the last line of standard output."""
-    command = [sys.executable, "-m", "ray_unlearn.cli", "tune", *options, "--out", str(out)]
+def ray_unlearn(*arguments: str) -> subprocess.CompletedProcess:
+    """Run a command that must end well."""
+    command = [sys.executable, "-m", "ray_unlearn.cli", *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
     assert run.returncode == 0, run.stderr + run.stdout
+    return run
+
+
+def tune(out: Path, *options: str) -> tuple[Path, subprocess.CompletedProcess]:
+    """Run the command; the search's folder, by the last line of standard output."""
+    run = ray_unlearn("tune", *options, "--out", str(out))
     return out / run.stdout.splitlines()[-1], run
 
 
@@ -83,6 +89,49 @@ def test_a_pruned_search_ends_trials_early_and_loses_none(tmp_path):
     chosen = json.loads((folder / "search.json").read_text())["chosen"]
     assert next(row for row in rows if row["trial_id"] == chosen)["status"] == "completed"
     assert "pruned after epoch 1" in run.stdout
+
+
+def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options = ("--benchmark", "wmdp", "--methods", "simnpo,npo", "--trials", "2", "--robustness", "quantise")
+    folder, _ = tune(tmp_path, *options, "--concurrent", "2")
+    meta = json.loads((folder / "search.json").read_text())
+    assert str(tmp_path) not in json.dumps({**meta, "command": None})
+    assert json.loads((folder / "local.json").read_text())["config"]["methods"] == ["simnpo", "npo"]
+
+    # The machine may have been busy during one method's trials, so their seconds may differ.
+    compare = ("compare", str(folder), "--seeds", "2", "--allow-unequal")
+    first = ray_unlearn(*compare)
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert [entry["n"] for entry in comparison["finalists"]] == [2, 2]
+    assert {difference["verdict"] for difference in comparison["differences"]} == {"undecided"}, "two seeds"
+    assert comparison["differences"][0]["sentence"] in first.stdout
+    rows = [pq.read_table(path).to_pylist()[0] for path in sorted((folder / "compare" / "runs").glob("*.parquet"))]
+    assert sorted((row["method"], row["seed"]) for row in rows) == [
+        (method, seed) for method in ("npo", "simnpo") for seed in comparison["seeds"]
+    ]
+    assert all(row["status"] == "completed" and row["wmdp/quantised_forget_accuracy"] is not None for row in rows)
+    again = ray_unlearn(*compare)
+    assert "4 of 4 runs are there already" in again.stdout
+    assert json.loads((folder / "comparison.json").read_text()) == comparison
+
+    # Not the chosen one, whose model is kept: this one has to be trained again.
+    names = ds.dataset(folder / "trials").to_table().column("trial_id").to_pylist()
+    other = next(name for name in names if name != meta["chosen"])
+    out = tmp_path / "exported"
+    ray_unlearn("export", str(folder), "--trial", other, "--out", str(out))
+    model = AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        assert model(torch.arange(5)[None]).logits.isfinite().all()
+    for path in [*out.glob("*.json"), *out.glob("*.md")]:
+        assert str(tmp_path) not in path.read_text(), path.name
+        assert os.uname().nodename not in path.read_text(), path.name
+
+    repeated = ray_unlearn("reproduce", str(out / "reproduce.json"))
+    assert "final weights: the same bits" in repeated.stdout
+    assert repeated.stdout.rstrip().endswith("verdict: bit-identical")
 
 
 def test_tofu_on_its_real_data_from_prepare_to_the_table(tmp_path, tofu_data):

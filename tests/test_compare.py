@@ -1,0 +1,207 @@
+"""Comparing finalists: who they are, what their runs say, what is refused; made-up rows, no training."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from ray_unlearn.again import LOCAL
+from ray_unlearn.compare import (
+    comparison_seeds,
+    count_budgets,
+    describe_comparison,
+    describe_unequal,
+    find_edges,
+    pick_finalists,
+    summarise,
+)
+from ray_unlearn.config import GangConfig, SearchConfig
+from ray_unlearn.results import Writer, curve_schema, trial_schema
+from ray_unlearn.sampling import importances
+from ray_unlearn.space import Range, Space
+from tests.test_cli import run
+
+SPACE = Space("simnpo", {}, {"beta": Range(0.5, 8.0, log=True), "retain_weight": Range(0.0, 10.0)}, ())
+SPACES = {"simnpo": SPACE, "npo": SPACE}
+CONFIG = SearchConfig(
+    **{"name": "s", "benchmark": "wmdp", "scale": "mini", "methods": ("simnpo", "npo"), "trials": 4, "concurrent": 1},
+    **{"objective": "combined", "utility_floor": 0.9, "seed": 7, "gang": GangConfig(), "model": "m"},
+)
+
+
+def row(trial_id: str, objective: float = 0.5, **values) -> dict:
+    scores = {"objective": objective, "forget": objective, "utility": 0.95, "status": "completed", "error": None}
+    settings = {"method": trial_id.split("-")[0], "trial_id": trial_id, "beta": 2.0, "retain_weight": 5.0, "seed": 7}
+    costs = {"epochs_run": 10, "device_seconds": 20.0, "alpha": 1.0, "epoch": 10.0}
+    return {**scores, **settings, **costs, "wmdp/forget_accuracy": 0.3, **values}
+
+
+def runs_of(trial_id: str, *objectives: float, **values) -> list[dict]:
+    return [row(trial_id, score, seed=1007 + k, **values) for k, score in enumerate(objectives)]
+
+
+def summary(runs: list[dict], finalists: list[dict] | None = None, trials: list[dict] | None = None) -> dict:
+    finalists = [row("simnpo-0001"), row("npo-0001")] if finalists is None else finalists
+    return summarise(CONFIG, trials or finalists, SPACES, finalists, runs, comparison_seeds(CONFIG, 5), {})
+
+
+def test_finalists_are_the_best_above_the_floor_and_the_front_if_wanted():
+    rows = [
+        row("simnpo-0000", 0.6),
+        row("simnpo-0001", 0.9, utility=0.5),
+        row("simnpo-0002", 0.7),
+        row("simnpo-0003", 0.99, status="failed"),
+        row("simnpo-0000@0.5", 0.65, status="interpolated"),
+        row("npo-0000", 0.3, utility=0.2),
+    ]
+    names = [r["trial_id"] for r in pick_finalists(rows, 0.9, 2, frontier=False)]
+    assert names == ["simnpo-0002", "simnpo-0000@0.5", "npo-0000"], "npo has nothing above the floor"
+    more = [r["trial_id"] for r in pick_finalists(rows, 0.9, 2, frontier=True)]
+    assert more == [*names, "simnpo-0001"]
+
+
+def test_seeds_are_not_the_searchs_and_the_same_for_all():
+    assert comparison_seeds(CONFIG, 3) == [1007, 1008, 1009]
+
+
+def test_the_file_has_what_its_readers_expect():
+    runs = runs_of("simnpo-0001", 0.80, 0.82, 0.78, 0.81, 0.79) + runs_of("npo-0001", 0.70, 0.71, 0.69, 0.70, 0.70)
+    found = json.loads(json.dumps(summary(runs)))
+    assert found["seeds"] == [1007, 1008, 1009, 1010, 1011]
+    first = found["finalists"][0]
+    assert set(first) == {"method", "trial_id", "n", "forget", "utility", "objective", "metrics"}
+    assert (first["method"], first["trial_id"], first["n"]) == ("simnpo", "simnpo-0001", 5)
+    assert set(first["objective"]) == {"mean", "std", "min", "max"}
+    assert first["objective"]["mean"] == pytest.approx(0.80)
+    assert first["metrics"] == {"wmdp/forget_accuracy": {"mean": pytest.approx(0.3), "std": pytest.approx(0.0)}}
+    area = found["hypervolume"]["simnpo"]
+    assert area["value"] == pytest.approx(0.80 * 0.95)
+    assert area["low"] < area["value"] < area["high"]
+    assert [d["measure"] for d in found["differences"]] == ["objective", "forget", "utility"]
+    best = found["differences"][0]
+    assert (best["better"], best["other"], best["verdict"]) == ("simnpo", "npo", "reliable")
+    assert 0.05 < best["low"] < best["value"] < best["high"]
+    assert best["sentence"].startswith("SimNPO's advantage over NPO is 0.100 [")
+    assert found["differences"][2]["verdict"] == "undecided", "utilities are equal"
+    assert found["budget"]["npo"] == {"trials": 1, "epochs": 10, "device_seconds": 20.0}
+    assert set(found) == {
+        *("seeds", "finalists", "hypervolume", "differences", "warnings", "budget", "importances", "edges")
+    }
+    assert best["sentence"] in describe_comparison(found)
+
+
+def test_the_better_method_is_named_first_whatever_the_order():
+    runs = runs_of("simnpo-0001", 0.6, 0.6, 0.6, 0.6, 0.6) + runs_of("npo-0001", 0.7, 0.71, 0.72, 0.71, 0.7)
+    best = summary(runs)["differences"][0]
+    assert (best["better"], best["other"]) == ("npo", "simnpo")
+    assert best["value"] > 0
+
+
+def test_the_best_point_is_the_searchs_choice_not_the_luckiest_run():
+    finalists = [row("simnpo-0001", 0.9), row("simnpo-0002", 0.8), row("npo-0001", 0.7)]
+    runs = runs_of("simnpo-0001", *[0.5] * 5) + runs_of("simnpo-0002", *[0.9] * 5) + runs_of("npo-0001", *[0.7] * 5)
+    found = summary(runs, finalists)
+    assert found["differences"][0]["better"] == "npo"
+    assert found["hypervolume"]["simnpo"]["value"] == pytest.approx(0.9 * 0.95), "but the area is of all of them"
+
+
+def test_failed_runs_are_said_and_their_seeds_left_out_of_the_pairs():
+    runs = runs_of("simnpo-0001", 0.8, 0.8, 0.8) + runs_of("npo-0001", 0.7, 0.7, 0.7)
+    runs[1] |= {"status": "failed", "error": "NonFinite: loss", "objective": None, "forget": None, "utility": None}
+    found = summary(runs)
+    assert found["finalists"][0]["n"] == 2
+    assert found["differences"][0]["n"] == 2
+    assert any("simnpo-0001: 1 of 3 runs failed (NonFinite: loss)" in warning for warning in found["warnings"])
+
+
+def test_a_finalist_without_a_run_is_left_out():
+    failed = {"status": "failed", "error": "lost"}
+    found = summary(runs_of("simnpo-0001", 0.8, 0.8) + runs_of("npo-0001", None, None, **failed))
+    assert [entry["method"] for entry in found["finalists"]] == ["simnpo"]
+    assert found["differences"] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"beta": 0.5}, ["beta"]),
+        ({"beta": 0.5 * 16**0.04}, ["beta"]),
+        ({"beta": 0.5 * 16**0.06}, []),
+        ({"beta": 8.0, "retain_weight": 0.4}, ["beta", "retain_weight"]),
+        ({"retain_weight": 9.4}, []),
+    ],
+)
+def test_a_best_setting_within_a_twentieth_of_its_range_is_at_the_edge(settings, found):
+    edges = find_edges({"simnpo": row("simnpo-0000", **settings)}, SPACES)
+    assert [edge["parameter"] for edge in edges] == found
+
+
+def test_an_edge_becomes_a_warning():
+    found = summary(runs_of("simnpo-0001", 0.8, 0.8), [row("simnpo-0001", beta=8.0)])
+    assert any("SimNPO's best point lies at the edge" in w and "beta is 8" in w for w in found["warnings"])
+
+
+def test_budgets_count_trials_epochs_and_seconds_but_no_points_of_a_line():
+    rows = [row("ga-0000"), row("ga-0001", status="failed", epochs_run=2), row("ga-0000@0.5", status="interpolated")]
+    assert count_budgets(rows) == {"ga": {"trials": 2, "epochs": 12, "device_seconds": 40.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, ""),
+        ({"epochs": 10.5, "device_seconds": 55.0}, ""),
+        ({"trials": 2}, "trials (SimNPO 2, NPO 1)"),
+        ({"epochs": 12}, "epochs (SimNPO 12, NPO 10)"),
+        ({"device_seconds": 70.0}, "device seconds (SimNPO 70, NPO 20)"),
+    ],
+)
+def test_unequal_budgets_are_named_with_their_counts(changes, says):
+    equal = {"trials": 1, "epochs": 10, "device_seconds": 20.0}
+    assert describe_unequal({"simnpo": equal | changes, "npo": equal}) == says
+
+
+def test_importances_find_the_parameter_that_matters_and_say_nothing_of_few_trials():
+    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 2, retain_weight=i * 7 % 10, objective=i / 15) for i in range(15)]
+    shares = importances(rows, SPACE)
+    assert list(shares) == ["beta", "retain_weight"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["beta"] > 0.7
+    assert importances(rows[:7], SPACE) == {}
+    assert importances([r | {"objective": 0.5} for r in rows], SPACE) == {}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A search of two methods with unequal budgets."""
+    schema = trial_schema("wmdp", ["beta"], ["forget_accuracy"])
+    writer = Writer.create(tmp_path / "search", schema, curve_schema("wmdp", []))
+    writer.write_search({"chosen": "simnpo-0001", "spaces": {n: asdict(s) for n, s in SPACES.items()}})
+    failed = {"status": "failed", "error": "lost"}
+    for number, trial in enumerate([row("simnpo-0001"), row("simnpo-0002", **failed), row("npo-0001")]):
+        writer.write_trial({**trial, "number": number, "benchmark": "wmdp"}, [])
+    return writer.folder
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["compare", "{folder}"], ["trials (SimNPO 2, NPO 1)", "--allow-unequal"]),
+        (["compare", "{folder}", "--allow-unequal"], [LOCAL, "where the search ran"]),
+        (["compare", "{folder}", "--seeds", "1"], ["--seeds 1", "no spread"]),
+        (["compare", "{folder}", "--top", "0"], ["--top 0"]),
+        (["compare", "{folder}/nowhere"], ["holds no search"]),
+        (["export", "{folder}", "--trial", "simnpo-0009"], ["--trial simnpo-0009", "no such trial", "trials.csv"]),
+        (["export", "{folder}", "--trial", "simnpo-0002"], ["--trial simnpo-0002", "failed"]),
+        (["export", "{folder}", "--out", "{folder}"], ["is there already"]),
+        (["export", "{folder}"], [LOCAL]),
+        (["reproduce", "{folder}/nothing.json"], ["no such file"]),
+        (["reproduce", "{folder}/search.json"], ["is no reproduce.json"]),
+    ],
+)
+def test_what_cannot_be_compared_exported_or_repeated_is_one_line(capfd, folder, options, says):
+    code, _, errors = run(capfd, *[option.replace("{folder}", str(folder)) for option in options])
+    assert code == 2
+    (line,) = errors.strip().splitlines()
+    for words in says:
+        assert words in line

@@ -1,0 +1,139 @@
+"""What an export says of a model, and that names in it stay names."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
+from ray_unlearn.export import Measured, describe_model, find_trial, weights_digest
+from ray_unlearn.local import local_worker, run_local
+from ray_unlearn.losses import METHODS
+from ray_unlearn.results import SearchResults
+from ray_unlearn.trial import Job
+from tests.tiny import tiny_task
+
+ROW = {
+    **{"trial_id": "npo-0001", "method": "npo", "alpha": 1.0, "status": "completed"},
+    **{"forget": 0.91, "utility": 0.97, "objective": 0.94},
+}
+META = {
+    "objective_text": "Forget falls to chance.",
+    "metrics": {
+        "forget_accuracy": "share of questions answered right",
+        "quantised_forget_accuracy": "with linear weights in 4 bits: the same",
+    },
+}
+
+
+def card(base: str | None = "owner/name", metrics: dict | None = None, row: dict = ROW, **choices) -> str:
+    config = SearchConfig(
+        **{"name": "s", "benchmark": "wmdp", "methods": ("npo", "ga"), "trials": 9, "concurrent": 1},
+        **{"objective": "combined", "utility_floor": 0.9, "seed": 3, "gang": GangConfig(), "model": "/home/me/m"},
+        **{"scale": "full", **choices},
+    )
+    trial = TrialConfig("npo-0001", "npo", {"beta": 0.1}, retain_weight=2.5, learning_rate=1.2e-5)
+    metrics = metrics or {"forget_accuracy": 0.26}
+    job = {"trial": trial.to_json(), "stop_after": 5, "alpha": row["alpha"], "adapter": False}
+    measured = Measured(row, {"forget_accuracy": 0.55}, {"forget_accuracy": 0.25})
+    return describe_model(config, META, row, measured, {"model": base, "job": job, "metrics": metrics}, adapter=False)
+
+
+def head(text: str) -> dict:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_head_is_the_hubs():
+    values = head(card())
+    assert values["base_model"] == "owner/name"
+    assert values["library_name"] == "transformers"
+    assert values["tags"] == ["unlearning", "ray_unlearn", "npo"]
+    assert "license" not in values, "nobody but the user can state it"
+    assert "base_model" not in head(card("target")), "a folder's name is nobody's name on the hub"
+    assert "base_model" not in head(card(None))
+
+
+def test_the_card_has_method_settings_and_three_models_figures():
+    text = card()
+    for words in (METHODS["npo"].formula, "| beta | 0.1 |", "| learning_rate | 1.2e-05 |"):
+        assert words in text
+    assert "| epochs trained | 5 |" in text
+    assert "| forget_accuracy | 0.550 | 0.250 | 0.260 | share of questions answered right |" in text
+    assert "| forget | 0.910 |" in text
+    assert "/home/me" not in text
+
+
+@pytest.mark.parametrize("name", ["a/<script>x", "a/**b**|`c`", "a/[x](y)", 'a/"\n---\nlicense: mit'])
+def test_a_models_name_is_text_in_the_card(name):
+    text = card(name)
+    assert head(text)["base_model"] == name
+    assert "license" not in head(text)
+    body = text.split("\n---\n", 1)[1]
+    assert "<script>" not in body
+    assert "**b**" not in body
+    assert not re.search(r"(?<!\\)\[x", body)
+    assert "\nlicense: mit" not in body
+
+
+def test_limits_say_what_was_not_tried():
+    alone = card()
+    assert "Not tried on it: relearn, quantise, sample" in alone
+    assert "One training run, seed 3" in alone
+    assert "miniature" not in alone
+    quantised = card(metrics={"forget_accuracy": 0.26, "quantised_forget_accuracy": 0.4})
+    assert "Not tried on it: relearn, sample." in quantised
+    assert "| quantised_forget_accuracy | – | – | 0.400 |" in quantised
+    assert "After attacks" in quantised
+    assert "A miniature" in card(scale="mini")
+    assert "at 0.5 of the way" in card(row=ROW | {"alpha": 0.5})
+
+
+def test_the_digest_is_over_tensors_and_not_over_files(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+    for name, parts in (("one", [["a", "b"]]), ("two", [["b"], ["a"]])):
+        (tmp_path / name).mkdir()
+        for i, part in enumerate(parts):
+            save_file({key: tensors[key] for key in part}, tmp_path / name / f"model-{i}.safetensors")
+    assert weights_digest(tmp_path / "one") == weights_digest(tmp_path / "two")
+    save_file({"a": tensors["a"].reshape(3, 2)}, tmp_path / "two" / "model-1.safetensors")
+    assert weights_digest(tmp_path / "one") != weights_digest(tmp_path / "two")
+
+
+def test_the_trial_is_the_chosen_or_the_named_one(tmp_path):
+    failed = {**ROW, "trial_id": "npo-0002", "status": "failed"}
+    results = SearchResults(tmp_path, {"chosen": "npo-0001"}, [ROW, failed], [], [])
+    assert find_trial(results, "best") is ROW
+    assert find_trial(results, "npo-0001") is ROW
+    with pytest.raises(UserError, match=r"--trial npo-0003: no such trial.*trials\.csv"):
+        find_trial(results, "npo-0003")
+    with pytest.raises(UserError, match="has chosen none"):
+        find_trial(SearchResults(tmp_path, {"chosen": None}, [ROW], [], []), "best")
+
+
+def test_an_adapter_on_its_base_is_the_merged_model_and_an_interpolated_one_lies_between(tmp_path, tiny_model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    worker = local_worker(tiny_task(tiny_model), GangConfig(lora_rank=2))
+    trial = TrialConfig("t", "ga", learning_rate=1e-2, epochs=1, batch_size=8)
+    job = Job("t", trial, evaluate=(), points=False)
+    places = {"merged": {}, "adapter": {"adapter": True}, "half": {"adapter": True, "alpha": 0.5}}
+    for name, choices in places.items():
+        run_local(worker, Job(**{**vars(job), "save_to": str(tmp_path / name), **choices}))
+
+    def logits(model) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.arange(8)[None]).logits
+
+    def adapted(name: str) -> torch.Tensor:
+        return logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path / name))
+
+    start = logits(AutoModelForCausalLM.from_pretrained(tiny_model))
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    torch.testing.assert_close(adapted("adapter"), merged)
+    moved, half = (adapted("adapter") - start).norm(), (adapted("half") - start).norm()
+    assert 0 < half < moved
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 2
