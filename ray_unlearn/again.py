@@ -45,7 +45,7 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
     ):
         if place and Path(place).is_absolute() and not is_there(Path(place)):
             raise UserError(f"{folder}: the {what} of this search is gone ({place}). Put it back, or correct {LOCAL}")
-    task = attach_retrained(load_benchmark(config.definition or config.benchmark).load(request), retrained)
+    task = attach_retrained(load_benchmark(config.loaded_from).load(request), retrained)
     found = json.loads((folder / "search.json").read_text()).get("data_fingerprint")
     if found not in (None, data_fingerprint(task)):
         raise UserError(f"{folder}: the data have changed since this search ran. Put the old ones back, or search anew")

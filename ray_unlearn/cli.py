@@ -33,6 +33,11 @@ class Scale(StrEnum):
     full = "full"
 
 
+class FixedScale(StrEnum):
+    mini = "mini"
+    full = "full"
+
+
 class Objective(StrEnum):
     combined = "combined"
     pareto = "pareto"
@@ -65,7 +70,7 @@ def _root(
 
 
 BenchmarkOption = Annotated[
-    str, typer.Option("--benchmark", "-b", help="wmdp, tofu, synthetic, or the .toml file of your own data.")
+    str, typer.Option("--benchmark", "-b", help="wmdp, muse, tofu, synthetic, or the .toml file of your own data.")
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="Starting model: a folder or a hub name. (default: the benchmark's own)")
@@ -73,7 +78,13 @@ ModelOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option(help="Local folder with the benchmark's data, laid out as on the hub.")
 ]
-SplitOption = Annotated[str | None, typer.Option(help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp).")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Which part to forget: forget01|05|10 (tofu), bio|cyber (wmdp), news|books|news-scal-1..4|news-sust-1..4 "
+        "(muse)."
+    ),
+]
 RetrainedOption = Annotated[
     Path | None,
     typer.Option(
@@ -361,22 +372,46 @@ def export(
 
 @app.command()
 def reproduce(
-    what: Annotated[Path, typer.Argument(help="The reproduce.json of an exported model.")],
-    benchmark: Annotated[
-        Path | None, typer.Option(help="The TOML file of your own data, where it was searched on such.")
-    ] = None,
+    what: Annotated[
+        str, typer.Argument(help="The reproduce.json of an exported model; or synthetic (SimNPO, section 5).")
+    ],
     model: ModelOption = None,
     data: DataOption = None,
     retrained: RetrainedOption = None,
-    workers: Annotated[int | None, typer.Option(help="Workers of the gang. (default: as many as then)")] = None,
-    zero: Annotated[Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: as then)")] = None,
+    scale: Annotated[
+        FixedScale,
+        typer.Option(help="Of synthetic. full: the paper's models and data. mini: smaller ones, for a first look."),
+    ] = FixedScale.full,
+    seeds: Annotated[int, typer.Option(help="Of synthetic: seeds of every method; from 5 on there is a verdict.")] = 5,
+    concurrent: Annotated[
+        int | None, typer.Option(help="Of synthetic: runs at a time. (default: what the machine holds)")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers of a gang. (default: as many as then; 1)")] = None,
+    gpus_per_worker: GpusOption = None,
+    zero: Annotated[Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: as then; 2)")] = None,
     address: AddressOption = None,
+    out: Annotated[Path, typer.Option(help="Of synthetic: folder that gets the reproduction's own folder.")] = Path(
+        "results"
+    ),
 ) -> None:
-    """Run an exported trial again, and compare figures and weights."""
+    """Run an exported trial again and compare figures and weights; or a paper's experiment, and say what holds."""
     from ray_unlearn import commands
 
     stage = int(zero.value) if zero is not None else None
-    options = commands.ReproduceOptions(what, benchmark, model, data, retrained, workers, stage, address)
+    if what.endswith(".json"):
+        again = commands.RepeatOptions(Path(what), model, data, retrained, workers, stage, address)
+        raise typer.Exit(commands.repeat(again))
+    options = commands.ReproduceOptions(
+        what=what,
+        scale=scale.value,
+        seeds=seeds,
+        concurrent=concurrent,
+        workers=workers or 1,
+        gpus_per_worker=gpus_per_worker,
+        zero=commands.DEFAULT_ZERO if stage is None else stage,
+        address=address,
+        out=out,
+    )
     raise typer.Exit(commands.reproduce(options))
 
 
@@ -392,9 +427,9 @@ def methods(
 
 @app.command()
 def report(
-    folder: FolderArgument,
+    folder: Annotated[Path, typer.Argument(help="The folder that `tune` or `reproduce` printed.")],
 ) -> None:
-    """Write a search's report again: HTML page, pictures, tables."""
+    """Write a search's or a reproduction's report again: HTML page, pictures, tables."""
     from ray_unlearn.report import write_report
 
     for path in write_report(folder):

@@ -25,13 +25,15 @@ from ray_unlearn.model import check_model, check_pattern, check_trained, load_co
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
-from ray_unlearn.results import COMPLETED, read_search, write_json
+from ray_unlearn.reproduce import check_name, reproduce_synthetic
+from ray_unlearn.results import COMPLETED, read_reproduction, read_search, write_json
+from ray_unlearn.robustness import judged_metrics
 from ray_unlearn.space import Space, file_method, load_space, read_spaces
 
 BIGGEST_WORKER_COUNT = 1024
+DEFAULT_ZERO = 2
 DIFFERS = 1
 """Exit code of a trial that was run again and came out differently."""
-DEFAULT_ZERO = 2
 PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
 INTERRUPTED = 130
@@ -113,6 +115,19 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
+class ReproduceOptions:
+    what: str
+    scale: str
+    seeds: int
+    concurrent: int | None
+    workers: int
+    gpus_per_worker: float | None
+    zero: int
+    address: str | None
+    out: Path
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     folder: Path
     seeds: int
@@ -133,7 +148,7 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class ReproduceOptions:
+class RepeatOptions:
     file: Path
     benchmark: Path | None
     model: str | None
@@ -235,7 +250,7 @@ def resolve_search(
         sampler=options.sampler,
         prune=options.prune,
         line=LINE if options.harvest else (),
-        robustness=options.robustness,
+        robustness=replace(options.robustness, metrics=judged_metrics(benchmark)),
         under=options.under,
         seed=options.seed,
         gang=gang,
@@ -411,7 +426,7 @@ def export(options: ExportOptions) -> int:
     return 0
 
 
-def reproduce(options: ReproduceOptions) -> int:
+def repeat(options: RepeatOptions) -> int:
     """Run an exported trial again and compare; exit code 0 where the figures are the same, else 1."""
     from ray_unlearn.repeat import DIFFERENT, describe_repeat, read_run, resolve_run, run_again, verdict
 
@@ -484,6 +499,42 @@ def prepare(options: PrepareOptions) -> int:
     data = f" --data {options.data}" if options.data else ""
     part = f" --split {options.split}" if options.split else ""
     print(f"Next:       ray_unlearn tune --benchmark {options.benchmark} --model {options.out / 'target'}{data}{part}")
+    return 0
+
+
+def reproduce(options: ReproduceOptions) -> int:
+    """Check, run the experiment, write the report, say the verdicts; the exit code."""
+    check_name(options.what)
+    for name, value in (("--seeds", options.seeds), ("--concurrent", options.concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
+    check_writable(options.out)
+    check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
+    resources = find_resources(options.address)
+    gang = replace(
+        gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus),
+        reference_folder=str(cache_folder() / "reference"),
+    )
+    gangs = options.concurrent or default_concurrency(gang, resources, 2 * options.seeds)
+    if options.scale == "mini":
+        print(MINI_BANNER, flush=True)
+    folder = unused(options.out / f"reproduce-{options.what}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    folder.mkdir()
+    log = folder / "log.txt"
+    with noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say("loading data and models (trained once, then kept)")
+        reproduce_synthetic(
+            folder.absolute(), options.scale, options.seeds, gang, gangs, options.address, sys.argv[1:], say
+        )
+        write_report(folder)
+    print()
+    for claim in read_reproduction(folder).meta["claims"]:
+        print(f"{claim['claim']}: {claim['sentence']}")
+    print(f"\nReport:  {folder / 'report.html'}")
+    print(f"Again:   ray_unlearn report {folder}")
+    print(folder.name, flush=True)
     return 0
 
 

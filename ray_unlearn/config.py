@@ -187,9 +187,16 @@ class SearchConfig:
     """Search-space files given in place of the shipped ones, by name."""
     address: str | None = None
 
+    @property
+    def loaded_from(self) -> str:
+        """What `load_benchmark` takes."""
+        return self.definition or self.benchmark
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SearchConfig:
         """From `asdict` gone through JSON: lists are tuples again, tables are settings again."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        attacks: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["robustness"].items()}
-        return cls(**{**plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**attacks)})
+        robustness: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values["robustness"].items()
+        }
+        return cls(**{**plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**robustness)})

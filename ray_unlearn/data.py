@@ -218,26 +218,28 @@ def share(lengths: Sequence[int] | np.ndarray, num_workers: int, max_tokens: int
 
 
 def plan_epoch(
-    num_forget: int, num_retain: int, batch_size: int, seed: int, epoch: int
+    num_forget: int, num_retain: int, batch_size: int, seed: int, epoch: int, epoch_size: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The global batches of one epoch: (forget indices, retain indices), equal in number, shuffled.
 
-    Every forget sequence comes once. The retain set is walked through in shuffled passes that go on from
-    epoch to epoch, so that all of it is used as evenly as can be. It depends on seed and epoch alone.
+    An epoch is one pass over the forget set or, where it has an `epoch_size`, that many sequences of passes that
+    go on from epoch to epoch. The retain set is walked through like that always, so that all of it is used as
+    evenly as can be. It depends on seed and epoch alone.
     """
-    order = np.random.default_rng([seed, 1, epoch]).permutation(num_forget)
-    used = epoch * num_forget
+    size = epoch_size or num_forget
+    first = epoch * size
+    forget = _walk(num_forget, [seed, 1], first, size)
+    retain = _walk(num_retain, [seed, 2], first, size)
+    return [(forget[i : i + batch_size], retain[i : i + batch_size]) for i in range(0, size, batch_size)]
 
-    def retain_at(position: int) -> int:
-        return int(passes[position // num_retain][position % num_retain])
 
-    passes: dict[int, np.ndarray] = {}
-    if num_retain:
-        for p in range(used // num_retain, (used + num_forget - 1) // num_retain + 1):
-            passes[p] = np.random.default_rng([seed, 2, p]).permutation(num_retain)
-    batches = []
-    for start in range(0, num_forget, batch_size):
-        forget = order[start : start + batch_size]
-        places = range(used + start, used + start + len(forget)) if num_retain else ()
-        batches.append((forget, np.array([retain_at(p) for p in places], dtype=np.int64)))
-    return batches
+def _walk(count: int, seed: list[int], first: int, length: int) -> np.ndarray:
+    """Places `first` and on, `length` of them, of endless shuffled passes over `count` things; int64 [length].
+
+    Of no things at all, none.
+    """
+    if not count:
+        return np.zeros(0, np.int64)
+    passes = range(first // count, (first + length - 1) // count + 1)
+    walk = np.concatenate([np.random.default_rng([*seed, p]).permutation(count) for p in passes])
+    return walk[first % count :][:length]

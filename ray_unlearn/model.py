@@ -8,6 +8,10 @@ from typing import Any
 
 from ray_unlearn.config import UserError
 
+TOKENIZER_OF = dict.fromkeys(
+    ("muse-bench/MUSE-News_target", "muse-bench/MUSE-Books_target"), "meta-llama/Llama-2-7b-hf"
+)
+"""Hub models that come without a tokenizer, and the one that they were trained with."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
 
 
@@ -27,7 +31,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(TOKENIZER_OF.get(name, name))
     except (OSError, ValueError) as error:
         raise UserError(
             f"--model {name}: its tokenizer cannot be loaded ({_first_line(error)}). Check the name"

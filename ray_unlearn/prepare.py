@@ -70,7 +70,9 @@ def _build(build: Build) -> dict[str, Profile]:
         report=build.splits.get("report", empty),
         whole=build.splits.get("whole"),
     )
-    job = Job("build", build.trial, evaluate=tuple(build.splits), points=False, save_to=str(build.output))
+    job = Job(
+        "build", build.trial, evaluate=tuple(build.splits), points=False, complete=True, save_to=str(build.output)
+    )
     return last_profiles(run_local(local_worker(task, SINGLE), job))
 
 
@@ -93,15 +95,10 @@ def attach_retrained(task: Task, place: Path | None) -> Task:
     the starting model. A benchmark that makes its own models has attached it. Raises UserError where the given one
     cannot be had."""
     beside = Path(task.model).parent / "retrained"
-    if place is None and (task.report.retrained is not None or not (beside / "profile.json").is_file()):
+    known = task.selection.retrained is not None or not (beside / "profile.json").is_file()
+    if place is None and known:
         return task
-    try:
-        return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))
-    except FileNotFoundError:
-        raise UserError(
-            f"--retrained {place}: no profile is there. Give a profile.json or its folder; "
-            "`ray_unlearn evaluate --model RETRAINED --profile FILE` makes one of a model"
-        ) from None
+    return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))
 
 
 def available_splits(task: Task) -> tuple[str, ...]:
@@ -114,21 +111,25 @@ def with_retrained(task: Task, profiles: Mapping[str, Profile]) -> Task:
     return replace(task, **{n: replace(getattr(task, n), retrained=profiles[n]) for n in names})
 
 
-def read_profile(folder: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
-    """From the folder's profile.json, or from the file itself.
+def read_profile(place: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
+    """From the file, or the folder that holds profile.json.
 
-    Raises FileNotFoundError where there is none, UserError where it is damaged or about something else.
+    Raises UserError where there is none, or one that cannot be read or is about something else.
     """
-    file = folder / "profile.json" if folder.is_dir() else folder
     try:
-        values = json.loads(file.read_text())
+        values = json.loads((place / "profile.json" if place.is_dir() else place).read_text())
         profiles = {name: Profile(**profile) for name, profile in values["profiles"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: is no profile ({error}). Give one that `ray_unlearn prepare` wrote") from None
+        known = dict(values["about"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{place}: holds no profile of a retrained model that can be read ({type(error).__name__}). Give a "
+            "profile.json or the folder `retrained` that `ray_unlearn prepare` made; `ray_unlearn evaluate --model "
+            "RETRAINED --profile FILE` makes one of any model"
+        ) from None
     for key, value in (about or {}).items():
-        if values["about"].get(key) != value:
+        if known.get(key) != value:
             raise UserError(
-                f"{folder}: was made for {key} {values['about'].get(key)}, not {value}. "
+                f"{place}: was made for {key} {known.get(key)}, not {value}. "
                 f"Give the same to tune, or prepare models for {value}"
             )
     return profiles

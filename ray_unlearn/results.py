@@ -90,6 +90,19 @@ def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[st
     return pa.schema(list(columns.items()))
 
 
+TRAJECTORY_SCHEMA = pa.schema(
+    [
+        ("experiment", _TEXT),
+        ("method", _TEXT),
+        ("seed", _INTEGER),
+        ("step", _INTEGER),
+        ("metric", _TEXT),
+        ("value", _NUMBER),
+    ]
+)
+"""A reproduction's trajectories.parquet: one row a metric and point."""
+
+
 def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
     columns = {
         "trial_id": _TEXT,
@@ -190,7 +203,7 @@ class Writer:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _replace(path, json.dumps(values, indent=2, sort_keys=True).encode())
+    write_file(path, json.dumps(values, indent=2, sort_keys=True).encode())
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -201,10 +214,11 @@ def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]
     table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, write_page_checksum=True)
-    _replace(path, buffer.getvalue().to_pybytes())
+    write_file(path, buffer.getvalue().to_pybytes())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
@@ -212,6 +226,11 @@ def _replace(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Its rows. Raises ArrowException or OSError where the file is damaged."""
+    return pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
 
 
 @dataclass(frozen=True)
@@ -241,10 +260,33 @@ def read_search(folder: Path) -> SearchResults:
         for path in sorted((folder / name).rglob("*.parquet")):
             try:
                 # One file at a time: a damaged one must not take the others with it.
-                found += pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
+                found += read_table(path)
             except (pa.ArrowException, OSError):
                 damaged.append(str(path.relative_to(folder)))
         return found
 
     trials = sorted(rows("trials"), key=lambda row: row["number"])
     return SearchResults(folder, meta, trials, rows("curves"), rows("finals"), damaged)
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One reproduction's folder, read."""
+
+    folder: Path
+    meta: dict[str, Any]
+    """reproduce.json: what was run, the verdicts, what they were computed from."""
+    rows: list[dict[str, Any]]
+    """trajectories.parquet."""
+
+
+REPRODUCTION = "reproduce.json"
+
+
+def read_reproduction(folder: Path) -> Reproduction:
+    """Raises UserError where the folder holds no whole reproduction."""
+    try:
+        meta = json.loads((folder / REPRODUCTION).read_text())
+        return Reproduction(folder, meta, read_table(folder / "trajectories.parquet"))
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{folder}: holds no whole reproduction ({error}). Run it again") from None

@@ -315,7 +315,7 @@ def run_search(
 
     Raises UserError where the folder cannot be written, RuntimeError where nothing can run.
     """
-    benchmark = benchmark_of(config)
+    benchmark = load_benchmark(config.loaded_from)
     metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
     writer = Writer.create(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
     if local is not None:
@@ -328,7 +328,6 @@ def run_search(
         )
         for name in config.methods
     }
-    config = replace(config, robustness=replace(config.robustness, metrics=judged_metrics(benchmark)))
     recorder = Recorder(config, studies, spaces, writer)
     writer.write_search(meta)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
@@ -368,7 +367,7 @@ def run_search(
 
 def row_schema(config: SearchConfig) -> pa.Schema:
     """Of the search's trials, and of its finalists."""
-    benchmark = benchmark_of(config)
+    benchmark = load_benchmark(config.loaded_from)
     parameters = dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters)
     return trial_schema(
         benchmark.name, parameters, [*benchmark.metrics, *describe_metrics(benchmark, attacks_of(config))]
@@ -426,11 +425,12 @@ def run_finals(
 
     The chosen one's model is kept. A restored gang repeats a trial exactly, so no checkpoint was needed.
     """
-    retrained = task.report.retrained
-    report = gangs.run(replace(held_out_job(config, config.seed), weights=True))
+    final = held_out_job(config, config.seed)
+    report = gangs.run(replace(final, weights=True))
     start, start_nll = finished_profile(report, "report", "the starting model"), report["forget_nll"]
     writer.write_examples("start", "report", start.examples)
     judge = held_out_judge(config, task, start.metrics)
+    retrained = task.report.retrained
     anchors = [("start", start)] + ([("retrained", retrained)] if retrained else [])
     for name, profile in anchors:
         scores = asdict(judge.verdict(profile.metrics, is_last=False))
@@ -472,7 +472,7 @@ def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
 def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float]) -> Judge:
     """From what the starting model measures on the held-out split."""
     retrained = _metrics(task.report.retrained)
-    return Judge.build(benchmark_of(config), start, retrained, config.utility_floor, config.under)
+    return Judge.build(load_benchmark(config.loaded_from), start, retrained, config.utility_floor, config.under)
 
 
 def rerun_row(

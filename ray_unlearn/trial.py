@@ -38,6 +38,9 @@ class Job:
     """Whether the last evaluation is a finalist's: all probes, and generated answers."""
     stop_after: int | None = None
     """Epochs after which to stop, with the learning-rate schedule of the whole trial."""
+    epoch_size: int = 0
+    """Sequences in one epoch, so that it can be as short as one step; the passes over the set go on from epoch
+    to epoch. 0: the whole set."""
     save_to: str | None = None
     """Folder for the model as it is at the end."""
     adapter: bool = False
@@ -133,7 +136,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     last = job.stop_after or trial.epochs
     points = evaluation_epochs(trial.epochs, trial.evaluations, job.rungs) if job.points else []
     for epoch in range(1, last + 1):
-        steps = worker.train(trial, epoch - 1, job.learn, weigh=job.weights)
+        steps = worker.train(trial, epoch - 1, job.learn, job.epoch_size, job.weights)
         spend("train_seconds")
         if method.retain_rule is not None:
             rule = {name: trial.parameters[name] for name in method.rule_parameters}

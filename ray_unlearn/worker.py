@@ -211,12 +211,14 @@ class Worker:
         trial: TrialConfig,
         epoch: int,
         learn: tuple[str, ...] = (FORGET,),
+        epoch_size: int = 0,
         weigh: bool = False,
     ) -> list[StepLosses]:
-        """Run one epoch (0-based); one record a step. Raises NonFinite once a loss is nan or inf.
+        """Run one epoch (0-based) of `epoch_size` sequences (0: of all); one record a step.
 
         weigh: append to `weights` each forget sequence's gradient weight in this epoch, the factor that the
         forget loss puts on the gradient of its log-likelihood (SimNPO, equations 5 and 7; mean over tokens).
+        Raises NonFinite once a loss is nan or inf.
         """
         method = find_method(trial.method)
         variants = {name: self._variants(name, method, learn) for name in method.sets}
@@ -226,7 +228,7 @@ class Worker:
         self._freeze_for(trial)
         count = len(next(iter(sets.values())))
         num_retain = len(self.task.retain) if method.uses_retain else 0
-        batches = plan_epoch(count, num_retain, trial.batch_size, trial.seed, epoch)
+        batches = plan_epoch(count, num_retain, trial.batch_size, trial.seed, epoch, epoch_size)
         records: list[Tensor] = []
         weighed = torch.zeros(count, dtype=torch.float64)
         for i, (chosen, retained) in enumerate(batches):
@@ -520,7 +522,7 @@ class Worker:
                 assert answers.log_distribution is not None
                 log_model = answers.log_distribution[:, : truth.shape[1]].double()
                 log_truth = truth[packed.tokens.flatten()[packed.keep]]
-                divergence = scored.mean((log_model.exp() * (log_model - log_truth)).sum(-1))
+                divergence = scored.mean((log_truth.exp() * (log_truth - log_model)).sum(-1))
             columns.append(divergence)
             result[torch.tensor(part, dtype=torch.int64)] = torch.stack(columns, dim=1).cpu()
             if probe.attack:

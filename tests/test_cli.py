@@ -49,7 +49,7 @@ FOREIGN = 'method = "ga"\n[space.beta]\nlow = 1.0\nhigh = 4.0\n'
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--benchmark", "wmpd"], ["--benchmark wmpd", "wmdp, tofu, synthetic"]),
+        (["--benchmark", "wmpd"], ["--benchmark wmpd", "wmdp, muse, tofu, synthetic"]),
         (["--benchmark", "wmdp", "--methods", "simnpo,magic"], ["method magic", "graddiff"]),
         (["--benchmark", "wmdp", "--methods", "ga,ga"], ["names one twice"]),
         (["--benchmark", "wmdp", "--methods", ""], ["names no method"]),
@@ -68,7 +68,8 @@ FOREIGN = 'method = "ga"\n[space.beta]\nlow = 1.0\nhigh = 4.0\n'
         (["--benchmark", "wmdp", "--space", "{reversed}"], ["[space.beta]", "reversed"]),
         (["--benchmark", "wmdp", "--space", "{foreign}"], ["'beta'", "ga takes"]),
         (["--benchmark", "wmdp", "--methods", "npo", "--space", "{good}"], ["simnpo", "--methods"]),
-        (["--benchmark", "tofu"], ["tofu", "ray_unlearn prepare"]),
+        (["--benchmark", "tofu", "--data", "{empty}"], ["--data", "miniature generates its data"]),
+        (["--benchmark", "tofu", "--split", "forget99"], ["--split forget99", "forget10"]),
         (["--benchmark", "synthetic", "--split", "some"], ["--split some", "Leave --split out"]),
         (["--benchmark", "wmdp", "--train", "("], ["--train (", "regular expression"]),
         (["--benchmark", "wmdp", "--train", "no_such_weight"], ["--train no_such_weight", "names no parameter"]),
@@ -120,13 +121,23 @@ def test_an_unknown_sampler_is_refused_with_the_names_that_there_are(capfd):
 
 
 @pytest.mark.timeout(300)  # the miniature's models may have to be trained first
-def test_a_dry_run_says_what_would_run_and_leaves_nothing(capfd, tmp_path, no_ray):
+@pytest.mark.parametrize("benchmark", ["wmdp", "tofu"])
+def test_a_dry_run_says_what_would_run_and_leaves_nothing(capfd, tmp_path, no_ray, benchmark):
     code, output, _ = run(
-        capfd, "tune", "--benchmark", "wmdp", "--methods", "simnpo,npo", "--dry-run", "--out", str(tmp_path), "--prune"
+        capfd,
+        "tune",
+        "--benchmark",
+        benchmark,
+        "--methods",
+        "simnpo,npo",
+        "--dry-run",
+        "--out",
+        str(tmp_path),
+        "--prune",
     )
     assert code == 0
     assert "MINI" in output
-    for words in ("wmdp (mini)", "20 each of simnpo, npo", "learning_rate", "retain_weight", "tpe, with pruning"):
+    for words in (f"{benchmark} (mini)", "with pruning", "20 each of simnpo, npo", "learning_rate", "retain_weight"):
         assert words in output
     assert os.listdir(tmp_path) == []
 

@@ -81,3 +81,13 @@ def test_the_plan_depends_on_the_seed_and_the_epoch():
 def test_a_sequence_longer_than_the_context_is_named():
     with pytest.raises(UserError, match=r"data\.json, row 1: 9 tokens.*at most 8"):
         check_lengths(Sequences.build(items((5, 1), (9, 1))), 8, "data.json")
+
+
+def test_short_epochs_go_on_where_the_last_one_ended():
+    epochs = [plan_epoch(10, 7, batch_size=2, seed=3, epoch=e, epoch_size=4) for e in range(5)]
+    for batches in epochs:
+        assert [(len(forget), len(retain)) for forget, retain in batches] == [(2, 2), (2, 2)]
+    walk = np.concatenate([forget for batches in epochs for forget, _ in batches])
+    assert sorted(walk[:10].tolist()) == sorted(walk[10:].tolist()) == list(range(10))
+    whole = np.concatenate([forget for forget, _ in plan_epoch(10, 7, batch_size=2, seed=3, epoch=1)])
+    assert walk[10:].tolist() == whole.tolist()

@@ -155,3 +155,21 @@ def test_tofu_on_its_real_data_from_prepare_to_the_table(tmp_path, tofu_data):
             assert 0.0 <= row[f"tofu/{name}"] <= 1.0
     assert finals["retrained"]["forget"] == pytest.approx(1.0)
     assert finals["start"]["tofu/forget_exact_memorisation"] > finals["npo-0000"]["tofu/forget_exact_memorisation"]
+
+
+def test_the_tofu_miniature_has_every_metric_at_the_end_and_learns_what_to_do(tmp_path):
+    from ray_unlearn.benchmarks.tofu import METRICS
+
+    folder, run = tune(tmp_path, "--benchmark", "tofu", "--methods", "simnpo", "--trials", "4", "--seed", "1")
+    assert "MINI" in run.stdout
+    finals = {path.stem: pq.read_table(path).to_pylist()[0] for path in (folder / "finals").glob("*.parquet")}
+    chosen = json.loads((folder / "search.json").read_text())["chosen"]
+    assert set(finals) == {"start", "retrained", chosen}
+    for name, row in finals.items():
+        assert [metric for metric in METRICS if row[f"tofu/{metric}"] is None] == [], name
+    start, retrained, best = (finals[name] for name in ("start", "retrained", chosen))
+    assert start["objective"] == 0.0
+    assert retrained["objective"] > 0.95
+    assert best["objective"] > 0.3
+    assert best["tofu/mia_loss"] < start["tofu/mia_loss"]
+    assert best["tofu/aggregate_without_fluency"] > start["tofu/aggregate_without_fluency"]

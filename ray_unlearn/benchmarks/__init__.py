@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "wmdp": "hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
+    "muse": "news articles or books: as if never read, neither word for word nor fact for fact",
     "tofu": "fictitious authors: be like a model that was never trained on some of them",
     "synthetic": "mixture of Markov chains with known truth (SimNPO, section 5)",
     "custom": "your own data: give the path of the TOML file that describes them in its place",
@@ -37,7 +38,8 @@ class Probe:
     the true next-token distribution given the current token, where there is one. options: int [n, k]: each
     sequence's answer is one token, the first of k to choose from; the pass then scores k answers for the
     price of one, as if there were k sequences (Scores has n * k rows, row i * k + j for option j of i).
-    attack: this probe is for membership attacks, and is scored token by token.
+    attack: this probe is for membership attacks, and is scored token by token. texts: the answers as they are
+    read, where a metric needs them.
     """
 
     sequences: Sequences
@@ -46,6 +48,7 @@ class Probe:
     truth: np.ndarray | None = None
     options: np.ndarray | None = None
     attack: bool = False
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,13 @@ class Split:
     probes: Mapping[str, Probe]
     """Scored at every evaluation point: what the objective needs, and what comes with it for nothing."""
     final_probes: Mapping[str, Probe] = field(default_factory=dict)
-    """Only for finalists; their scores join those of `probes`."""
+    """Only for finalists; their scores join those of `probes`, in the place of one of the same name."""
     generations: Mapping[str, Prompts] = field(default_factory=dict)
     """Only for finalists: generation costs more than the training."""
     retrained: Profile | None = None
     """The retrained model (never saw the forget set) on this split, where there is one."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Published figures of a retrained model that is not at hand, by metric: for metrics that compare with them."""
 
 
 @dataclass(frozen=True)

@@ -8,37 +8,123 @@ stays cheap), the rest for the report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task
-from ray_unlearn.config import UserError
-from ray_unlearn.data import Sequences, check_lengths, encode_pair
-from ray_unlearn.metrics import Scores
+from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task, tofu_mini
+from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks.tables import load_table
+from ray_unlearn.config import TrialConfig, UserError
+from ray_unlearn.data import Sequences, encode_pair
+from ray_unlearn.metrics import Scores, TokenScores
+from ray_unlearn.metrics.membership import (
+    auc,
+    gradient_norm_score,
+    loss_score,
+    min_k_plus_plus_score,
+    min_k_score,
+    privacy,
+    reference_score,
+    zlib_score,
+)
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
 from ray_unlearn.model import check_model, context_length, load_config, load_tokenizer
+from ray_unlearn.prepare import (
+    Build,
+    available_splits,
+    build_models,
+    cached,
+    read_profile,
+    with_retrained,
+    write_profile,
+)
 
 HUB_NAME = "locuslab/TOFU"
 DEFAULT_SPLIT = "forget10"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 SELECTION_ROWS = 100
-MAX_NEW_TOKENS = 128
+HOLD_OUT_OF = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
+"""Questions on authors that neither target nor retrained model saw, as many as the forget part has."""
+MAX_NEW_TOKENS = 200
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
+ATTACKED = ("forget", "holdout")
+"""The probes of members and of others."""
+MEMORISED = (
+    "forget_extraction_strength",
+    "forget_exact_memorisation",
+    "forget_paraphrased_probability",
+    "forget_right_share",
+)
+PRIVATE = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+NEED_RETRAINED = {
+    *("forget_ks_distance", "forget_quality", "mia_reference"),
+    *("privacy_score", "utility_score", "aggregate_without_fluency"),
+}
+NEED_HOLD_OUT = {
+    *("holdout_exact_memorisation", *PRIVATE, "mia_gradient_norm", "mia_reference"),
+    *("privacy_score", "aggregate_without_fluency"),
+}
+NEED_UTILITY = {"utility_score", "aggregate_without_fluency"}
+
+MINI = tofu_mini.Sizes()
+MINI_VERSION = 1
 
 
 def load(request: Request) -> Task:
+    return load_mini(request) if request.scale == "mini" else load_full(request)
+
+
+# ---- the miniature
+
+
+def load_mini(request: Request) -> Task:
+    """Generated data, and a target and a retrained model made once for this user (about a minute)."""
+    if request.data is not None:
+        raise UserError(f"--data {request.data}: the miniature generates its data. Drop it, or use --scale full")
+    split = _check_split(request.split)
+    world = tofu_mini.build_world(MINI)
+    key = {
+        "name": "tofu-mini",
+        "version": MINI_VERSION,
+        "split": split,
+        "data": world.digest(),
+        "sizes": asdict(MINI),
+    }
+    made = cached(key, lambda folder: _make_mini_models(folder, world, split))
+    task = load_full(replace(request, model=request.model or str(made / "target"), data=made / "data"))
+    return with_retrained(task, read_profile(made / "retrained"))
+
+
+def _make_mini_models(folder: Path, world: tofu_mini.World, split: str) -> None:
+    start, data = folder / "start", tofu_mini.write_parts(folder / "data", world.parts)
+    write_untrained(start, world.language, MINI, tofu_mini.DATA_SEED)
+    task = build_task(Request("mini", str(start), data, split, whole=True))
+    reader = _Reader(data, load_tokenizer(str(start)), MINI.context)
+    known = [reader.pairs(reader.rows(part, "question", "answer")) for part in ("real_authors", "world_facts")]
+    trial = TrialConfig(
+        "build", "finetune", learning_rate=MINI.learning_rate, epochs=MINI.epochs, batch_size=MINI.batch_size
+    )
+    splits = {name: getattr(task, name) for name in available_splits(task)}
+    target = Build(
+        folder / "start", folder / "target", Sequences.concatenate([task.forget, task.retain, *known]), trial
+    )
+    retrained = Build(start, folder / "retrained", Sequences.concatenate([task.retain, *known]), trial, "tofu", splits)
+    _, profiles = build_models([target, retrained], print)
+    own = {name: compare_with_itself(profile) for name, profile in profiles.items()}
+    write_profile(folder / "retrained", own, {"benchmark": "tofu", "split": split})
+
+
+# ---- any data
+
+
+def load_full(request: Request) -> Task:
     """The task on a target model."""
-    if request.scale == "mini":
-        raise UserError(
-            "tofu: needs its data and a target model; it has no miniature. Make the models with `ray_unlearn prepare "
-            "--benchmark tofu --model BASE --out DIR`, then give --model DIR/target"
-        )
     if request.model is None:
         raise UserError(
             "tofu: needs a target model, fine-tuned on all authors. Give --model; `ray_unlearn prepare` makes one"
@@ -46,20 +132,25 @@ def load(request: Request) -> Task:
     return build_task(request)
 
 
+def _check_split(name: str | None) -> str:
+    split = name or DEFAULT_SPLIT
+    if split not in RETAIN_OF:
+        raise UserError(f"--split {split}: tofu has no such part. Choose one of: {', '.join(RETAIN_OF)}")
+    return split
+
+
 def build_task(request: Request) -> Task:
     """The task on any model: the target, or the base model that target and retrained are made from."""
     assert request.model is not None
-    split = request.split or DEFAULT_SPLIT
-    if split not in RETAIN_OF:
-        raise UserError(f"--split {split}: tofu has no such part. Choose one of: {', '.join(RETAIN_OF)}")
+    split = _check_split(request.split)
     check_model(request.model)
     reader = _Reader(request.data, load_tokenizer(request.model), context_length(load_config(request.model)))
     return Task(
         benchmark="tofu",
         scale=request.scale,
         model=request.model,
-        forget=reader.pairs(reader.rows(split, "question", "answer"), split),
-        retain=reader.pairs(reader.rows(RETAIN_OF[split], "question", "answer"), RETAIN_OF[split]),
+        forget=reader.pairs(reader.rows(split, "question", "answer")),
+        retain=reader.pairs(reader.rows(RETAIN_OF[split], "question", "answer")),
         selection=_split(reader, split, slice(0, 2 * SELECTION_ROWS, 2)),
         report=_split(reader, split, slice(1, None, 2)),
         whole=_split(reader, split, slice(None)) if request.whole else None,
@@ -74,11 +165,10 @@ class _Reader:
         self._source, self._tokenizer, self._context = str(data or HUB_NAME), tokenizer, context
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
-        from datasets import load_dataset
-
+        """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
         where = f"{self._source}: {part}"
         try:
-            table = load_dataset(self._source, part, split="train")
+            table = load_table(self._source, part, "train")
         except Exception as error:  # datasets raises a different type for each way that this can fail
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{where} cannot be read ({first}). Check --data, or that the hub can be reached") from None
@@ -87,29 +177,41 @@ class _Reader:
             raise UserError(
                 f"{where} has no column {missing[0]!r}, only {', '.join(table.column_names)}. Mend the file"
             )
-        if not len(table):
-            raise UserError(f"{where} is empty. Mend the file")
-        rows = list(table)
-        for number, row in enumerate(rows):
+        if len(table) < 2:
+            raise UserError(f"{where} has {len(table)} row, too few for two halves. Mend the file")
+        rows = [{**row, "where": f"{where}, row {number}"} for number, row in enumerate(table)]
+        for row in rows:
             for column in columns:
                 texts = row[column] if column == "perturbed_answer" else [row[column]]
-                if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-                    raise UserError(f"{where}, row {number}: {column!r} holds no text. Mend or remove the row")
+                if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+                    raise UserError(f"{row['where']}: {column!r} holds no text. Mend or remove the row")
         return rows
 
-    def pairs(self, rows: list[dict[str, Any]], part: str, column: str = "answer") -> Sequences:
+    def has(self, part: str) -> bool:
+        """Whether the data have that part at all; no where even the list of parts cannot be had (offline, say)."""
+        from datasets import get_dataset_config_names
+
+        try:
+            return part in get_dataset_config_names(self._source)
+        except (OSError, ValueError):
+            return False
+
+    def pairs(self, rows: list[dict[str, Any]], column: str = "answer") -> Sequences:
         """One sequence a row, or one a text where the column holds lists."""
         items = []
-        for number, row in enumerate(rows):
-            texts = row[column] if isinstance(row[column], list) else [row[column]]
-            where = f"{self._source}: {part}, row {number}"
-            items += [encode_pair(self._tokenizer, row["question"], text, where) for text in texts]
-        sequences = Sequences.build(items)
-        check_lengths(sequences, self._context, f"{self._source}: {part}, {column}")
-        return sequences
+        for row in rows:
+            for text in row[column] if isinstance(row[column], list) else [row[column]]:
+                tokens, start = encode_pair(self._tokenizer, row["question"], text, row["where"])
+                if len(tokens) > self._context:
+                    raise UserError(
+                        f"{row['where']}: question and {column!r} have {len(tokens)} tokens, but the model reads at "
+                        f"most {self._context}. Shorten or remove the row, or take a model with a longer context"
+                    )
+                items.append((tokens, start))
+        return Sequences.build(items)
 
-    def prompts(self, rows: list[dict[str, Any]], part: str) -> Prompts:
-        sequences = self.pairs(rows, part)
+    def prompts(self, rows: list[dict[str, Any]]) -> Prompts:
+        sequences = self.pairs(rows)
         room = self._context - int(sequences.answer_starts.max())
         return Prompts(
             prompts=[tokens[:start].tolist() for tokens, start in sequences],
@@ -121,6 +223,7 @@ class _Reader:
 def _split(reader: _Reader, forget: str, part_of: slice) -> Split:
     """That part of the rows of each evaluated set."""
     probes: dict[str, Probe] = {}
+    final_probes: dict[str, Probe] = {}
     generations: dict[str, Prompts] = {}
     sets = {"forget": f"{forget}_perturbed", "retain": "retain_perturbed"}
     sets |= {"real_authors": "real_authors_perturbed", "world_facts": "world_facts_perturbed"}
@@ -129,46 +232,65 @@ def _split(reader: _Reader, forget: str, part_of: slice) -> Split:
         columns = ("paraphrased_answer",) if fictitious else ()
         rows = reader.rows(part, "question", "answer", "perturbed_answer", *columns)[part_of]
         wrong = np.concatenate([np.full(len(row["perturbed_answer"]), i) for i, row in enumerate(rows)])
-        probes[name] = Probe(reader.pairs(rows, part))
-        probes[f"{name}_perturbed"] = Probe(reader.pairs(rows, part, "perturbed_answer"), question=wrong)
+        probes[name] = Probe(reader.pairs(rows), texts=tuple(row["answer"] for row in rows))
+        probes[f"{name}_perturbed"] = Probe(reader.pairs(rows, "perturbed_answer"), question=wrong)
         if fictitious:
-            probes[f"{name}_paraphrased"] = Probe(reader.pairs(rows, part, "paraphrased_answer"))
-        generations[name] = reader.prompts(rows, part)
-    return Split(probes, generations=generations)
+            probes[f"{name}_paraphrased"] = Probe(reader.pairs(rows, "paraphrased_answer"))
+        generations[name] = reader.prompts(rows)
+    held_out = HOLD_OUT_OF[forget]
+    if reader.has(held_out):
+        rows = reader.rows(held_out, "question", "answer")[part_of]
+        probes["holdout"] = Probe(reader.pairs(rows), texts=tuple(row["answer"] for row in rows))
+        final_probes = {name: replace(probes[name], attack=True) for name in ATTACKED}
+    return Split(probes, final_probes, generations)
+
+
+# ---- what is measured
 
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
+    """Everything that can be had from these scores; every other metric is absent with its reason."""
     metrics: dict[str, float] = {}
-    ratios = {}
-    for name in ("forget", *UTILITY_SETS):
-        question = split.probes[f"{name}_perturbed"].question
-        assert question is not None
-        right = scores.get(f"{name}_paraphrased", scores[name])
-        ratios[name] = truth_ratio(right, scores[f"{name}_perturbed"], question)
-    metrics["forget_probability"] = float(scores["forget"].probability.mean())
-    metrics["forget_exact_memorisation"] = float(exact_memorisation(scores["forget"]).mean())
-    metrics["forget_extraction_strength"] = float(extraction_strength(scores["forget"]).mean())
-    metrics["forget_truth_ratio"] = float(np.minimum(ratios["forget"], 1.0 / ratios["forget"]).mean())
-    metrics["forget_log_truth_ratio"] = float(np.log(ratios["forget"]).mean())
+    ratios = {name: _truth_ratio(name, scores, split) for name in ("forget", *UTILITY_SETS)}
+    forget, ratio = scores["forget"], ratios["forget"]
+    # TOFU's mean for the forget set (1: cannot tell right from wrong), OpenUnlearning's share of the right answer.
+    metrics["forget_truth_ratio"] = float(np.minimum(ratio, 1.0 / ratio).mean())
+    metrics["forget_right_share"] = float((1.0 / (1.0 + ratio)).mean())
+    metrics["forget_log_truth_ratio"] = float(np.log(ratio).mean())
+    metrics["forget_questions"] = float(len(ratio))
+    metrics["forget_probability"] = float(forget.probability.mean())
+    metrics["forget_paraphrased_probability"] = float(scores["forget_paraphrased"].probability.mean())
+    metrics["forget_exact_memorisation"] = float(exact_memorisation(forget).mean())
+    metrics["forget_extraction_strength"] = float(extraction_strength(forget).mean())
+    metrics["memorisation_score"] = harmonic_mean([1.0 - metrics[name] for name in MEMORISED])
     for name in UTILITY_SETS:
         metrics[f"{name}_probability"] = _probability(name, scores, split)
         metrics[f"{name}_truth_ratio"] = float(np.maximum(0.0, 1.0 - ratios[name]).mean())
     parts = [metrics[f"{name}_{part}"] for name in UTILITY_SETS for part in ("probability", "truth_ratio")]
     metrics["teacher_forced_utility"] = harmonic_mean(parts)
+    if "holdout" in scores:
+        metrics["holdout_exact_memorisation"] = float(exact_memorisation(scores["holdout"]).mean())
+    arrays = {"forget_truth_ratio": ratio.tolist()}
     if answers:
         rouge = {n: float(rouge_l_recall(a, split.generations[n].references).mean()) for n, a in answers.items()}
         metrics |= {f"{name}_rouge_l_recall": value for name, value in rouge.items()}
         metrics["model_utility"] = harmonic_mean(parts + [rouge[name] for name in UTILITY_SETS])
-    if split.retrained is not None:
-        retrained = np.array(split.retrained.arrays["forget_truth_ratio"])
-        metrics["forget_ks_distance"] = ks_distance(ratios["forget"], retrained)
-        metrics["forget_quality"] = forget_quality(ratios["forget"], retrained)
-    return Profile(metrics, {"forget_truth_ratio": ratios["forget"].tolist()})
+        if split.final_probes:
+            metrics |= _attack(scores, split)
+            arrays |= {f"{name}_loss": (-loss_score(scores[name])).tolist() for name in ATTACKED}
+    return _compared(Profile(metrics, arrays), split.retrained)
 
 
 def compare_with_itself(profile: Profile) -> Profile:
-    """The retrained model's own profile, with what it has by definition: distance 0, forget quality 1."""
-    return replace(profile, metrics={**profile.metrics, "forget_ks_distance": 0.0, "forget_quality": 1.0})
+    """The retrained model's own profile, with what it has by definition: distance 0, forget quality 1, and so on."""
+    return _compared(profile, profile)
+
+
+def _truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
+    """Against the paraphrased right answer where the set has one (forget and retain), else against the answer."""
+    question = split.probes[f"{name}_perturbed"].question
+    assert question is not None
+    return truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
 
 
 def _probability(name: str, scores: Mapping[str, Scores], split: Split) -> float:
@@ -182,14 +304,95 @@ def _probability(name: str, scores: Mapping[str, Scores], split: Split) -> float
     return float((right / (right + wrong)).mean())
 
 
-_SET_METRICS = {
-    f"{name}_{part}": f"{text} on {name.replace('_', ' ')}"
-    for name in UTILITY_SETS
-    for part, text in (
-        ("probability", "answer probability"),
-        ("truth_ratio", "mean of max(0, 1 - truth ratio)"),
-        ("rouge_l_recall", "ROUGE-L recall of greedy answers"),
-    )
+def _attack(scores: Mapping[str, Scores], split: Split) -> dict[str, float]:
+    """Areas of the attacks that need no other model, forget set against hold-out."""
+    attacks: dict[str, Callable[[str], np.ndarray]] = {
+        "mia_loss": lambda name: loss_score(scores[name]),
+        "mia_zlib": lambda name: zlib_score(scores[name], split.final_probes[name].texts),
+        "mia_min_k": lambda name: min_k_score(_tokens(scores[name])),
+        "mia_min_k_plus_plus": lambda name: min_k_plus_plus_score(_tokens(scores[name])),
+    }
+    if all(scores[name].gradient_norm is not None for name in ATTACKED):
+        attacks["mia_gradient_norm"] = lambda name: gradient_norm_score(scores[name])
+    return {metric: auc(*(score(name) for name in ATTACKED)) for metric, score in attacks.items()}
+
+
+def _tokens(scores: Scores) -> TokenScores:
+    assert scores.tokens is not None
+    return scores.tokens
+
+
+def _compared(profile: Profile, retrained: Profile | None) -> Profile:
+    """With the metrics that compare with the retrained model, and the reason for every one that is absent."""
+    metrics = dict(profile.metrics)
+    if retrained is not None:
+        ratios = [np.array(p.arrays["forget_truth_ratio"]) for p in (profile, retrained)]
+        metrics["forget_ks_distance"] = ks_distance(*ratios)
+        metrics["forget_quality"] = forget_quality(*ratios)
+        if "model_utility" in metrics and retrained.metrics.get("model_utility"):
+            metrics["utility_score"] = min(1.0, metrics["model_utility"] / retrained.metrics["model_utility"])
+        if all(name in p.metrics for p in (profile, retrained) for name in PRIVATE):
+            own, theirs = ([np.array(p.arrays[f"{name}_loss"]) for name in ATTACKED] for p in (profile, retrained))
+            metrics["mia_reference"] = auc(*(reference_score(*losses) for losses in zip(own, theirs, strict=True)))
+            metrics["privacy_score"] = harmonic_mean([privacy(metrics[n], retrained.metrics[n]) for n in PRIVATE])
+        if "utility_score" in metrics and "privacy_score" in metrics:
+            parts = [metrics[f"{part}_score"] for part in ("memorisation", "privacy", "utility")]
+            metrics["aggregate_without_fluency"] = harmonic_mean(parts)
+    absent = {name: _why_absent(name, metrics, retrained) for name in METRICS if name not in metrics}
+    return replace(profile, metrics=metrics, absent=absent)
+
+
+def _why_absent(name: str, metrics: Mapping[str, float], retrained: Profile | None) -> str:
+    if name in NEED_HOLD_OUT and "holdout_exact_memorisation" not in metrics:
+        return "the data have no hold-out part"
+    if name in NEED_RETRAINED and retrained is None:
+        return "there is no retrained model's profile; `ray_unlearn prepare` makes one"
+    if "model_utility" not in metrics:
+        return "measured on finalists alone"
+    if name == "mia_gradient_norm":
+        return "no worker holds whole gradients under ZeRO-3"
+    if retrained is not None and retrained.metrics.get("model_utility") == 0.0 and name in NEED_UTILITY:
+        return "the retrained model has no utility itself"
+    return "the retrained model's profile lacks what it compares with; prepare it anew"
+
+
+METRICS = {
+    "forget_probability": "answer probability exp(-mean NLL) on the forgotten authors",
+    "forget_paraphrased_probability": "the same of the paraphrased answers",
+    "forget_exact_memorisation": "share of answer tokens that argmax gets right, forgotten authors",
+    "forget_extraction_strength": "1 - share of the answer needed before the rest follows by argmax",
+    "forget_truth_ratio": "mean of min(r, 1/r), r the truth ratio (wrong / right) on the forgotten authors",
+    "forget_right_share": "mean of right / (right + wrong), the same probabilities",
+    "forget_log_truth_ratio": "mean log truth ratio: below 0 right answers are preferred, 0 cannot tell",
+    "forget_questions": "questions on forgotten authors that were scored: the p-value depends on their number",
+    "forget_rouge_l_recall": "ROUGE-L recall of greedy answers on the forgotten authors",
+    "forget_ks_distance": "Kolmogorov-Smirnov distance of the truth ratios to the retrained model's",
+    "forget_quality": "p-value of that test (TOFU's forget quality)",
+    **{
+        f"{name}_{part}": f"{text} on {name.replace('_', ' ')}"
+        for name in UTILITY_SETS
+        for part, text in (
+            ("probability", "answer probability"),
+            ("truth_ratio", "mean of max(0, 1 - truth ratio)"),
+            ("rouge_l_recall", "ROUGE-L recall of greedy answers"),
+        )
+    },
+    "teacher_forced_utility": "harmonic mean of the six parts of model utility that need no generation",
+    "model_utility": "TOFU's model utility: harmonic mean of nine parts",
+    "holdout_exact_memorisation": "share of answer tokens that argmax gets right, authors that no model saw",
+    "mia_loss": "area under the curve of the loss attack, forgotten against held-out authors; 0.5 cannot tell",
+    "mia_zlib": "the same, loss over compressed bytes",
+    "mia_min_k": "the same, mean of the 40 % least likely tokens",
+    "mia_min_k_plus_plus": "the same, tokens standardised by the model's own distribution",
+    "mia_gradient_norm": "the same, norm of the loss's gradient",
+    "mia_reference": "the same, loss against the retrained model's",
+    "memorisation_score": "OpenUnlearning's: harmonic mean of 1 - extraction strength, exact memorisation, "
+    "paraphrased probability and right share",
+    "privacy_score": "OpenUnlearning's: harmonic mean of the closeness of loss, zlib, Min-K and Min-K++ areas to the "
+    "retrained model's",
+    "utility_score": "model utility over the retrained model's, at most 1; OpenUnlearning's has fluency in it too",
+    "aggregate_without_fluency": "harmonic mean of the three scores; OpenUnlearning's aggregate but for the "
+    "fluency, which needs a classifier",
 }
 
 BENCHMARK = Benchmark(
@@ -198,27 +401,17 @@ BENCHMARK = Benchmark(
         "Forget: closeness to the retrained model, which never saw the forgotten authors: the Kolmogorov-Smirnov "
         "distance of the truth ratios (1 at distance 0, 0 at the starting model's) and the exact memorisation (1 at "
         "the retrained model's, 0 at the starting model's and as far beyond), harmonic mean. Without a retrained "
-        "model: closeness of the mean log truth ratio to 0, where a model cannot tell right from wrong answers. "
+        "model: the exact memorisation of authors that no model saw, where the data have such a part; else closeness "
+        "of the mean log truth ratio to 0, where a model cannot tell right from wrong answers. "
         "Utility: harmonic mean of probability and truth ratio on retained authors, real authors and world facts, "
-        "relative to the starting model's; finalists also get ROUGE-L and TOFU's model utility of nine parts. The "
-        "p-value called forget quality is reported and never searched on."
+        "relative to the starting model's. Finalists also get ROUGE-L, TOFU's model utility of nine parts, membership "
+        "attacks against the hold-out and OpenUnlearning's scores. The p-value called forget quality is reported and "
+        "never searched on."
     ),
-    metrics={
-        "forget_probability": "answer probability exp(-mean NLL) on the forgotten authors",
-        "forget_exact_memorisation": "share of answer tokens that argmax gets right, forgotten authors",
-        "forget_extraction_strength": "1 - share of the answer needed before the rest follows by argmax",
-        "forget_truth_ratio": "mean of min(r, 1/r), r the truth ratio on the forgotten authors",
-        "forget_log_truth_ratio": "mean log truth ratio: below 0 right answers are preferred, 0 cannot tell",
-        "forget_rouge_l_recall": "ROUGE-L recall of greedy answers on the forgotten authors",
-        "forget_ks_distance": "Kolmogorov-Smirnov distance of the truth ratios to the retrained model's",
-        "forget_quality": "p-value of that test (TOFU's forget quality)",
-        **_SET_METRICS,
-        "teacher_forced_utility": "harmonic mean of the six parts of model utility that need no generation",
-        "model_utility": "TOFU's model utility: harmonic mean of nine parts",
-    },
+    metrics=METRICS,
     aims=(
         Aim("forget_ks_distance"),
-        Aim("forget_exact_memorisation"),
+        Aim("forget_exact_memorisation", hold_out="holdout_exact_memorisation"),
         Aim("forget_log_truth_ratio", never_knew=0.0, only_if_alone=True),
     ),
     keeps=(Keep("teacher_forced_utility", useless=0.0),),
@@ -226,4 +419,5 @@ BENCHMARK = Benchmark(
     measure=measure,
     build_task=build_task,
     compare_with_itself=compare_with_itself,
+    leaks={"forget": "forget_rouge_l_recall"},
 )

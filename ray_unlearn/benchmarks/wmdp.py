@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, wmdp_mini
+from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks.tables import load_table
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.data import Sequences, check_lengths, encode_text
 from ray_unlearn.metrics import Scores
@@ -193,7 +195,7 @@ def _make_mini_models(folder: Path, world: wmdp_mini.World) -> None:
     from ray_unlearn.prepare import Build, build_models, write_profile
 
     start = folder / "start"
-    wmdp_mini.write_untrained(start, world, MINI)
+    write_untrained(start, world.texts, MINI, wmdp_mini.DATA_SEED)
     tokenizer, context = load_tokenizer(str(start)), context_length(load_config(str(start)))
     trial = TrialConfig(
         "build",
@@ -330,7 +332,6 @@ def load_rows(
     data: Path | None, repository: str, config: str | None, split: str, columns: Sequence[str]
 ) -> tuple[Any, str]:
     """Rows of one dataset, and what messages call it. Raises UserError where it is not as it must be."""
-    from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     if data is not None and not (data / repository).is_dir():
@@ -340,7 +341,7 @@ def load_rows(
     path = f"cais/{repository}" if data is None else str(data / repository)
     name = f"{path}{f' ({config})' if config else ''}, split {split}"
     try:
-        rows = load_dataset(path, config, split=split)
+        rows = load_table(path, config, split)
     except StopIteration:  # what datasets raises on an empty JSONL file
         raise UserError(f"{name}: no rows. Give at least one") from None
     except (DatasetsError, OSError, ValueError) as error:

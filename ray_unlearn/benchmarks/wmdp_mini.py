@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ray_unlearn.benchmarks.mini import Shape, build_names
 
 DATA_SEED = 1
 """Of all that is generated: the search's seed changes neither data nor models."""
@@ -121,11 +122,10 @@ RELATIONS = {
         ),
     ),
 }
-ONSETS, VOWELS, ENDINGS = "bdfgklmnprstvz", "aeiou", ("n", "r", "l", "s", "x", "th")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(Shape):
     """How much knowledge there is, how large the model, and how the models are trained on it."""
 
     hazards: int = 30
@@ -135,12 +135,6 @@ class Sizes:
     """Share of the harmless substances that the retain corpus tells of; questions are asked on all."""
     syllables: int = 12
     """Distinct first syllables, and as many second ones, that all names are made of."""
-    vocabulary: int = 640
-    width: int = 96
-    layers: int = 2
-    heads: int = 4
-    intermediate: int = 256
-    context: int = 128
     epochs: int = 18
     batch_size: int = 32
     learning_rate: float = 5e-3
@@ -198,6 +192,11 @@ class World:
         """The texts of one side: what unlearning sees of it, or all there is."""
         return [d.text for d in self.documents if d.side == side and (d.covered or not covered_only)]
 
+    @property
+    def texts(self) -> list[str]:
+        """All that is ever written in it."""
+        return [d.text for d in self.documents] + [f"{f.prompt} {f.value}" for f in self.facts]
+
     def digest(self) -> str:
         """Changes with any fact, question, split or document."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
@@ -219,16 +218,6 @@ def build_world(sizes: Sizes, seed: int = DATA_SEED) -> World:
             facts.extend(own)
             documents.extend(write_documents(own, rng))
     return World(tuple(assign_splits(facts, rng)), tuple(documents))
-
-
-def build_names(count: int, syllables: int, rng: np.random.Generator) -> list[str]:
-    """Distinct two-syllable names, all of the same few syllables."""
-    first = [onset + vowel for onset in ONSETS for vowel in VOWELS]
-    second = [head + ending for head in first for ending in ENDINGS]
-    heads = [first[i] for i in rng.permutation(len(first))[:syllables]]
-    tails = [second[i] for i in rng.permutation(len(second))[:syllables]]
-    names = [(head + tail).capitalize() for head in heads for tail in tails]
-    return [names[i] for i in rng.permutation(len(names))[:count]]
 
 
 def draw_facts(
@@ -265,55 +254,3 @@ def assign_splits(facts: Sequence[Fact], rng: np.random.Generator) -> list[Fact]
     for members in groups.values():
         selected.update(members[i] for i in rng.permutation(len(members))[: len(members) // 2])
     return [replace(f, split="selection" if i in selected else "report") for i, f in enumerate(facts)]
-
-
-def write_untrained(folder: Path, world: World, sizes: Sizes) -> None:
-    """A small Llama with random weights, and a byte-pair tokenizer trained on all texts of the world."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = train_tokenizer(world, sizes)
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        intermediate_size=sizes.intermediate,
-        max_position_embeddings=sizes.context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(DATA_SEED)
-        LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def train_tokenizer(world: World, sizes: Sizes) -> Any:
-    """Byte-level, so that it reads any text; every sequence starts with <bos>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    texts = [d.text for d in world.documents] + [f"{f.prompt} {f.value}" for f in world.facts]
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=sizes.vocabulary,
-        special_tokens=["<pad>", "<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    bos = core.token_to_id("<bos>")
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        model_max_length=sizes.context,
-    )

@@ -12,18 +12,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from ray_unlearn.report.frontier import describe_frontier, frontier
-from ray_unlearn.results import read_search
+from ray_unlearn.results import REPRODUCTION, read_search
 
 __all__ = ["describe_frontier", "frontier", "write_report"]
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Writes `folder`/report and returns the files. Raises UserError where `folder` holds no search."""
+    """Writes `folder`/report and returns the files. Raises UserError where `folder` holds no search.
+
+    A reproduction's folder gets its own report, beside its data.
+    """
     # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
     from ray_unlearn.report.figure import draw_figure
     from ray_unlearn.report.page import render_page
     from ray_unlearn.report.plain import render_csv, render_markdown
 
+    if (folder / REPRODUCTION).is_file():
+        from ray_unlearn.report.reproduction import write_reproduction
+
+        return write_reproduction(folder)
     results = read_search(folder)
     place = folder / "report"
     place.mkdir(exist_ok=True)

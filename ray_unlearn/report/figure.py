@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ray_unlearn.report.text import is_number, method_label
 from ray_unlearn.results import PRUNED, SearchResults
 
 _FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
-_INK, _QUIET, _GRID, _GROUND = "#1c2127", "#5d6673", "#e4e7eb", "#ffffff"
+INK, QUIET, GRID, GROUND = "#1c2127", "#5d6673", "#e4e7eb", "#ffffff"
 _WIDTH_INCHES, _HEIGHT_INCHES, _DPI = 7.4, 5.0, 220
 
 _SHAPE_SIZES = {"o": 1.0, "D": 0.9, "^": 1.1, "s": 0.95, "v": 1.1, "P": 1.15, "*": 1.45, "X": 1.1}
@@ -28,6 +28,11 @@ _SHAPE_SIZES = {"o": 1.0, "D": 0.9, "^": 1.1, "s": 0.95, "v": 1.1, "P": 1.15, "*
 
 def draw_figure(results: SearchResults, files: Sequence[Path]) -> None:
     """Writes the same picture into each of `files`; the ending says the format."""
+    save_figure(lambda: _compose(results), files)
+
+
+def save_figure(compose: Callable[[], Figure], files: Sequence[Path]) -> None:
+    """Draw once, in the reports' type and with no date, and write into each of `files`."""
     have = {font.name for font in fontManager.ttflist}
     settings: Any = {
         "font.family": [name for name in _FONTS if name in have] or ["sans-serif"],
@@ -37,10 +42,10 @@ def draw_figure(results: SearchResults, files: Sequence[Path]) -> None:
         "text.parse_math": False,  # names come from outside: a dollar sign is a dollar sign
     }
     with matplotlib.rc_context(settings):
-        figure = _compose(results)
+        figure = compose()
         for file in files:
             metadata = {"Date": None, "Creator": None} if file.suffix == ".svg" else {"Software": None}
-            figure.savefig(file, dpi=_DPI, metadata=metadata, facecolor=_GROUND)
+            figure.savefig(file, dpi=_DPI, metadata=metadata, facecolor=GROUND)
 
 
 def _compose(results: SearchResults) -> Figure:
@@ -50,10 +55,10 @@ def _compose(results: SearchResults) -> Figure:
     axes = figure.add_axes((0.062, 0.195, 0.914, 0.6))
     looks = marks(methods(results))
 
-    figure.text(0.02, 0.955, headline(results), fontsize=13, fontweight="bold", color=_INK, va="center")
+    figure.text(0.02, 0.955, headline(results), fontsize=13, fontweight="bold", color=INK, va="center")
     _draw_legend(canvas, results, looks)
-    axes.set_title("↑ Utility kept (1 = as the starting model)", loc="left", fontsize=9.5, color=_QUIET, pad=8)
-    axes.set_xlabel("Forget score (1 = as a model that never knew) →", loc="right", fontsize=9.5, color=_QUIET)
+    axes.set_title("↑ Utility kept (1 = as the starting model)", loc="left", fontsize=9.5, color=QUIET, pad=8)
+    axes.set_xlabel("Forget score (1 = as a model that never knew) →", loc="right", fontsize=9.5, color=QUIET)
     _dress(axes, lowest_utility(results))
 
     labels = _draw_references(axes, results)
@@ -61,10 +66,10 @@ def _compose(results: SearchResults) -> Figure:
     labels += _draw_front(axes, results)
     _place_labels(canvas, axes, labels, plotted_places(results))
 
-    figure.text(0.02, 0.018, tally(results), fontsize=8, color=_QUIET, va="bottom")
+    figure.text(0.02, 0.018, tally(results), fontsize=8, color=QUIET, va="bottom")
     if config["scale"] == "mini":
         warning = "Mini scale: generated data and a tiny model. No evidence about real models."
-        figure.text(0.02, 0.055, warning, fontsize=8.5, color=_INK, fontweight="bold", va="bottom")
+        figure.text(0.02, 0.055, warning, fontsize=8.5, color=INK, fontweight="bold", va="bottom")
     return figure
 
 
@@ -76,8 +81,8 @@ def _dress(axes: Axes, lowest: float) -> None:
     step = 0.2 if lowest < 0.35 else 0.1 if lowest < 0.75 else 0.05
     heights = [1 - step * i for i in range(int((1 - lowest) / step + 1e-9) + 1)]
     axes.set_yticks(heights, [f"{tick:.{2 if step < 0.1 else 1}f}" for tick in heights])
-    axes.tick_params(length=0, colors=_QUIET, labelsize=9)
-    axes.grid(color=_GRID, linewidth=0.7)
+    axes.tick_params(length=0, colors=QUIET, labelsize=9)
+    axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -114,14 +119,14 @@ Label = tuple[float, float, str, str, str]
 def _draw_references(axes: Axes, results: SearchResults) -> list[Label]:
     floor = results.meta["config"]["utility_floor"]
     axes.axhspan(-1, floor, color="#f5f6f8", zorder=0, linewidth=0)
-    axes.axhline(floor, color=_QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.axhline(floor, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
         f"utility floor {floor:.3g}",
         (FORGET_LIMITS[0], floor),
         xytext=(5, -4),
         textcoords="offset points",
         fontsize=8.5,
-        color=_QUIET,
+        color=QUIET,
         va="top",
     )
     labels: list[Label] = []
@@ -134,14 +139,14 @@ def _draw_references(axes: Axes, results: SearchResults) -> list[Label]:
                 [y],
                 "o",
                 markersize=9,
-                color=_GROUND,
-                markeredgecolor=_INK,
+                color=GROUND,
+                markeredgecolor=INK,
                 markeredgewidth=1.4,
                 zorder=6,
             )
-            face = _INK if key == "start" else _GROUND
-            axes.plot([x], [y], "o", markersize=4, color=face, markeredgecolor=_INK, markeredgewidth=1.1, zorder=6)
-            labels.append((x, y, name, _INK, "normal"))
+            face = INK if key == "start" else GROUND
+            axes.plot([x], [y], "o", markersize=4, color=face, markeredgecolor=INK, markeredgewidth=1.1, zorder=6)
+            labels.append((x, y, name, INK, "normal"))
     return labels
 
 
@@ -162,8 +167,8 @@ def _draw_trials(axes: Axes, results: SearchResults, looks: dict[str, Mark]) -> 
         best = [row for row in mine if row["trial_id"] in front]
         for rows, size, fill, edge, alpha, height in (
             (pruned, 4.5, "none", look.light, 0.6, 3),
-            (dominated, 6.5, look.light, _GROUND, 0.5, 3),
-            (best, 8.5, look.light, _GROUND, 1.0, 5),
+            (dominated, 6.5, look.light, GROUND, 0.5, 3),
+            (best, 8.5, look.light, GROUND, 1.0, 5),
         ):
             axes.plot(
                 [row["forget"] for row in rows],
@@ -184,7 +189,7 @@ def _draw_front(axes: Axes, results: SearchResults) -> list[Label]:
     corner = (axes.get_xlim()[0], axes.get_ylim()[0])
     xs, ys = staircase([(row["forget"], row["utility"]) for row in frontier(results)], corner)
     if xs:
-        axes.plot(xs, ys, color=_INK, linewidth=1.1, alpha=0.75, zorder=2, solid_joinstyle="miter")
+        axes.plot(xs, ys, color=INK, linewidth=1.1, alpha=0.75, zorder=2, solid_joinstyle="miter")
     chosen = chosen_trial(results)
     if chosen is None or not is_number(chosen["forget"]) or not is_number(chosen["utility"]):
         return []
@@ -194,13 +199,13 @@ def _draw_front(axes: Axes, results: SearchResults) -> list[Label]:
         "o",
         markersize=17,
         color="none",
-        markeredgecolor=_INK,
+        markeredgecolor=INK,
         markeredgewidth=1.6,
         zorder=7,
         clip_on=False,
     )
     text = f"Chosen: {method_label(chosen['method'])}, trial {chosen['number']}"
-    return [(chosen["forget"], chosen["utility"], text, _INK, "bold")]
+    return [(chosen["forget"], chosen["utility"], text, INK, "bold")]
 
 
 def staircase(points: Sequence[tuple[float, float]], corner: tuple[float, float]) -> tuple[list[float], list[float]]:
@@ -267,9 +272,9 @@ def _place_labels(canvas: FigureCanvasAgg, axes: Axes, labels: list[Label], poin
             fontweight=weight,
             color=colour,
             zorder=8,
-            bbox={"boxstyle": "square,pad=0.12", "facecolor": _GROUND, "edgecolor": "none", "alpha": 0.8},
+            bbox={"boxstyle": "square,pad=0.12", "facecolor": GROUND, "edgecolor": "none", "alpha": 0.8},
             arrowprops=(
-                {"arrowstyle": "-", "color": _QUIET, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 7}
+                {"arrowstyle": "-", "color": QUIET, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 7}
                 if step > 1.6
                 else None
             ),

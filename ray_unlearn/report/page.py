@@ -39,14 +39,12 @@ _FRONTIER_SHOWN = 5
 def render_page(results: SearchResults) -> str:
     looks = marks(methods(results))
     trials, order = all_trials(results)
-    style = _file("page.css") + _palette(looks)
-    script = _file("page.js")
+    style = read_part("page.css") + palette(looks)
+    script = read_part("page.js")
     points = explain_frontier(results)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_file("page.html")).render(
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+    return render_template(
+        "page.html",
+        policy=f"default-src 'none'; style-src {policy_hash(style)}; script-src {policy_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         style=Markup(style),
         script=Markup(script),
@@ -79,6 +77,18 @@ def render_page(results: SearchResults) -> str:
         damaged=results.damaged,
         version=__version__,
     )
+
+
+def render_template(name: str, **values: Any) -> str:
+    """One of this folder's templates; whatever is not Markup is shown as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read_part),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name).render(**values)
 
 
 def _data(
@@ -185,7 +195,7 @@ def _plain(name: str, value: Any) -> str:
     return json.dumps(value)
 
 
-def _palette(looks: dict[str, Mark]) -> str:
+def palette(looks: dict[str, Mark]) -> str:
     return "".join(
         f".m{i} {{ --mark: light-dark({look.light}, {look.dark}); }}\n" for i, look in enumerate(looks.values())
     )
@@ -207,9 +217,9 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def _file(name: str) -> str:
+def read_part(name: str) -> str:
     return (files("ray_unlearn.report") / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -53,17 +53,17 @@ def render_markdown(results: SearchResults) -> str:
         "## The frontier",
         "\n".join(f"- {markdown(sentence)}" for sentence in describe_frontier(results)),
         "## The methods",
-        _table(comparison(results)),
+        markdown_table(comparison(results)),
     ]
     if (final := held_out(results)) is not None:
-        parts += ["## On the held-out split", _table(final)]
+        parts += ["## On the held-out split", markdown_table(final)]
     best = Table(trials.columns, trials.rows[:_MARKDOWN_TRIALS])
     cut = f" (the best {len(best.rows)} of {len(trials.rows)}; all are in `trials.csv`)"
     parts += [f"## The trials{cut if len(best.rows) < len(trials.rows) else ''}"]
     if shared := shared_settings(results):
         parts += [f"The same in every trial: {markdown(', '.join(shared))}."]
     parts += [
-        _table(best),
+        markdown_table(best),
         "## What is measured",
         markdown(meta["objective_text"]),
         "\n".join(f"- `{name}`: {markdown(str(note))}" for name, note in meta["metrics"].items()),
@@ -75,7 +75,7 @@ def render_markdown(results: SearchResults) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     lines = [
         [markdown(column.label) for column in table.columns],
         ["---:" if column.numeric else "---" for column in table.columns],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import Request, Task, load_benchmark, wmdp, wmdp_mini
+from ray_unlearn.benchmarks.mini import write_untrained
 from ray_unlearn.config import UserError
 
 Rows = list[dict[str, Any]]
@@ -21,7 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's untrained model with a longer context: the byte-level tokenizer reads any text."""
     folder = tmp_path_factory.mktemp("model")
     sizes = wmdp_mini.Sizes(hazards=12, generals=12, width=8, heads=2, intermediate=16, context=600)
-    wmdp_mini.write_untrained(folder, wmdp_mini.build_world(sizes), sizes)
+    write_untrained(folder, wmdp_mini.build_world(sizes).texts, sizes, seed=0)
     return folder
 
 

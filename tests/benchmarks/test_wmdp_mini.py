@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import Request, Task, load_benchmark
+from ray_unlearn.benchmarks.mini import train_tokenizer
 from ray_unlearn.benchmarks.wmdp import MINI, measure
-from ray_unlearn.benchmarks.wmdp_mini import DATA_SEED, RELATIONS, Sizes, World, build_world, train_tokenizer
+from ray_unlearn.benchmarks.wmdp_mini import DATA_SEED, RELATIONS, Sizes, World, build_world
 from ray_unlearn.metrics import Scores
 
 SIDES = ("hazard", "general")
@@ -32,7 +33,7 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another(world: Worl
 
 
 def test_the_tokenizer_is_the_same_on_every_build(world: World) -> None:
-    first, second = (train_tokenizer(world, MINI) for _ in range(2))
+    first, second = (train_tokenizer(world.texts, MINI) for _ in range(2))
     assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
 
 
