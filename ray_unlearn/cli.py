@@ -375,6 +375,9 @@ def reproduce(
     what: Annotated[
         str, typer.Argument(help="The reproduce.json of an exported model; or synthetic (SimNPO, section 5).")
     ],
+    benchmark: Annotated[
+        Path | None, typer.Option(help="Of an export that was searched on your own data: their .toml file.")
+    ] = None,
     model: ModelOption = None,
     data: DataOption = None,
     retrained: RetrainedOption = None,
@@ -399,7 +402,7 @@ def reproduce(
 
     stage = int(zero.value) if zero is not None else None
     if what.endswith(".json"):
-        again = commands.RepeatOptions(Path(what), model, data, retrained, workers, stage, address)
+        again = commands.RepeatOptions(Path(what), benchmark, model, data, retrained, workers, stage, address)
         raise typer.Exit(commands.repeat(again))
     options = commands.ReproduceOptions(
         what=what,

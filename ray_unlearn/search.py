@@ -42,7 +42,7 @@ from ray_unlearn.results import (
     trial_schema,
     write_json,
 )
-from ray_unlearn.robustness import describe_metrics, judged_metrics
+from ray_unlearn.robustness import describe_metrics
 from ray_unlearn.sampling import MethodStudy, importances
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
@@ -219,10 +219,6 @@ class _Suggestions(_StaysHere, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         return None
-
-
-def benchmark_of(config: SearchConfig) -> Benchmark:
-    return load_benchmark(config.definition or config.benchmark)
 
 
 def trial_job(config: SearchConfig) -> Job:
@@ -451,8 +447,7 @@ def run_finals(
 
 def held_out_job(config: SearchConfig, seed: int) -> Job:
     """Score the starting model on the held-out split, as finalists are."""
-    metrics = judged_metrics(benchmark_of(config))
-    attacks = replace(config.robustness, attacks=attacks_of(config), metrics=metrics)
+    attacks = replace(config.robustness, attacks=attacks_of(config))
     return Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=seed)
 
 
