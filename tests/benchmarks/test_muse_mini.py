@@ -152,6 +152,7 @@ def test_loading_again_gives_the_same_data(task: Task) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(420)
 def test_a_search_improves_on_the_target_and_finalists_have_muse_s_own_measures(tmp_path: Path, task: Task) -> None:
     options = ["--benchmark", "muse", "--scale", "mini", "--methods", "simnpo", "--trials", "2"]
     options += ["--concurrent", "1", "--out", str(tmp_path)]
