@@ -111,10 +111,9 @@ def _make_mini_models(folder: Path, world: tofu_mini.World, split: str) -> None:
         "build", "finetune", learning_rate=MINI.learning_rate, epochs=MINI.epochs, batch_size=MINI.batch_size
     )
     splits = {name: getattr(task, name) for name in available_splits(task)}
-    target = Build(
-        folder / "start", folder / "target", Sequences.concatenate([task.forget, task.retain, *known]), trial
-    )
-    retrained = Build(start, folder / "retrained", Sequences.concatenate([task.retain, *known]), trial, "tofu", splits)
+    unforgotten = Sequences.concatenate([task.retain, *known])
+    target = Build(start, folder / "target", Sequences.concatenate([task.forget, unforgotten]), trial)
+    retrained = Build(start, folder / "retrained", unforgotten, trial, "tofu", splits)
     _, profiles = build_models([target, retrained], print)
     own = {name: compare_with_itself(profile) for name, profile in profiles.items()}
     write_profile(folder / "retrained", own, {"benchmark": "tofu", "split": split})

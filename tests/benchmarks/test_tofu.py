@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Profile, Request, Task, load_benchmark, tofu, tofu_mini
+from ray_unlearn.benchmarks import Profile, Request, Split, Task, load_benchmark, tofu, tofu_mini
 from ray_unlearn.benchmarks.mini import write_untrained
 from ray_unlearn.config import UserError
 from ray_unlearn.objective import Judge
@@ -86,10 +86,8 @@ def token_table(model: Any, sequences: Any) -> list[tuple[np.ndarray, np.ndarray
     return result
 
 
-@pytest.mark.timeout(180)
-def test_every_metric_on_the_real_data_is_what_scipy_rouge_score_and_scikit_learn_make_of_its_examples(
-    tofu_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def recomputed(folder: Path, split: Split, retrained: Profile) -> dict[str, float]:
+    """Every metric from per-example values of the model in that folder, without anything of this package."""
     import zlib
 
     import torch
@@ -98,121 +96,128 @@ def test_every_metric_on_the_real_data_is_what_scipy_rouge_score_and_scikit_lear
     from sklearn.metrics import roc_auc_score
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tests.tiny import write_text_model
-
-    monkeypatch.setattr(tofu, "SELECTION_ROWS", 5)
-    monkeypatch.setattr(tofu, "MAX_NEW_TOKENS", 10)
-    folder = write_text_model(tmp_path / "model", tofu_data / "forget10.json")
-    sharpen(folder)
-    task = BENCHMARK.load(Request("full", str(folder), tofu_data, "forget01"))
-    # The real data here have no hold-out part: the retained authors take its place, as the arithmetic is the same.
-    probes = {**task.selection.probes, "holdout": task.selection.probes["retain"]}
-    final = {name: replace(probes[name], attack=True) for name in ("forget", "holdout")}
-    plain = replace(task.selection, probes=probes, final_probes=final)
-    own = evaluate(replace(task, selection=plain))
-    rng = np.random.default_rng(0)
-    retrained = tofu.compare_with_itself(
-        replace(
-            own,
-            arrays={name: (np.array(v) * rng.uniform(0.5, 2.0, len(v))).tolist() for name, v in own.arrays.items()},
-            metrics={**own.metrics, "mia_loss": 0.4, "mia_zlib": 0.3, "mia_min_k": 0.6, "model_utility": 0.9},
-        )
-    )
-    found = tofu._compared(own, retrained)
-
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    table = {name: token_table(model, probe.sequences) for name, probe in probes.items()}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    table = {name: token_table(model, probe.sequences) for name, probe in split.probes.items()}
     mean = {name: np.array([logprobs.mean() for logprobs, _, _ in rows]) for name, rows in table.items()}
-    expected: dict[str, float] = {"forget_questions": 5.0}
+    sets = ("forget", "retain", "real_authors", "world_facts")
+    expected: dict[str, float] = {"forget_questions": float(len(mean["forget"]))}
     ratios: dict[str, np.ndarray] = {}
-    for name in ("forget", "retain", "real_authors", "world_facts"):
-        wrong = mean[f"{name}_perturbed"].reshape(5, -1)
-        right = mean.get(f"{name}_paraphrased", mean[name])
-        ratios[name] = np.exp(wrong).prod(1) ** (1.0 / wrong.shape[1]) / np.exp(right)
-        of_options = np.exp(mean[name]) / (np.exp(mean[name]) + np.exp(wrong).sum(1))
+    for name in sets:
+        wrong = np.exp(mean[f"{name}_perturbed"].reshape(len(mean[name]), -1))
+        right = np.exp(mean.get(f"{name}_paraphrased", mean[name]))
+        ratios[name] = wrong.prod(1) ** (1.0 / wrong.shape[1]) / right
+        plain = np.exp(mean[name])
         expected[f"{name}_probability"] = float(
-            (np.exp(mean[name]) if name in ("forget", "retain") else of_options).mean()
+            plain.mean() if name in ("forget", "retain") else (plain / (plain + wrong.sum(1))).mean()
         )
         if name != "forget":
             expected[f"{name}_truth_ratio"] = float(np.clip(1.0 - ratios[name], 0.0, None).mean())
     expected["forget_truth_ratio"] = float(np.minimum(ratios["forget"], 1 / ratios["forget"]).mean())
-    right, wrong = np.exp(mean["forget_paraphrased"]), np.exp(mean["forget_perturbed"].reshape(5, -1).mean(1))
-    expected["forget_right_share"] = float((right / (right + wrong)).mean())
     expected["forget_log_truth_ratio"] = float(np.log(ratios["forget"]).mean())
+    right = np.exp(mean["forget_paraphrased"])
+    wrong_mean = np.exp(mean["forget_perturbed"].reshape(len(right), -1).mean(1))
+    expected["forget_right_share"] = float((right / (right + wrong_mean)).mean())
     expected["forget_paraphrased_probability"] = float(right.mean())
     for name in ("forget", "holdout"):
         expected[f"{name}_exact_memorisation"] = float(np.mean([hits.mean() for _, hits, _ in table[name]]))
-    strengths = []
-    for _, hits, _ in table["forget"]:
-        shortest = next(k for k in range(len(hits) + 1) if hits[k:].all())
-        strengths.append(1 - shortest / len(hits))
-    expected["forget_extraction_strength"] = float(np.mean(strengths))
+    shortest = [next(k for k in range(len(hits) + 1) if hits[k:].all()) / len(hits) for _, hits, _ in table["forget"]]
+    expected["forget_extraction_strength"] = 1.0 - float(np.mean(shortest))
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    for name, prompts in plain.generations.items():
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for name, prompts in split.generations.items():
         recalls = []
         for prompt, reference in zip(prompts.prompts, prompts.references, strict=True):
-            output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=10, pad_token_id=1)
+            room = {"max_new_tokens": prompts.max_new_tokens, "pad_token_id": 0}
+            output = model.generate(torch.tensor([prompt]), do_sample=False, **room)
             answer = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
-            recalls.append(RougeScorer(["rougeL"], use_stemmer=True).score(reference, answer)["rougeL"].recall)
+            recalls.append(scorer.score(reference, answer)["rougeL"].recall)
         expected[f"{name}_rouge_l_recall"] = float(np.mean(recalls))
-    nine = [
-        expected[f"{name}_{part}"]
-        for name in ("retain", "real_authors", "world_facts")
-        for part in ("probability", "truth_ratio", "rouge_l_recall")
-    ]
-    expected["model_utility"] = float(hmean(nine))
-    expected["teacher_forced_utility"] = float(hmean([v for i, v in enumerate(nine) if i % 3 != 2]))
+    six = [expected[f"{name}_{part}"] for name in sets[1:] for part in ("probability", "truth_ratio")]
+    expected["teacher_forced_utility"] = float(hmean(six))
+    expected["model_utility"] = float(hmean(six + [expected[f"{name}_rouge_l_recall"] for name in sets[1:]]))
     test = ks_2samp(ratios["forget"], retrained.arrays["forget_truth_ratio"])
     expected["forget_ks_distance"], expected["forget_quality"] = float(test.statistic), float(test.pvalue)
 
-    losses = {name: [-row[0].mean() for row in table[name]] for name in ("forget", "holdout")}
-    texts = {name: probes[name].texts for name in losses}
-    scored: dict[str, dict[str, list[float]]] = {"mia_loss": losses, "mia_min_k": {}, "mia_min_k_plus_plus": {}}
-    scored["mia_zlib"] = {
-        n: [x / len(zlib.compress(t.encode())) for x, t in zip(losses[n], texts[n], strict=True)] for n in losses
-    }
-    scored["mia_reference"] = {
-        n: [x - y for x, y in zip(losses[n], retrained.arrays[f"{n}_loss"], strict=True)] for n in losses
-    }
-    scored["mia_gradient_norm"] = {"forget": [], "holdout": []}
-    for name in losses:
-        lowest, standardised = [], []
+    scored: dict[str, list[list[float]]] = {name: [] for name in tofu.METRICS if name.startswith("mia_")}
+    for name in ("forget", "holdout"):
+        losses = [-row[0].mean() for row in table[name]]
+        texts, references = split.probes[name].texts, retrained.arrays[f"{name}_loss"]
+        scored["mia_loss"].append(losses)
+        packed = [len(zlib.compress(text.encode())) for text in texts]
+        scored["mia_zlib"].append([x / n for x, n in zip(losses, packed, strict=True)])
+        scored["mia_reference"].append([x - y for x, y in zip(losses, references, strict=True)])
+        lowest, standardised, norms = [], [], []
         for logprobs, _, every in table[name]:
             count = max(1, int(0.4 * len(logprobs)))
             mu = (np.exp(every) * every).sum(1)
             sigma = np.sqrt((np.exp(every) * every**2).sum(1) - mu**2)
             lowest.append(-np.sort(logprobs)[:count].mean())
-            standardised.append(-np.sort((logprobs - mu) / sigma)[:count].mean())
-        scored["mia_min_k"][name], scored["mia_min_k_plus_plus"][name] = lowest, standardised
-        for tokens, start in probes[name].sequences:
+            standardised.append(-np.sort((logprobs - mu) / np.maximum(sigma, 1e-3))[:count].mean())
+        for tokens, start in split.probes[name].sequences:
             ids = torch.tensor(tokens[None].astype(np.int64))
             labels = ids.clone()
             labels[:, :start] = -100
             model.zero_grad()
             model(ids, labels=labels).loss.backward()
-            squares = [p.grad.double().norm() ** 2 for p in model.parameters()]
-            scored["mia_gradient_norm"][name].append(float(torch.stack(squares).sum().sqrt()))
-    for name, values in scored.items():  # as OpenUnlearning: losses as scores, the forget set has label 0
-        labels_of = [0] * len(values["forget"]) + [1] * len(values["holdout"])
-        expected[name] = float(roc_auc_score(labels_of, values["forget"] + values["holdout"]))
-    held = [expected[name] for name in tofu.MEMORISED]
-    expected["memorisation_score"] = float(hmean([1 - value for value in held]))
-    close = []
-    for name in tofu.PRIVATE:
-        area, goal = expected[name], retrained.metrics[name]
-        close.append(min(area / goal, (1 - area) / (1 - goal)))
-    expected["privacy_score"] = float(hmean(close))
-    expected["utility_score"] = min(1.0, expected["model_utility"] / 0.9)
-    expected["aggregate_without_fluency"] = float(
-        hmean([expected[f"{part}_score"] for part in ("memorisation", "privacy", "utility")])
-    )
+            norms.append(sum(float(p.grad.double().norm() ** 2) for p in model.parameters()) ** 0.5)
+        scored["mia_min_k"].append(lowest)
+        scored["mia_min_k_plus_plus"].append(standardised)
+        scored["mia_gradient_norm"].append(norms)
+    for name, (members, others) in scored.items():  # as OpenUnlearning: losses as scores, the forget set has label 0
+        expected[name] = float(roc_auc_score([0] * len(members) + [1] * len(others), members + others))
+    expected["memorisation_score"] = float(hmean([1 - expected[name] for name in tofu.MEMORISED]))
+    areas = [(expected[name], retrained.metrics[name]) for name in tofu.PRIVATE]
+    expected["privacy_score"] = float(hmean([min(a / goal, (1 - a) / (1 - goal)) for a, goal in areas]))
+    expected["utility_score"] = min(1.0, expected["model_utility"] / retrained.metrics["model_utility"])
+    three = [expected[f"{part}_score"] for part in ("memorisation", "privacy", "utility")]
+    expected["aggregate_without_fluency"] = float(hmean(three))
+    return expected
 
+
+def somebody_else(profile: Profile) -> Profile:
+    """A retrained model's profile that differs from this one everywhere."""
+    rng = np.random.default_rng(0)
+    arrays = {name: (np.array(v) * rng.uniform(0.5, 2.0, len(v))).tolist() for name, v in profile.arrays.items()}
+    metrics = {**profile.metrics, **dict.fromkeys(tofu.PRIVATE, 0.3), "model_utility": 0.9}
+    return replace(profile, metrics=metrics, arrays=arrays)
+
+
+def check(task: Task, split: Split) -> dict[str, float]:
+    """Hold what the worker and the benchmark say of the task's model against the second computation."""
+    own = evaluate(replace(task, selection=split))
+    retrained = somebody_else(own)
+    found, expected = tofu._compared(own, retrained), recomputed(Path(task.model), split, retrained)
     assert not found.absent
     assert set(expected) == set(tofu.METRICS) == set(found.metrics)
     assert found.metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert np.ptp(ratios["forget"]) > 0.1
-    assert 0.0 < expected["aggregate_without_fluency"] < 1.0
+    assert np.ptp(found.arrays["forget_truth_ratio"]) > 0.1
+    return expected
+
+
+@pytest.mark.timeout(300)  # the miniature's models may have to be trained first
+def test_every_metric_of_a_trained_model_is_what_scipy_rouge_score_and_scikit_learn_make_of_its_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Path(BENCHMARK.load(Request("mini")).model).parent
+    monkeypatch.setattr(tofu, "SELECTION_ROWS", 8)
+    task = tofu.build_task(Request("mini", str(made / "retrained"), made / "data"))
+    expected = check(task, task.selection)
+    assert all(value > 0.0 for value in expected.values())  # or a harmonic mean would hide the rest
+
+
+@pytest.mark.timeout(120)
+def test_the_same_on_the_real_data(tofu_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.tiny import write_text_model
+
+    monkeypatch.setattr(tofu, "SELECTION_ROWS", 4)
+    monkeypatch.setattr(tofu, "MAX_NEW_TOKENS", 12)
+    folder = write_text_model(tmp_path / "model", tofu_data / "forget10.json")
+    sharpen(folder)
+    task = tofu.build_task(Request("full", str(folder), tofu_data, "forget01"))
+    # These data have no hold-out part: retained authors stand in, as the arithmetic is the same.
+    probes = {**task.selection.probes, "holdout": task.selection.probes["retain"]}
+    final = {name: replace(probes[name], attack=True) for name in ("forget", "holdout")}
+    check(task, replace(task.selection, probes=probes, final_probes=final))
 
 
 # ---- what is absent, and why
