@@ -10,6 +10,7 @@
         weights/<trial_id>.parquet   how a finalist spread its forgetting: epoch, example, num_tokens, start_nll (at
                         the starting model, nats a token), weight (share of the epoch's gradient weight)
         model/          the chosen model, as `transformers` loads it
+        comparison.json the finalists over several seeds, with statistics, where they have been compared
         report/         pages and pictures
         log.txt         what Ray and DeepSpeed had to say
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,10 @@ class SearchResults:
     curves: list[dict[str, Any]]
     finals: list[dict[str, Any]]
     damaged: list[str] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, pa.Table] = field(default_factory=dict)
+    """By trial; as tables, because they have a row an example and epoch."""
+    comparison: dict[str, Any] | None = None
 
 
 def read_search(folder: Path) -> SearchResults:
@@ -234,15 +239,26 @@ def read_search(folder: Path) -> SearchResults:
         raise UserError(f"{folder / 'search.json'}: cannot be read ({error}). Restore it from a copy") from None
     damaged: list[str] = []
 
-    def rows(name: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def tables(name: str, schema: pa.Schema | None = None) -> Iterator[tuple[Path, pa.Table]]:
         for path in sorted((folder / name).rglob("*.parquet")):
             try:
                 # One file at a time: a damaged one must not take the others with it.
-                found += pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
-            except (pa.ArrowException, OSError):
+                table = pq.ParquetFile(path, page_checksum_verification=True).read()
+                yield path, table if schema is None else table.select(schema.names).cast(schema)
+            except (pa.ArrowException, OSError, KeyError, ValueError):
                 damaged.append(str(path.relative_to(folder)))
-        return found
+
+    def rows(name: str, schema: pa.Schema | None = None) -> list[dict[str, Any]]:
+        return [row for _, table in tables(name, schema) for row in table.to_pylist()]
 
     trials = sorted(rows("trials"), key=lambda row: row["number"])
-    return SearchResults(folder, meta, trials, rows("curves"), rows("finals"), damaged)
+    curves, finals, examples = rows("curves"), rows("finals"), rows("examples", EXAMPLE_SCHEMA)
+    weights = {path.stem: table for path, table in tables("weights", WEIGHT_SCHEMA)}
+    comparison = None
+    try:
+        comparison = dict(json.loads((folder / "comparison.json").read_text()))
+    except FileNotFoundError:
+        pass
+    except (TypeError, ValueError, OSError):
+        damaged.append("comparison.json")
+    return SearchResults(folder, meta, trials, curves, finals, damaged, examples, weights, comparison)

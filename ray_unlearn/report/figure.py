@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 
-from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, scored
+from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, runs, scored
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import headline, methods, tally
-from ray_unlearn.report.text import is_number, method_label
-from ray_unlearn.results import PRUNED, SearchResults
+from ray_unlearn.report.text import is_number, method_label, trial_label
+from ray_unlearn.results import INTERPOLATED, PRUNED, SearchResults
 
 _FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 _INK, _QUIET, _GRID, _GROUND = "#1c2127", "#5d6673", "#e4e7eb", "#ffffff"
@@ -87,7 +87,7 @@ def _draw_legend(canvas: FigureCanvasAgg, results: SearchResults, looks: dict[st
     """The methods in one line under the headline, each beside its mark."""
     figure, x, y = canvas.figure, 0.027, 0.893
     for method, look in looks.items():
-        number = sum(row["method"] == method for row in results.trials)
+        number = sum(row["method"] == method for row in runs(results))
         side = 6.5 * _SHAPE_SIZES[look.marker]
         mark = Line2D([x], [y], marker=look.marker, markersize=side, color=look.light, linewidth=0)
         mark.set_transform(figure.transFigure)
@@ -158,12 +158,15 @@ def _draw_trials(axes: Axes, results: SearchResults, looks: dict[str, Mark]) -> 
             and is_number(row["forget"])
             and is_number(row["utility"])
         ]
-        dominated = [row for row in mine if row["trial_id"] not in front]
-        best = [row for row in mine if row["trial_id"] in front]
+        dominated = [row for row in mine if row["trial_id"] not in front and row["status"] != INTERPOLATED]
+        best = [row for row in mine if row["trial_id"] in front and row["status"] != INTERPOLATED]
+        points = [row for row in mine if row["status"] == INTERPOLATED]
         for rows, size, fill, edge, alpha, height in (
             (pruned, 4.5, "none", look.light, 0.6, 3),
             (dominated, 6.5, look.light, _GROUND, 0.5, 3),
             (best, 8.5, look.light, _GROUND, 1.0, 5),
+            (points, 5.5, _GROUND, look.light, 1.0, 5),
+            (points, 1.6, look.light, look.light, 1.0, 5),
         ):
             axes.plot(
                 [row["forget"] for row in rows],
@@ -199,7 +202,7 @@ def _draw_front(axes: Axes, results: SearchResults) -> list[Label]:
         zorder=7,
         clip_on=False,
     )
-    text = f"Chosen: {method_label(chosen['method'])}, trial {chosen['number']}"
+    text = f"Chosen: {method_label(chosen['method'])}, {trial_label(chosen)}"
     return [(chosen["forget"], chosen["utility"], text, _INK, "bold")]
 
 
