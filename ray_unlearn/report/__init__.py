@@ -5,14 +5,18 @@ report/report.md       the same tables as text
 report/pareto.png      the picture, for a page
 report/pareto.svg      the picture, for a paper
 report/trials.csv      every trial, every column, full precision
+report/frontier.parquet    the frontier's rows, typed and checksummed
+report/tables.tex      the comparison and the frontier, for a paper
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ray_unlearn.report.frontier import describe_frontier, frontier
-from ray_unlearn.results import read_search
+import pyarrow as pa
+
+from ray_unlearn.report.frontier import describe_frontier, frontier, parameter_names
+from ray_unlearn.results import SearchResults, read_search, trial_schema, write_table
 
 __all__ = ["describe_frontier", "frontier", "write_report"]
 
@@ -22,6 +26,7 @@ def write_report(folder: Path) -> list[Path]:
     # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
     from ray_unlearn.report.figure import draw_figure
     from ray_unlearn.report.page import render_page
+    from ray_unlearn.report.papers import render_latex
     from ray_unlearn.report.plain import render_csv, render_markdown
 
     results = read_search(folder)
@@ -31,9 +36,20 @@ def write_report(folder: Path) -> list[Path]:
         "report.html": render_page(results),
         "report.md": render_markdown(results),
         "trials.csv": render_csv(results),
+        "tables.tex": render_latex(results),
     }
     for name, text in texts.items():
         (place / name).write_text(text, encoding="utf-8", newline="")
     figures = [place / "pareto.png", place / "pareto.svg"]
     draw_figure(results, figures)
-    return [place / "report.html", place / "report.md", *figures, place / "trials.csv"]
+    front = place / "frontier.parquet"
+    write_table(front, _schema(results), frontier(results))
+    return [place / "report.html", place / "report.md", *figures, place / "trials.csv", front, place / "tables.tex"]
+
+
+def _schema(results: SearchResults) -> pa.Schema:
+    """Of the trials, from what their rows have; of a search without any, of no parameter and no metric."""
+    benchmark = results.meta["config"]["benchmark"]
+    names = list(results.trials[0]) if results.trials else []
+    metrics = [name.partition("/")[2] for name in names if "/" in name]
+    return trial_schema(benchmark, parameter_names(results), metrics)

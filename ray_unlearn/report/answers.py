@@ -23,8 +23,8 @@ def answers(results: SearchResults) -> tuple[Table, int] | None:
         Column("set", "set", "text"),
         Column("prompt", "prompt", "long"),
         Column("reference", "to be forgotten", "long"),
-        Column("before", "start answers", "long"),
-        Column("now", "chosen answers", "long"),
+        Column("before", "starting model answers", "long"),
+        Column("now", "chosen model answers", "long"),
         Column("probability_before", "probability at the start", "score"),
         Column("probability", "→ now", "score", "", "Probability of the answer to be forgotten, a token"),
         Column("memorised_before", "memorised at the start", "score"),
@@ -44,7 +44,7 @@ def answers(results: SearchResults) -> tuple[Table, int] | None:
                 *(part.get(name) for name in ("probability", "exact_memorisation") for part in (before, row)),
             ]
         )
-    empty = {c.key for i, c in enumerate(columns) if c.key not in {"example", "prompt"} and all(r[i] is None for r in rows)}
+    empty = {column.key for i, column in enumerate(columns) if all(row[i] is None for row in rows)}
     return Table(columns, rows).without(empty), len(mine)
 
 

@@ -1,7 +1,7 @@
 """One colour and one shape a method, the same on the page and on paper.
 
 The hues stay apart for the three common kinds of colour blindness, the first ones differ in lightness too
-(greyscale), and every method has a shape of its own, its lines a dash of their own, so colour never carries the message alone.
+(greyscale), and every method has a shape of its own, and its lines a dash, so colour never carries the message alone.
 """
 
 from __future__ import annotations

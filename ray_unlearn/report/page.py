@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import shlex
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +19,7 @@ from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import (
     Table,
+    again,
     all_trials,
     best_of_methods,
     best_trial,
@@ -55,12 +55,13 @@ def render_page(results: SearchResults) -> str:
     style = _file("page.css") + _palette(looks)
     script = "".join(_file(name) for name in ("drawing.js", "figures.js", "page.js"))
     points = explain_frontier(results)
-    told = answers(results)
+    told, found = answers(results), weighting.weightings(results)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     rows = [order[i] for i in shown]
-    data = _data(results, looks, rows, [row for i, row in enumerate(order) if i not in set(shown)])
+    others = set(range(len(order))) - set(shown)
+    data = _data(results, looks, rows, [order[i] for i in sorted(others)])
     data["tables"] = {name: table.ranks() for name, table in tables.items()}
     return environment.from_string(_file("page.html")).render(
         policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
@@ -93,7 +94,7 @@ def render_page(results: SearchResults) -> str:
         importance_words=parameters.importance_words(results),
         edges=parameters.edges(results),
         has_lines=any(part["lines"] for part in data["parallel"]),
-        allocation=weighting.allocation_words(found := weighting.weightings(results)),
+        allocation=weighting.allocation_words(found),
         smoothing=weighting.smoothing_words(found),
         budget_words=budget_words(results),
         num_examples=told[1] if told else 0,
@@ -130,17 +131,6 @@ def _tables(results: SearchResults) -> dict[str, Table]:
         "epochs": weighting.epochs_table(found) if found else None,
     }
     return {name: table for name, table in tables.items() if table is not None}
-
-
-def again(results: SearchResults) -> str:
-    """What else can be done with the search's folder, as one would type it."""
-    folder = shlex.quote(f"results/{results.folder.name}")
-    chosen = shlex.quote(str(results.meta.get("chosen") or "best"))
-    return (
-        f"ray_unlearn report {folder}\n"
-        f"ray_unlearn compare {folder}\n"
-        f"ray_unlearn export {folder} --trial {chosen}"
-    )
 
 
 def _data(results: SearchResults, looks: dict[str, Mark], order: list[Row], others: list[Row]) -> dict[str, Any]:

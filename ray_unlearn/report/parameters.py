@@ -101,8 +101,8 @@ def edges(results: SearchResults) -> list[str]:
                 continue
             end, limit = ("lower", axis.low) if share <= NEAR else ("upper", axis.high)
             found.append(
-                f"{method_label(method)}'s best trial has {axis.name} {setting(axis.name, float(value))}, within 5 % of "
-                f"the {end} end of its range ({setting(axis.name, float(limit))}): better settings may lie beyond it."
+                f"{method_label(method)}'s best trial has {axis.name} {setting(axis.name, float(value))}, within 5 % "
+                f"of the {end} end of its range ({setting(axis.name, float(limit))}): better may lie beyond it."
             )
     return found
 

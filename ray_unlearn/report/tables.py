@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,6 @@ class Column:
             case _:
                 return str(value)
 
-
     def rank(self, value: Any) -> float | None:
         """What a column of numbers is sorted by."""
         number = value.get("mean") if self.kind == "spread" and isinstance(value, dict) else value
@@ -99,7 +99,8 @@ class Table:
 
     def select(self, places: Sequence[int]) -> Table:
         """The rows at these places."""
-        return Table(self.columns, [self.rows[i] for i in places], [self.owners[i] for i in places] if self.owners else [])
+        owners = [self.owners[i] for i in places] if self.owners else []
+        return Table(self.columns, [self.rows[i] for i in places], owners)
 
 
 def methods(results: SearchResults) -> list[str]:
@@ -108,9 +109,12 @@ def methods(results: SearchResults) -> list[str]:
     return asked + sorted({row["method"] for row in results.trials} - set(asked))
 
 
+_STATUSES = (COMPLETED, PRUNED, FAILED, INTERPOLATED)
+
+
 def status_counts(results: SearchResults, method: str | None = None) -> dict[str, int]:
     rows = [row for row in results.trials if method is None or row["method"] == method]
-    return {status: sum(row["status"] == status for row in rows) for status in (COMPLETED, PRUNED, FAILED, INTERPOLATED)}
+    return {status: sum(row["status"] == status for row in rows) for status in _STATUSES}
 
 
 def best_trial(results: SearchResults, method: str) -> Row | None:
@@ -314,6 +318,7 @@ def _held_out_place(row: Row) -> tuple[bool, bool, float]:
 
 def all_trials(results: SearchResults) -> tuple[Table, list[Row]]:
     """Every trial, best objective first, those without one last; and the rows in the same order."""
+    has_points = len(runs(results)) < len(results.trials)
     columns = [
         Column("number", "trial", "count", "trial"),
         Column("method", "method", "text", "trial"),
@@ -322,7 +327,7 @@ def all_trials(results: SearchResults) -> tuple[Table, list[Row]]:
         Column("forget", "forget", "score", "score"),
         Column("utility", "utility", "score", "score"),
         *(Column(name, name, "setting", "setting") for name in searched_names(results)),
-        *([Column("alpha", "alpha", "setting", "setting", _ALPHA_NOTE)] if len(runs(results)) < len(results.trials) else []),
+        *([Column("alpha", "alpha", "setting", "setting", _ALPHA_NOTE)] if has_points else []),
         Column("epoch", "at epoch", "score", "setting", "Epoch of the evaluation point that counts"),
         *(Column(n, short_metric(n), "score", "metric", metric_note(results, n)) for n in metric_names(results)),
         Column("seed", "seed", "text", "cost"),
@@ -431,8 +436,17 @@ def tally(results: SearchResults) -> str:
     parts.append(f"{counts[FAILED]:,} failed (not plotted)" if counts[FAILED] else "none failed")
     text = f"{count(len(runs(results)), 'trial')}: {listing(parts)}."
     if counts[INTERPOLATED]:
-        text += f" {count(counts[INTERPOLATED], 'point')} on the lines to trials' models (small, with a dot), no trials."
+        text += (
+            f" {count(counts[INTERPOLATED], 'point')} on the lines to trials' models, which are no trials."
+        )
     return text
+
+
+def again(results: SearchResults) -> str:
+    """What else can be done with the search's folder, as one would type it."""
+    folder = shlex.quote(f"results/{results.folder.name}")
+    chosen = shlex.quote(str(results.meta.get("chosen") or "best"))
+    return f"ray_unlearn report {folder}\nray_unlearn compare {folder}\nray_unlearn export {folder} --trial {chosen}"
 
 
 def run_facts(results: SearchResults) -> list[tuple[str, str]]:
@@ -455,6 +469,7 @@ def run_facts(results: SearchResults) -> list[tuple[str, str]]:
         ("objective", config["objective"]),
         ("utility floor", f"{config['utility_floor']:.3g}"),
         ("seed", config["seed"]),
+        ("seeds of the comparison", ", ".join(str(seed) for seed in (results.comparison or {}).get("seeds") or [])),
         ("sampler", config.get("sampler")),
         ("pruning", {True: "on", False: "off"}.get(config.get("prune"))),
         ("trials a method", config["trials"]),

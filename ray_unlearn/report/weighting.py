@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.report.tables import Column, Table, methods
-from ray_unlearn.report.text import method_label, score
+from ray_unlearn.report.text import listing, method_label, score
 from ray_unlearn.results import SearchResults
 
 BY = {
@@ -64,7 +64,8 @@ def weightings(results: SearchResults) -> list[Weighting]:
 
 
 def _weighting(method: str, table: Any) -> Weighting | None:
-    columns = {n: table.column(n).to_numpy(zero_copy_only=False).astype(float) for n in table.column_names if n != "trial_id"}
+    names = ("epoch", "example", "weight", *BY)
+    columns = {name: table.column(name).to_numpy(zero_copy_only=False).astype(float) for name in names}
     whole = np.all([np.isfinite(values) for values in columns.values()], axis=0)
     columns = {name: values[whole] for name, values in columns.items()}
     epochs, examples = np.unique(columns["epoch"]), np.unique(columns["example"])
@@ -84,18 +85,22 @@ def _weighting(method: str, table: Any) -> Weighting | None:
     for name, (_, names, _) in BY.items():
         group = _thirds(traits[name])
         kept = [k for k in range(3) if (group == k).any()]
-        thirds[name] = [
-            Third(
-                names[k],
-                float(traits[name][group == k].min()),
-                float(traits[name][group == k].max()),
-                int((group == k).sum()),
-                float(relative[group == k].sum() / len(examples)),
-                float(relative[group == k].mean()),
-                (float(np.quantile(relative[group == k], 0.25)), float(np.quantile(relative[group == k], 0.75))),
-            )
-            for k in kept
-        ] if len(kept) == 3 else []
+        thirds[name] = (
+            [
+                Third(
+                    names[k],
+                    float(traits[name][group == k].min()),
+                    float(traits[name][group == k].max()),
+                    int((group == k).sum()),
+                    float(relative[group == k].sum() / len(examples)),
+                    float(relative[group == k].mean()),
+                    (float(np.quantile(relative[group == k], 0.25)), float(np.quantile(relative[group == k], 0.75))),
+                )
+                for k in kept
+            ]
+            if len(kept) == 3
+            else []
+        )
         shares[name] = [[float(row[group == k].sum()) for k in range(3)] for row in weights] if len(kept) == 3 else []
     evenness = [float(value) for value in entropy / np.log(len(examples))]
     return Weighting(method, [int(epoch) for epoch in epochs], evenness, thirds, shares)
@@ -174,7 +179,7 @@ def allocation_words(found: list[Weighting]) -> list[str]:
             )
         said += [f"{method_label(w.method)} gives an example {'; '.join(parts)}."] if parts else []
     for name, what in (("num_tokens", "short and long"), ("start_nll", "easy and hard")):
-        leans = {w.method: max(_lean(w, name), 1 / _lean(w, name)) for w in found if w.thirds[name] and _lean(w, name) > 0}
+        leans = {w.method: _lean(w, name) for w in found if w.thirds[name]}
         if len(leans) > 1:
             most, least = max(leans, key=lambda m: leans[m]), min(leans, key=lambda m: leans[m])
             said.append(
@@ -185,9 +190,10 @@ def allocation_words(found: list[Weighting]) -> list[str]:
 
 
 def _lean(w: Weighting, name: str) -> float:
-    """The first third's weight an example over the last third's; 0 where one of them has none."""
-    first, _, last = w.thirds[name]
-    return first.mean / last.mean if last.mean > 0 else 0.0
+    """How many times the smaller weight of the first and the last third goes into the larger, at least 1."""
+    small, large = sorted(third.mean for third in (w.thirds[name][0], w.thirds[name][-1]))
+    return large / small if small > 0 else np.inf
+
 
 
 def smoothing_words(found: list[Weighting]) -> list[str]:
@@ -199,16 +205,17 @@ def smoothing_words(found: list[Weighting]) -> list[str]:
             said.append(f"{method_label(w.method)}'s weights have evenness {first:.3f} in the one epoch recorded.")
             continue
         move = last - first
-        course = "it hardly changes" if abs(move) < 0.005 else "they become more even" if move > 0 else "they become less even"
+        turn = "they become more even" if move > 0 else "they become less even"
+        course = "this hardly changes" if abs(move) < 0.005 else turn
         said.append(
             f"{method_label(w.method)}'s weights have evenness {first:.3f} in epoch {w.epochs[0]} and {last:.3f} in "
             f"epoch {w.epochs[-1]}: {course}."
         )
     if len(found) > 1:
-        even = max(found, key=lambda w: w.evenness[0])
-        said.append(
-            f"In the first epoch {method_label(even.method)} tells the examples apart least (1 is every example alike)."
-        )
+        most = max(w.evenness[0] for w in found)
+        even = [method_label(w.method) for w in found if w.evenness[0] > most - 0.0005]
+        verb = "tells" if len(even) == 1 else "tell"
+        said.append(f"In the first epoch {listing(even)} {verb} the examples apart least (1 is every example alike).")
     return said
 
 

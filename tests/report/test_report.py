@@ -17,7 +17,7 @@ from made_up_search import METRICS, build_row
 
 from ray_unlearn.config import UserError
 from ray_unlearn.report import describe_frontier, frontier, write_report
-from ray_unlearn.report.tables import comparison, held_out
+from ray_unlearn.report.tables import best_of_methods, held_out
 from ray_unlearn.report.text import (
     command_line,
     duration,
@@ -288,7 +288,7 @@ def test_a_search_whose_trials_all_failed_still_has_a_report(build_search):
 def test_the_comparison_counts_and_ranks_the_methods(build_search):
     trials = points(("ga", 0.5, 0.9, 0.6), ("simnpo", 0.9, 0.97, 0.93), ("simnpo", 0.8, 0.9, 0.8))
     trials.append((build_row(3, "npo", status="failed", error="NaN"), []))
-    table = comparison(read_search(build_search(trials)))
+    table = best_of_methods(read_search(build_search(trials)))
     rows = [dict(zip([c.key for c in table.columns], row, strict=True)) for row in table.rows]
     assert [row["method"] for row in rows] == ["SimNPO", "GA", "NPO"]
     assert rows[0]["device_seconds"] == 50.0
@@ -323,7 +323,7 @@ def test_the_best_of_a_method_is_above_the_floor_where_it_can_be(build_search):
     results = read_search(
         build_search(points(("simnpo", 0.99, 0.94, 0.954), ("simnpo", 0.9, 0.96, 0.929)), chosen="simnpo-0001")
     )
-    assert comparison(results).rows[0][1] == 0.929
+    assert best_of_methods(results).rows[0][1] == 0.929
     chosen, most = describe_frontier(results)
     assert "highest objective, 0.929, of all trials with utility at or above the floor" in chosen
     assert most.startswith("Forgets most: SimNPO, trial 0")
