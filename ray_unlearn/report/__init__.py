@@ -48,8 +48,6 @@ def write_report(folder: Path) -> list[Path]:
 
 
 def _schema(results: SearchResults) -> pa.Schema:
-    """Of the trials, from what their rows have; of a search without any, of no parameter and no metric."""
-    benchmark = results.meta["config"]["benchmark"]
-    names = list(results.trials[0]) if results.trials else []
-    metrics = [name.partition("/")[2] for name in names if "/" in name]
-    return trial_schema(benchmark, parameter_names(results), metrics)
+    """Of the trials, from what their rows have."""
+    metrics = [name for name in (results.trials[0] if results.trials else {}) if "/" in name]
+    return pa.schema([*trial_schema("", parameter_names(results), []), *((name, pa.float64()) for name in metrics)])

@@ -195,7 +195,6 @@ def _lean(w: Weighting, name: str) -> float:
     return large / small if small > 0 else np.inf
 
 
-
 def smoothing_words(found: list[Weighting]) -> list[str]:
     """How even the weights are at first and at last."""
     said = []
