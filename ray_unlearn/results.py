@@ -242,8 +242,9 @@ def read_search(folder: Path) -> SearchResults:
     def tables(name: str, schema: pa.Schema | None = None) -> Iterator[tuple[Path, pa.Table]]:
         for path in sorted((folder / name).rglob("*.parquet")):
             try:
-                # One file at a time: a damaged one must not take the others with it.
-                table = pq.ParquetFile(path, page_checksum_verification=True).read()
+                # One file at a time: a damaged one must not take the others with it. Threads cost these small
+                # files half as much again as reading them.
+                table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
                 yield path, table if schema is None else table.select(schema.names).cast(schema)
             except (pa.ArrowException, OSError, KeyError, ValueError):
                 damaged.append(str(path.relative_to(folder)))

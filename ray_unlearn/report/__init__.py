@@ -18,19 +18,23 @@ import pyarrow as pa
 from ray_unlearn.report.frontier import describe_frontier, frontier, parameter_names
 from ray_unlearn.results import SearchResults, read_search, trial_schema, write_table
 
-__all__ = ["describe_frontier", "frontier", "write_report"]
+__all__ = ["describe_frontier", "frontier", "write_files", "write_report"]
 
 
 def write_report(folder: Path) -> list[Path]:
     """Writes `folder`/report and returns the files. Raises UserError where `folder` holds no search."""
+    return write_files(read_search(folder))
+
+
+def write_files(results: SearchResults) -> list[Path]:
+    """The same of a search that has been read."""
     # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
     from ray_unlearn.report.figure import draw_figure
     from ray_unlearn.report.page import render_page
     from ray_unlearn.report.papers import render_latex
     from ray_unlearn.report.plain import render_csv, render_markdown
 
-    results = read_search(folder)
-    place = folder / "report"
+    place = results.folder / "report"
     place.mkdir(exist_ok=True)
     texts = {
         "report.html": render_page(results),
