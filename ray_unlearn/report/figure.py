@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -61,7 +62,8 @@ def _compose(results: SearchResults) -> Figure:
     labels += _draw_front(axes, results)
     _place_labels(canvas, axes, labels, plotted_places(results))
 
-    figure.text(0.02, 0.018, tally(results), fontsize=8, color=_QUIET, va="bottom")
+    words = tally(results)
+    figure.text(0.02, 0.018, words, fontsize=min(8, 1000 / len(words)), color=_QUIET, va="bottom")
     if config["scale"] == "mini":
         warning = "Mini scale: generated data and a tiny model. No evidence about real models."
         figure.text(0.02, 0.055, warning, fontsize=8.5, color=_INK, fontweight="bold", va="bottom")
@@ -225,7 +227,7 @@ def _place_labels(canvas: FigureCanvasAgg, axes: Axes, labels: list[Label], poin
     """Each label beside its point, on the side where it covers the fewest marks and no other label."""
     transform, bounds = axes.transData, axes.get_window_extent()
     anchors: list[tuple[float, ...]] = [tuple(transform.transform((x, y))) for x, y, *_ in labels]
-    marks_at: list[tuple[float, ...]] = [tuple(transform.transform(point)) for point in points]
+    marks_at = transform.transform(np.array(points).reshape(-1, 2))
     boxes: list[tuple[float, float, float, float]] = []
     for x, y, text, colour, weight in sorted(labels, key=lambda label: label[4]):
         px, py = tuple(transform.transform((x, y)))
@@ -248,7 +250,8 @@ def _place_labels(canvas: FigureCanvasAgg, axes: Axes, labels: list[Label], poin
                 cx = px + dx * (gap * step + width / 2 if dx else 0)
                 cy = py + dy * (gap * step + height / 2)
                 box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-                covered = sum(_near(box, mark, 5) for mark in marks_at)
+                inside = (marks_at > np.subtract(box[:2], 5)) & (marks_at < np.add(box[2:], 5))
+                covered = int(inside.all(axis=1).sum())
                 covered += 50 * sum(_near(box, other, 11) for other in anchors if other != (px, py))
                 outside = box[0] < bounds.x0 or box[2] > bounds.x1 or box[1] < bounds.y0 or box[3] > bounds.y1 + 4
                 clash = any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes)

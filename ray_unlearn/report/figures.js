@@ -122,15 +122,16 @@ const drawIntervals = () => {
     const known = rows.flatMap((r) => [r.min ?? r.mean, r.max ?? r.mean, r.mean - (r.std ?? 0), r.mean + (r.std ?? 0)]);
     const pad = Math.max(0.005, (Math.max(...known) - Math.min(...known)) * 0.08);
     const xs = [Math.min(...known) - pad, Math.max(...known) + pad];
+    const left = 20 + 7.5 * Math.max(...rows.map((row) => data.methods[row.method].label.length));
     const { small, X, Y } = frame(holder, {
-      height: 40 + 30 * rows.length, left: 74, xs, ys: [rows.length - 0.5, -0.5], xTicks: ticks(xs[0], xs[1], 3), yTicks: [],
+      height: 40 + 30 * rows.length, left, xs, ys: [rows.length - 0.5, -0.5], xTicks: ticks(xs[0], xs[1], 3), yTicks: [],
       about: `${label} over the seeds: ${rows.map((r) => `${data.methods[r.method].label} ${r.mean.toPrecision(3)}`).join(", ")}`,
     });
     rows.forEach((row, i) => {
       const y = Y(i);
       const group = element("g", { class: `interval m${row.method}` }, small);
-      element("line", { class: "grid", x1: 74, x2: X(xs[1]), y1: y, y2: y }, group);
-      element("text", { class: "named", x: 68, y: y + 4, "text-anchor": "end" }, group, data.methods[row.method].label);
+      element("line", { class: "grid", x1: left, x2: X(xs[1]), y1: y, y2: y }, group);
+      element("text", { class: "named", x: left - 6, y: y + 4, "text-anchor": "end" }, group, data.methods[row.method].label);
       if (row.min !== null && row.max !== null) element("line", { class: "whisker", x1: X(row.min), x2: X(row.max), y1: y, y2: y }, group);
       if (row.std !== null) element("line", { class: "whisker thick", x1: X(row.mean - row.std), x2: X(row.mean + row.std), y1: y, y2: y }, group);
       mark(group, row.method, X(row.mean), y, 5.5, "mark front");
@@ -161,7 +162,7 @@ const drawWeights = () => {
         mark(group, row.method, X(i + shift), Y(mean), 5, "mark front");
       });
     });
-    label && key(holder, rows.map((row) => row.method));
+    key(holder, rows.map((row) => row.method));
   }
   const lines = data.weighting.evenness.filter(isShown);
   const panels = [...(lines.length ? [{ lines }] : []), ...data.weighting.shares.filter(isShown)];

@@ -183,7 +183,11 @@ def _data(results: SearchResults, looks: dict[str, Mark], order: list[Row], othe
             {"label": method_label(method), "shape": look.shape, "dash": look.dash} for method, look in looks.items()
         ],
         "points": points,
-        "others": [[place[row["method"]], row["forget"], row["utility"]] for row in others if _is_plotted(row)],
+        "others": [
+            [place[row["method"]], round(row["forget"], 4), round(row["utility"], 4)]
+            for row in others
+            if _is_plotted(row)
+        ],
         "start": _place(results.meta["start"]),
         "startObjective": (results.meta["start"] or {}).get("objective"),
         "retrained": _place(results.meta.get("retrained")),

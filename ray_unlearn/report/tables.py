@@ -436,7 +436,7 @@ def tally(results: SearchResults) -> str:
     parts.append(f"{counts[FAILED]:,} failed (not plotted)" if counts[FAILED] else "none failed")
     text = f"{count(len(runs(results)), 'trial')}: {listing(parts)}."
     if counts[INTERPOLATED]:
-        text += f" {count(counts[INTERPOLATED], 'point')} on the lines to trials' models, which are no trials."
+        text += f" {count(counts[INTERPOLATED], 'point')} on lines to trials' models (with a dot)."
     return text
 
 

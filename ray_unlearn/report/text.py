@@ -45,10 +45,10 @@ def score(value: float | None) -> str:
 def mean_and_spread(value: Mapping[str, Any]) -> str:
     """{"mean", "std"} -> 0.912 ± 0.004, the spread to the mean's last digit; a spread that is not known is left out."""
     mean, std = value.get("mean"), value.get("std")
-    if not is_number(mean):
+    if mean is None or not is_number(mean):
         return NOTHING
     text = score(mean)
-    if not is_number(std):
+    if std is None or not is_number(std):
         return text
     return f"{text} ± {std:.{len(text.partition('.')[2])}f}" if abs(mean) < 1000 else f"{text} ± {score(std)}"
 

@@ -105,8 +105,7 @@ def main() -> None:
         thousands = number / 1000
         parts = [
             f"{name} {wall / thousands:.2f} s ({processor / thousands:.2f})"
-            for name, (wall, processor) in found.items()
-            if name in {"read", "report", "joined"}
+            for name, (wall, processor) in ((name, found[name]) for name in ("read", "report", "joined"))
         ]
         print(
             f"{number:>7,} trials   a thousand: {', '.join(parts)}, {found['memory'] / thousands:.1f} MiB   "

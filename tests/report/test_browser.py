@@ -261,9 +261,12 @@ def test_many_trials_open_at_once(browser, tmp_path, num_trials):
     rows, curves = [row for row, _ in trials], [point for _, curve in trials for point in curve]
     path = tmp_path / "report.html"
     path.write_text(render_page(SearchResults(tmp_path, build_meta(), rows, curves, [])))
+    # Seconds of the page's own thread, whatever else the machine is doing.
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.get(path.as_uri())
-    script = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
-    assert browser.execute_script(script) < 2000 * (1 + num_trials // 5000)
+    browser.execute_script("return document.body.offsetHeight")
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    assert next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration") < 2
     others = browser.find_elements("css selector", "#plot path.other")
     assert bool(others) == (num_trials > TRIALS_SHOWN)
     assert len(browser.find_elements("css selector", "#trials tbody tr")) >= min(num_trials, TRIALS_SHOWN)
