@@ -28,7 +28,7 @@ def finalists(results: SearchResults) -> Table | None:
         Column("trial_id", "trial", "text"),
         Column("n", "runs", "count"),
         *(Column(name, name, "spread") for name in MEASURES),
-        Column("hypervolume", "hypervolume", "score", "", "Area that all of the method's trials dominate together"),
+        Column("hypervolume", "hypervolume", "score", "", "Area that the method's finalists dominate together"),
         Column("interval", "its interval", "text"),
         *(Column(name, short_metric(name), "spread", "metric", metric_note(results, name)) for name in metrics),
     ]
@@ -64,13 +64,16 @@ def differences(results: SearchResults) -> Table | None:
         Column("value", "difference", "score"),
         Column("low", "from", "score"),
         Column("high", "to", "score"),
+        Column("p", "p", "score"),
         Column("verdict", "verdict", "text"),
     ]
     rows = [
         [*(_named(item.get(name)) for name in ("better", "other")), *(item.get(c.key) for c in columns[2:])]
         for item in _items(results, "differences")
     ]
-    return Table(columns, rows) if rows else None
+    table = Table(columns, rows)
+    has_p = any(item.get("p") is not None for item in _items(results, "differences"))
+    return None if not rows else table if has_p else table.without({"p"})
 
 
 def _named(method: Any) -> str | None:
@@ -93,10 +96,13 @@ def seeds_words(results: SearchResults) -> str:
 def intervals(results: SearchResults, place: Mapping[str, int]) -> list[dict[str, Any]]:
     """For each measure, every finalist's mean, standard deviation and range. place: a method's number."""
     panels = []
+    named = [str(row.get("method")) for row in _items(results, "finalists")]
     for name in MEASURES:
         found = [
             {
-                "method": place.get(str(row.get("method")), 0),
+                "method": place.get(method := str(row.get("method")), 0),
+                # Only where a method has several finalists must they be told apart.
+                "label": method_label(method) if named.count(method) == 1 else str(row.get("trial_id")),
                 **{part: row[name].get(part) for part in ("mean", "std", "min", "max")},
             }
             for row in sorted(_items(results, "finalists"), key=_place)

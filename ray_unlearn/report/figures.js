@@ -122,16 +122,16 @@ const drawIntervals = () => {
     const known = rows.flatMap((r) => [r.min ?? r.mean, r.max ?? r.mean, r.mean - (r.std ?? 0), r.mean + (r.std ?? 0)]);
     const pad = Math.max(0.005, (Math.max(...known) - Math.min(...known)) * 0.08);
     const xs = [Math.min(...known) - pad, Math.max(...known) + pad];
-    const left = 20 + 7.5 * Math.max(...rows.map((row) => data.methods[row.method].label.length));
+    const left = 20 + 7.5 * Math.max(...rows.map((row) => row.label.length));
     const { small, X, Y } = frame(holder, {
       height: 40 + 30 * rows.length, left, xs, ys: [rows.length - 0.5, -0.5], xTicks: ticks(xs[0], xs[1], 3), yTicks: [],
-      about: `${label} over the seeds: ${rows.map((r) => `${data.methods[r.method].label} ${r.mean.toPrecision(3)}`).join(", ")}`,
+      about: `${label} over the seeds: ${rows.map((r) => `${r.label} ${r.mean.toPrecision(3)}`).join(", ")}`,
     });
     rows.forEach((row, i) => {
       const y = Y(i);
       const group = element("g", { class: `interval m${row.method}` }, small);
       element("line", { class: "grid", x1: left, x2: X(xs[1]), y1: y, y2: y }, group);
-      element("text", { class: "named", x: left - 6, y: y + 4, "text-anchor": "end" }, group, data.methods[row.method].label);
+      element("text", { class: "named", x: left - 6, y: y + 4, "text-anchor": "end" }, group, row.label);
       if (row.min !== null && row.max !== null) element("line", { class: "whisker", x1: X(row.min), x2: X(row.max), y1: y, y2: y }, group);
       if (row.std !== null) element("line", { class: "whisker thick", x1: X(row.mean - row.std), x2: X(row.mean + row.std), y1: y, y2: y }, group);
       mark(group, row.method, X(row.mean), y, 5.5, "mark front");

@@ -67,14 +67,13 @@ def importance(results: SearchResults) -> Table | None:
         Column("parameter", "setting", "text"),
         Column("share", "share of importance", "share"),
     ]
-    table = Table(columns)
+    rows: list[tuple[str, list[Any]]] = []
     for method in methods(results):
         shares = known.get(method) if isinstance(known, Mapping) else None
         for name, share in sorted((shares or {}).items(), key=lambda pair: -(pair[1] or 0.0)):
             if is_number(share):
-                table.rows.append([method_label(method), str(name), share])
-                table.owners.append(method)
-    return table if table.rows else None
+                rows.append((method, [method_label(method), str(name), share]))
+    return Table(columns, [row for _, row in rows], [method for method, _ in rows]) if rows else None
 
 
 def importance_words(results: SearchResults) -> str:

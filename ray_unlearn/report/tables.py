@@ -84,7 +84,7 @@ class Column:
 class Table:
     columns: list[Column]
     rows: list[list[Any]] = field(default_factory=list)
-    owners: list[str | None] = field(default_factory=list)
+    owners: Sequence[str | None] = ()
     """The method that each row is about, where rows are about methods."""
 
     def texts(self) -> list[list[str]]:
@@ -99,7 +99,7 @@ class Table:
 
     def select(self, places: Sequence[int]) -> Table:
         """The rows at these places."""
-        owners = [self.owners[i] for i in places] if self.owners else []
+        owners = [self.owners[i] for i in places] if self.owners else ()
         return Table(self.columns, [self.rows[i] for i in places], owners)
 
 

@@ -8,7 +8,7 @@ import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from ray_unlearn.config import METHOD_TITLES
 from ray_unlearn.results import INTERPOLATED
@@ -27,7 +27,7 @@ def trial_label(row: Mapping[str, Any]) -> str:
     return f"trial {row['number']}{alpha}"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -45,10 +45,10 @@ def score(value: float | None) -> str:
 def mean_and_spread(value: Mapping[str, Any]) -> str:
     """{"mean", "std"} -> 0.912 ± 0.004, the spread to the mean's last digit; a spread that is not known is left out."""
     mean, std = value.get("mean"), value.get("std")
-    if mean is None or not is_number(mean):
+    if not is_number(mean):
         return NOTHING
     text = score(mean)
-    if std is None or not is_number(std):
+    if not is_number(std):
         return text
     return f"{text} ± {std:.{len(text.partition('.')[2])}f}" if abs(mean) < 1000 else f"{text} ± {score(std)}"
 

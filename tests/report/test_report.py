@@ -21,6 +21,7 @@ from made_up_search import (
     START_NLL,
     build_meta,
     build_row,
+    comparison,
     examples,
     on_the_line,
     simulate,
@@ -508,6 +509,7 @@ def test_finalists_over_seeds_are_told_with_their_spread_and_without_them_the_co
     data = json.loads(Page(page_of(folder)).texts["script"][0])
     assert [panel["label"] for panel in data["intervals"]] == ["objective", "forget", "utility"]
     assert [row["method"] for row in data["intervals"][0]["rows"]] == [0, 1, 2]
+    assert [row["label"] for row in data["intervals"][0]["rows"]] == ["SimNPO", "NPO", "GA"]
     for name in ("report.html", "report.md"):
         text = (folder / "report" / name).read_text()
         assert "0.948 ± 0.012" in text
@@ -526,6 +528,17 @@ def test_a_damaged_comparison_is_named_and_the_rest_is_reported(build_search, co
     (folder / "comparison.json").write_text(content)
     assert read_search(folder).damaged == ["comparison.json"]
     assert "48 trials" in page_of(folder)
+
+
+def test_several_finalists_of_a_method_are_told_apart(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93), ("simnpo", 0.8, 0.98, 0.88))
+    folder = build_search(trials)
+    over_seeds = comparison([row for row, _ in trials])
+    over_seeds["differences"][0]["p"] = 0.031
+    write_json(folder / "comparison.json", over_seeds)
+    rows = compared.intervals(read_search(folder), {"simnpo": 0})[0]["rows"]
+    assert [row["label"] for row in rows] == ["simnpo-0000", "simnpo-0001"]
+    assert records(compared.differences(read_search(folder)))[0]["p"] == 0.031
 
 
 def test_a_comparison_that_says_little_still_makes_a_page(build_search):
