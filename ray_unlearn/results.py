@@ -12,6 +12,7 @@
         comparison.json, compare/    finalists over several seeds, see compare.py
         local.json      where model and data are on this machine, see again.py; no report reads it
         model/          the chosen model, as `transformers` loads it
+        comparison.json the finalists over several seeds, with statistics, where they have been compared
         report/         pages and pictures
         log.txt         what Ray and DeepSpeed had to say
 
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,10 @@ class SearchResults:
     curves: list[dict[str, Any]]
     finals: list[dict[str, Any]]
     damaged: list[str] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, pa.Table] = field(default_factory=dict)
+    """By trial; as tables, because they have a row an example and epoch."""
+    comparison: dict[str, Any] | None = None
 
 
 def read_search(folder: Path) -> SearchResults:
@@ -255,18 +260,30 @@ def read_search(folder: Path) -> SearchResults:
         raise UserError(f"{folder / 'search.json'}: cannot be read ({error}). Restore it from a copy") from None
     damaged: list[str] = []
 
-    def rows(name: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    def tables(name: str, schema: pa.Schema | None = None) -> Iterator[tuple[Path, pa.Table]]:
         for path in sorted((folder / name).rglob("*.parquet")):
             try:
-                # One file at a time: a damaged one must not take the others with it.
-                found += read_table(path)
-            except (pa.ArrowException, OSError):
+                # One file at a time: a damaged one must not take the others with it. Threads cost these small
+                # files half as much again as reading them.
+                table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+                yield path, table if schema is None else table.select(schema.names).cast(schema)
+            except (pa.ArrowException, OSError, KeyError, ValueError):
                 damaged.append(str(path.relative_to(folder)))
-        return found
+
+    def rows(name: str, schema: pa.Schema | None = None) -> list[dict[str, Any]]:
+        return [row for _, table in tables(name, schema) for row in table.to_pylist()]
 
     trials = sorted(rows("trials"), key=lambda row: row["number"])
-    return SearchResults(folder, meta, trials, rows("curves"), rows("finals"), damaged)
+    curves, finals, examples = rows("curves"), rows("finals"), rows("examples", EXAMPLE_SCHEMA)
+    weights = {path.stem: table for path, table in tables("weights", WEIGHT_SCHEMA)}
+    comparison = None
+    try:
+        comparison = dict(json.loads((folder / "comparison.json").read_text()))
+    except FileNotFoundError:
+        pass
+    except (TypeError, ValueError, OSError):
+        damaged.append("comparison.json")
+    return SearchResults(folder, meta, trials, curves, finals, damaged, examples, weights, comparison)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,19 @@ def test_the_front_holds_what_nothing_dominates():
     assert pareto_front(points).tolist() == [True, True, False, True, True]
 
 
+@pytest.mark.parametrize("steps", [1, 3, 10, 1000])
+def test_the_quick_front_of_points_in_the_plane_is_the_slow_one(steps):
+    points = np.random.default_rng(steps).integers(0, steps, (300, 2)).astype(float)
+    points[:3] = -np.inf, np.inf
+    # A third score that is the same for all decides nothing, and takes the slow way.
+    slow = pareto_front(np.column_stack([points, np.zeros(len(points))]))
+    assert pareto_front(points).tolist() == slow.tolist()
+
+
+def test_no_points_have_no_front():
+    assert pareto_front(np.zeros((0, 2))).tolist() == []
+
+
 def test_the_hypervolume_is_the_area_that_the_points_cover_together():
     assert hypervolume(np.zeros((0, 2))) == 0.0
     assert hypervolume(np.array([[0.5, 0.4]])) == pytest.approx(0.2)

@@ -5,16 +5,20 @@ report/report.md       the same tables as text
 report/pareto.png      the picture, for a page
 report/pareto.svg      the picture, for a paper
 report/trials.csv      every trial, every column, full precision
+report/frontier.parquet    the frontier's rows, typed and checksummed
+report/tables.tex      the comparison and the frontier, for a paper
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ray_unlearn.report.frontier import describe_frontier, frontier
-from ray_unlearn.results import REPRODUCTION, read_search
+import pyarrow as pa
 
-__all__ = ["describe_frontier", "frontier", "write_report"]
+from ray_unlearn.report.frontier import describe_frontier, frontier, parameter_names
+from ray_unlearn.results import REPRODUCTION, SearchResults, read_search, trial_schema, write_table
+
+__all__ = ["describe_frontier", "frontier", "write_files", "write_report"]
 
 
 def write_report(folder: Path) -> list[Path]:
@@ -22,25 +26,39 @@ def write_report(folder: Path) -> list[Path]:
 
     A reproduction's folder gets its own report, beside its data.
     """
-    # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
-    from ray_unlearn.report.figure import draw_figure
-    from ray_unlearn.report.page import render_page
-    from ray_unlearn.report.plain import render_csv, render_markdown
-
     if (folder / REPRODUCTION).is_file():
         from ray_unlearn.report.reproduction import write_reproduction
 
         return write_reproduction(folder)
-    results = read_search(folder)
-    place = folder / "report"
+    return write_files(read_search(folder))
+
+
+def write_files(results: SearchResults) -> list[Path]:
+    """The same of a search that has been read."""
+    # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
+    from ray_unlearn.report.figure import draw_figure
+    from ray_unlearn.report.page import render_page
+    from ray_unlearn.report.papers import render_latex
+    from ray_unlearn.report.plain import render_csv, render_markdown
+
+    place = results.folder / "report"
     place.mkdir(exist_ok=True)
     texts = {
         "report.html": render_page(results),
         "report.md": render_markdown(results),
         "trials.csv": render_csv(results),
+        "tables.tex": render_latex(results),
     }
     for name, text in texts.items():
         (place / name).write_text(text, encoding="utf-8", newline="")
     figures = [place / "pareto.png", place / "pareto.svg"]
     draw_figure(results, figures)
-    return [place / "report.html", place / "report.md", *figures, place / "trials.csv"]
+    front = place / "frontier.parquet"
+    write_table(front, _schema(results), frontier(results))
+    return [place / "report.html", place / "report.md", *figures, place / "trials.csv", front, place / "tables.tex"]
+
+
+def _schema(results: SearchResults) -> pa.Schema:
+    """Of the trials, from what their rows have."""
+    metrics = [name for name in (results.trials[0] if results.trials else {}) if "/" in name]
+    return pa.schema([*trial_schema("", parameter_names(results), []), *((name, pa.float64()) for name in metrics)])

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 
-from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, scored
+from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, runs, scored
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import headline, methods, tally
-from ray_unlearn.report.text import is_number, method_label
-from ray_unlearn.results import PRUNED, SearchResults
+from ray_unlearn.report.text import is_number, method_label, trial_label
+from ray_unlearn.results import INTERPOLATED, PRUNED, SearchResults
 
 _FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 INK, QUIET, GRID, GROUND = "#1c2127", "#5d6673", "#e4e7eb", "#ffffff"
@@ -66,7 +67,8 @@ def _compose(results: SearchResults) -> Figure:
     labels += _draw_front(axes, results)
     _place_labels(canvas, axes, labels, plotted_places(results))
 
-    figure.text(0.02, 0.018, tally(results), fontsize=8, color=QUIET, va="bottom")
+    words = tally(results)
+    figure.text(0.02, 0.018, words, fontsize=min(8, 1000 / len(words)), color=QUIET, va="bottom")
     if config["scale"] == "mini":
         warning = "Mini scale: generated data and a tiny model. No evidence about real models."
         figure.text(0.02, 0.055, warning, fontsize=8.5, color=INK, fontweight="bold", va="bottom")
@@ -92,7 +94,7 @@ def _draw_legend(canvas: FigureCanvasAgg, results: SearchResults, looks: dict[st
     """The methods in one line under the headline, each beside its mark."""
     figure, x, y = canvas.figure, 0.027, 0.893
     for method, look in looks.items():
-        number = sum(row["method"] == method for row in results.trials)
+        number = sum(row["method"] == method for row in runs(results))
         side = 6.5 * _SHAPE_SIZES[look.marker]
         mark = Line2D([x], [y], marker=look.marker, markersize=side, color=look.light, linewidth=0)
         mark.set_transform(figure.transFigure)
@@ -163,12 +165,15 @@ def _draw_trials(axes: Axes, results: SearchResults, looks: dict[str, Mark]) -> 
             and is_number(row["forget"])
             and is_number(row["utility"])
         ]
-        dominated = [row for row in mine if row["trial_id"] not in front]
-        best = [row for row in mine if row["trial_id"] in front]
+        dominated = [row for row in mine if row["trial_id"] not in front and row["status"] != INTERPOLATED]
+        best = [row for row in mine if row["trial_id"] in front and row["status"] != INTERPOLATED]
+        points = [row for row in mine if row["status"] == INTERPOLATED]
         for rows, size, fill, edge, alpha, height in (
             (pruned, 4.5, "none", look.light, 0.6, 3),
             (dominated, 6.5, look.light, GROUND, 0.5, 3),
             (best, 8.5, look.light, GROUND, 1.0, 5),
+            (points, 5.5, GROUND, look.light, 1.0, 5),
+            (points, 1.6, look.light, look.light, 1.0, 5),
         ):
             axes.plot(
                 [row["forget"] for row in rows],
@@ -204,7 +209,7 @@ def _draw_front(axes: Axes, results: SearchResults) -> list[Label]:
         zorder=7,
         clip_on=False,
     )
-    text = f"Chosen: {method_label(chosen['method'])}, trial {chosen['number']}"
+    text = f"Chosen: {method_label(chosen['method'])}, {trial_label(chosen)}"
     return [(chosen["forget"], chosen["utility"], text, INK, "bold")]
 
 
@@ -227,7 +232,7 @@ def _place_labels(canvas: FigureCanvasAgg, axes: Axes, labels: list[Label], poin
     """Each label beside its point, on the side where it covers the fewest marks and no other label."""
     transform, bounds = axes.transData, axes.get_window_extent()
     anchors: list[tuple[float, ...]] = [tuple(transform.transform((x, y))) for x, y, *_ in labels]
-    marks_at: list[tuple[float, ...]] = [tuple(transform.transform(point)) for point in points]
+    marks_at = transform.transform(np.array(points).reshape(-1, 2))
     boxes: list[tuple[float, float, float, float]] = []
     for x, y, text, colour, weight in sorted(labels, key=lambda label: label[4]):
         px, py = tuple(transform.transform((x, y)))
@@ -250,7 +255,8 @@ def _place_labels(canvas: FigureCanvasAgg, axes: Axes, labels: list[Label], poin
                 cx = px + dx * (gap * step + width / 2 if dx else 0)
                 cy = py + dy * (gap * step + height / 2)
                 box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-                covered = sum(_near(box, mark, 5) for mark in marks_at)
+                inside = (marks_at > np.subtract(box[:2], 5)) & (marks_at < np.add(box[2:], 5))
+                covered = int(inside.all(axis=1).sum())
                 covered += 50 * sum(_near(box, other, 11) for other in anchors if other != (px, py))
                 outside = box[0] < bounds.x0 or box[2] > bounds.x1 or box[1] < bounds.y0 or box[3] > bounds.y1 + 4
                 clash = any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in boxes)

@@ -10,14 +10,14 @@ import numpy as np
 
 from ray_unlearn.config import TRIAL_SETTINGS
 from ray_unlearn.objective import pareto_front
-from ray_unlearn.report.text import is_number, method_label, score, setting
-from ray_unlearn.results import CANDIDATES, SearchResults
+from ray_unlearn.report.text import is_number, method_label, score, setting, trial_label
+from ray_unlearn.results import CANDIDATES, INTERPOLATED, SearchResults
 
 HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error")
 SCORES = ("objective", "forget", "utility", "epoch")
 TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds")
 COSTS = ("seed", "epochs_run", *TIMES, "peak_memory_bytes")
-_OWN = frozenset((*HEAD, *TRIAL_SETTINGS, *SCORES, *COSTS))
+_OWN = frozenset((*HEAD, *TRIAL_SETTINGS, "alpha", *SCORES, *COSTS))
 
 Row = dict[str, Any]
 
@@ -55,6 +55,11 @@ def scored(results: SearchResults) -> list[Row]:
     return [
         r for r in results.trials if r["status"] in CANDIDATES and is_number(r["forget"]) and is_number(r["utility"])
     ]
+
+
+def runs(results: SearchResults) -> list[Row]:
+    """The trials that were run: points on their lines are candidates, and no trials of their own."""
+    return [row for row in results.trials if row["status"] != INTERPOLATED]
 
 
 def lowest_utility(results: SearchResults) -> float:
@@ -102,10 +107,9 @@ def explain_frontier(results: SearchResults) -> list[FrontierPoint]:
     chosen = chosen_trial(results)
     most_forget = max(front, key=lambda row: (row["forget"], row["utility"]))
     most_utility = max(front, key=lambda row: (row["utility"], row["forget"]))
-    order: list[Row] = [] if chosen is None else [chosen]
-    for row in (most_forget, most_utility, *front):
-        if all(row is not other for other in order):
-            order.append(row)
+    wanted = ([] if chosen is None else [chosen]) + [most_forget, most_utility, *front]
+    order = list({row["trial_id"]: row for row in wanted}.values())
+    names = searched_names(results)
 
     points = []
     for row in order:
@@ -119,17 +123,16 @@ def explain_frontier(results: SearchResults) -> list[FrontierPoint]:
             if row is holder
         ]
         lead = ", ".join([leads[0], *(words.lower() for words in leads[1:])]) if leads else "Between"
-        points.append(FrontierPoint(row, lead, _body(results, row, chosen, front)))
+        points.append(FrontierPoint(row, lead, _body(results, row, chosen, front, names)))
     return points
 
 
-def _body(results: SearchResults, row: Row, chosen: Row | None, front: list[Row]) -> str:
+def _body(results: SearchResults, row: Row, chosen: Row | None, front: list[Row], names: list[str]) -> str:
     ranges = results.meta.get("spaces", {}).get(row["method"], {}).get("ranges", row)
-    names = [name for name in searched_names(results) if name in ranges and row.get(name) is not None]
-    settings = [f"{name} {setting(name, row[name])}" for name in names]
+    settings = [f"{name} {setting(name, row[name])}" for name in names if name in ranges and row.get(name) is not None]
     scores = f"has forget score {score(row['forget'])} and keeps {score(row['utility'])}"
     facts = (
-        f"{method_label(row['method'])}, trial {row['number']}, {scores} of the starting model's utility "
+        f"{method_label(row['method'])}, {trial_label(row)}, {scores} of the starting model's utility "
         f"({', '.join(settings)})."
     )
     return f"{facts} {_rule(results, row, chosen, front)}"

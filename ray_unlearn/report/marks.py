@@ -1,7 +1,7 @@
 """One colour and one shape a method, the same on the page and on paper.
 
 The hues stay apart for the three common kinds of colour blindness, the first ones differ in lightness too
-(greyscale), and every method has a shape of its own, so colour never carries the message alone.
+(greyscale), and every method has a shape of its own, and its lines a dash, so colour never carries the message alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ class Mark:
     """Name of the shape on the page."""
     marker: str
     """The same shape in Matplotlib."""
+    dash: str
+    """Of its lines on the page: lengths of strokes and gaps; empty: one stroke."""
 
 
 _COLOURS = (
@@ -42,6 +44,7 @@ _SHAPES = (
     ("star", "*"),
     ("cross", "X"),
 )
+_DASHES = ("", "8 4", "2 3", "10 3 2 3", "5 2", "12 3 2 3 2 3", "1 4", "14 5")
 
 
 def marks(methods: Sequence[str]) -> dict[str, Mark]:
@@ -50,5 +53,5 @@ def marks(methods: Sequence[str]) -> dict[str, Mark]:
     for i, method in enumerate(methods):
         light, dark = _COLOURS[i % len(_COLOURS)]
         shape, marker = _SHAPES[(i + i // len(_COLOURS)) % len(_SHAPES)]
-        found[method] = Mark(light, dark, shape, marker)
+        found[method] = Mark(light, dark, shape, marker, _DASHES[(i + i // len(_COLOURS)) % len(_DASHES)])
     return found

@@ -13,42 +13,60 @@ import jinja2
 from markupsafe import Markup
 
 from ray_unlearn import __version__
-from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_utility, metric_names
+from ray_unlearn.report import compared, parameters, weighting
+from ray_unlearn.report.answers import SHOWN, answers
+from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_utility, metric_names, runs
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import (
+    Table,
+    again,
     all_trials,
+    best_of_methods,
     best_trial,
-    comparison,
+    budget,
+    budget_words,
     headline,
     held_out,
     methods,
     metric_note,
     notices,
+    robustness,
     run_facts,
     shared_settings,
     short_metric,
     standfirst,
     tally,
 )
-from ray_unlearn.report.text import command_line, is_number, method_label, setting
-from ray_unlearn.results import CANDIDATES, FAILED, SearchResults
+from ray_unlearn.report.text import command_line, is_number, method_label, setting, trial_label
+from ray_unlearn.results import FAILED, SearchResults
 
 _FRONTIER_SHOWN = 5
+TRIALS_SHOWN = 2000
+"""Trials with a row, a line and details on the page; of more, the best, and everything on the frontier. The others
+are in the plot as marks alone."""
 
 
 def render_page(results: SearchResults) -> str:
     looks = marks(methods(results))
-    trials, order = all_trials(results)
+    every, order = all_trials(results)
+    front = {row["trial_id"] for row in frontier(results)}
+    shown = [i for i, row in enumerate(order) if i < TRIALS_SHOWN or row["trial_id"] in front]
+    tables = {"trials": every.select(shown)} | _tables(results)
     style = read_part("page.css") + palette(looks)
-    script = read_part("page.js")
+    script = "".join(read_part(name) for name in ("drawing.js", "figures.js", "page.js"))
     points = explain_frontier(results)
+    told, found = answers(results), weighting.weightings(results)
+    rows = [order[i] for i in shown]
+    others = set(range(len(order))) - set(shown)
+    data = _data(results, looks, rows, [order[i] for i in sorted(others)])
+    data["tables"] = {name: table.ranks() for name, table in tables.items()}
     return render_template(
         "page.html",
         policy=f"default-src 'none'; style-src {policy_hash(style)}; script-src {policy_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         style=Markup(style),
         script=Markup(script),
-        data=Markup(_embedded(_data(results, looks, order, [c.key for c in trials.columns], trials.rows))),
+        data=Markup(_embedded(data)),
         meta=results.meta,
         config=results.meta["config"],
         headline=headline(results),
@@ -58,22 +76,37 @@ def render_page(results: SearchResults) -> str:
         more_points=points[_FRONTIER_SHOWN:],
         tally=tally(results),
         methods=[
-            {"label": method_label(name), "number": sum(row["method"] == name for row in results.trials)}
+            {"label": method_label(name), "number": sum(row["method"] == name for row in runs(results))}
             for name in looks
         ],
-        comparison=comparison(results),
-        held_out=held_out(results),
-        trials=trials,
-        front={row["trial_id"] for row in frontier(results)},
-        order=order,
+        place={method: i for i, method in enumerate(looks)},
+        tables=tables,
+        marked={i for i, row in enumerate(rows) if row["trial_id"] in front},
+        num_hidden=len(order) - len(shown),
+        num_shown=len(shown),
+        has_points=len(runs(results)) < len(results.trials),
+        seeds=compared.seeds_words(results),
+        sentences=compared.sentences(results),
+        warnings=compared.warnings(results),
+        intervals=bool(data["intervals"]),
+        importance_words=parameters.importance_words(results),
+        edges=parameters.edges(results),
+        has_lines=any(part["lines"] for part in data["parallel"]),
+        allocation=weighting.allocation_words(found),
+        smoothing=weighting.smoothing_words(found),
+        budget_words=budget_words(results),
+        num_examples=told[1] if told else 0,
+        examples_shown=SHOWN,
         shared=shared_settings(results),
         metrics=[(short_metric(name), metric_note(results, name)) for name in metric_names(results)]
         or list(results.meta["metrics"].items()),
         spaces=[_space(name, results.meta["spaces"][name]) for name in looks if name in results.meta["spaces"]],
         command=command_line(results.meta["command"]),
         facts=run_facts(results),
+        notes=[str(note) for note in results.meta.get("notes") or []],
+        again=again(results),
         versions=sorted(results.meta["versions"].items()),
-        has_curves=bool(results.curves),
+        has_curves=bool(data["curves"]),
         damaged=results.damaged,
         version=__version__,
     )
@@ -91,14 +124,27 @@ def render_template(name: str, **values: Any) -> str:
     return environment.get_template(name).render(**values)
 
 
-def _data(
-    results: SearchResults,
-    looks: dict[str, Mark],
-    order: list[Row],
-    columns: list[str],
-    rows: list[list[Any]],
-) -> dict[str, Any]:
-    """What the script draws and sorts by. Rows are in the order of the table."""
+def _tables(results: SearchResults) -> dict[str, Table]:
+    """Every table of the page but that of the trials, by its name there; what there is nothing for is left out."""
+    told = answers(results)
+    found = weighting.weightings(results)
+    tables = {
+        "methods": best_of_methods(results),
+        "budget": budget(results),
+        "held-out": held_out(results),
+        "robustness": robustness(results),
+        "finalists": compared.finalists(results),
+        "differences": compared.differences(results),
+        "importance": parameters.importance(results),
+        "answers": told[0] if told else None,
+        "thirds": weighting.thirds_table(found) if found else None,
+        "epochs": weighting.epochs_table(found) if found else None,
+    }
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def _data(results: SearchResults, looks: dict[str, Mark], order: list[Row], others: list[Row]) -> dict[str, Any]:
+    """What the script draws. order: the rows of the table of trials; others: those that are marks alone."""
     place = {method: i for i, method in enumerate(looks)}
     chosen = results.meta.get("chosen")
     position = {row["trial_id"]: i for i, row in enumerate(order)}
@@ -108,17 +154,18 @@ def _data(
             "method": place[row["method"]],
             "x": row["forget"],
             "y": row["utility"],
-            "completed": row["status"] in CANDIDATES,
+            "status": row["status"],
             "chosen": chosen is not None and row["trial_id"] == chosen,
+            "name": trial_label(row),
         }
         for i, row in enumerate(order)
-        if row["status"] != FAILED and is_number(row["forget"]) and is_number(row["utility"])
+        if _is_plotted(row)
     ]
     best = {row["trial_id"] for method in looks if (row := best_trial(results, method)) is not None}
-    lines: dict[str, list[tuple[float, float]]] = {}
+    progress: dict[str, list[tuple[float, float]]] = {}
     for point in results.curves:
         if is_number(point["epoch"]) and is_number(point["objective"]) and point["trial_id"] in position:
-            lines.setdefault(point["trial_id"], []).append((point["epoch"], point["objective"]))
+            progress.setdefault(point["trial_id"], []).append((point["epoch"], point["objective"]))
     curves = [
         {
             "row": position[i],
@@ -126,20 +173,45 @@ def _data(
             "best": i in best,
             "points": sorted(line),
         }
-        for i, line in lines.items()
+        for i, line in progress.items()
+    ]
+    along = [
+        {
+            "axes": axes,
+            "lines": [
+                {"row": position[i], "best": i in best, "at": line}
+                for i, line in parameters.lines(results, method).items()
+                if i in position
+            ]
+            if axes
+            else [],
+        }
+        for method, axes in zip(looks, parameters.drawn(results), strict=True)
     ]
     return {
-        "methods": [{"label": method_label(method), "shape": look.shape} for method, look in looks.items()],
-        "columns": columns,
-        "rows": rows,
+        "methods": [
+            {"label": method_label(method), "shape": look.shape, "dash": look.dash} for method, look in looks.items()
+        ],
         "points": points,
+        "others": [
+            [place[row["method"]], round(row["forget"], 4), round(row["utility"], 4)]
+            for row in others
+            if _is_plotted(row)
+        ],
         "start": _place(results.meta["start"]),
         "startObjective": (results.meta["start"] or {}).get("objective"),
         "retrained": _place(results.meta.get("retrained")),
         "lowest": lowest_utility(results),
         "floor": results.meta["config"]["utility_floor"],
         "curves": curves,
+        "parallel": along,
+        "intervals": compared.intervals(results, place),
+        "weighting": weighting.drawn(weighting.weightings(results), place),
     }
+
+
+def _is_plotted(row: Row) -> bool:
+    return row["status"] != FAILED and is_number(row["forget"]) and is_number(row["utility"])
 
 
 def _place(model: dict[str, Any] | None) -> dict[str, float] | None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
+from ray_unlearn.report import compared, parameters, weighting
+from ray_unlearn.report.answers import answers
 from ray_unlearn.report.frontier import describe_frontier
 from ray_unlearn.report.tables import (
     Table,
+    again,
     all_trials,
-    comparison,
+    best_of_methods,
+    budget,
+    budget_words,
     headline,
     held_out,
     notices,
+    robustness,
     run_facts,
     shared_settings,
     standfirst,
@@ -23,11 +30,13 @@ from ray_unlearn.report.text import (
     markdown,
     markdown_block,
     spreadsheet_cell,
+    visible,
     without_addresses,
 )
 from ray_unlearn.results import SearchResults
 
-_MARKDOWN_TRIALS = 20
+_MARKDOWN_TRIALS, _MARKDOWN_EXAMPLES, _MARKDOWN_TEXT = 20, 10, 160
+"""Trials and examples in the Markdown, and characters of one of an example's texts."""
 
 
 def render_csv(results: SearchResults) -> str:
@@ -51,12 +60,32 @@ def render_markdown(results: SearchResults) -> str:
         "![Forget score against utility, one mark a trial](pareto.png)",
         markdown(tally(results)),
         "## The frontier",
-        "\n".join(f"- {markdown(sentence)}" for sentence in describe_frontier(results)),
+        _list(describe_frontier(results)),
         "## The methods",
-        markdown_table(comparison(results)),
+        markdown_table(best_of_methods(results)),
+        "## Over several seeds",
+        *_over_seeds(results),
     ]
     if (final := held_out(results)) is not None:
         parts += ["## On the held-out split", markdown_table(final)]
+    if (attacked := robustness(results)) is not None:
+        parts += ["## Under attack", markdown_table(attacked)]
+    if (told := answers(results)) is not None:
+        some = told[0].select(range(min(_MARKDOWN_EXAMPLES, len(told[0].rows))))
+        title = f"## What it answers now (the {len(some.rows)} best remembered of {told[1]:,} examples)"
+        parts += [title, markdown_table(some, _MARKDOWN_TEXT)]
+    parts += ["## Which settings matter"]
+    if (shares := parameters.importance(results)) is not None:
+        parts += [markdown_table(shares)]
+    parts += [markdown(parameters.importance_words(results)), _list(parameters.edges(results))]
+    if found := weighting.weightings(results):
+        said = weighting.allocation_words(found) + weighting.smoothing_words(found)
+        parts += [
+            "## How the forget loss weighs its examples",
+            _list(said),
+            markdown_table(weighting.thirds_table(found)),
+        ]
+    parts += ["## What was spent", markdown(budget_words(results)), markdown_table(budget(results))]
     best = Table(trials.columns, trials.rows[:_MARKDOWN_TRIALS])
     cut = f" (the best {len(best.rows)} of {len(trials.rows)}; all are in `trials.csv`)"
     parts += [f"## The trials{cut if len(best.rows) < len(trials.rows) else ''}"]
@@ -67,19 +96,46 @@ def render_markdown(results: SearchResults) -> str:
         "## What is measured",
         markdown(meta["objective_text"]),
         "\n".join(f"- `{name}`: {markdown(str(note))}" for name, note in meta["metrics"].items()),
-        "## To run it again",
+        "## To reproduce it",
         markdown_block(command_line(meta["command"])),
+        markdown_block(again(results)),
+        _list([str(note) for note in meta.get("notes") or []]),
         "\n".join(f"- {markdown(name)}: {markdown(value)}" for name, value in run_facts(results)),
         "Versions: " + ", ".join(f"{markdown(n)} {markdown(str(v))}" for n, v in sorted(meta["versions"].items())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(table: Table) -> str:
+def _over_seeds(results: SearchResults) -> list[str]:
+    table = compared.finalists(results)
+    if table is None:
+        return ["The finalists have not been compared over several seeds: `ray_unlearn compare <folder>` does that."]
+    found = [
+        markdown(f"Mean ± standard deviation over {compared.seeds_words(results) or 'several seeds'}."),
+        markdown_table(table),
+    ]
+    found += [f"> **Warning.** {markdown(text)}" for text in compared.warnings(results)]
+    found += [_list(compared.sentences(results))]
+    differences = compared.differences(results)
+    return found if differences is None else [*found, markdown_table(differences)]
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {markdown(sentence)}" for sentence in sentences)
+
+
+def markdown_table(table: Table, longest: int = 10**9) -> str:
+    """longest: characters of a cell."""
     lines = [
         [markdown(column.label) for column in table.columns],
         ["---:" if column.numeric else "---" for column in table.columns],
-        *([markdown(_last_line(text)) for text in row] for row in table.texts()),
+        *(
+            [
+                markdown(visible(text if column.kind == "long" else _last_line(text), longest))
+                for column, text in zip(table.columns, row, strict=True)
+            ]
+            for row in table.texts()
+        ),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

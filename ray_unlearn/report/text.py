@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from ray_unlearn.config import METHOD_TITLES
+from ray_unlearn.results import INTERPOLATED
 
 NOTHING = "–"
 
@@ -19,7 +21,13 @@ def method_label(method: str) -> str:
     return METHOD_TITLES.get(method, method)
 
 
-def is_number(value: Any) -> bool:
+def trial_label(row: Mapping[str, Any]) -> str:
+    """trial 12; a point on its line: trial 12 at alpha 0.5."""
+    alpha = f" at alpha {row['alpha']:g}" if row["status"] == INTERPOLATED and is_number(row.get("alpha")) else ""
+    return f"trial {row['number']}{alpha}"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -32,6 +40,17 @@ def score(value: float | None) -> str:
     if 1000 <= abs(value) < 1e15:
         return f"{float(f'{value:.3g}'):,.0f}"
     return f"{value:#.3g}".removesuffix(".")
+
+
+def mean_and_spread(value: Mapping[str, Any]) -> str:
+    """{"mean", "std"} -> 0.912 ± 0.004, the spread to the mean's last digit; a spread that is not known is left out."""
+    mean, std = value.get("mean"), value.get("std")
+    if not is_number(mean):
+        return NOTHING
+    text = score(mean)
+    if not is_number(std):
+        return text
+    return f"{text} ± {std:.{len(text.partition('.')[2])}f}" if abs(mean) < 1000 else f"{text} ± {score(std)}"
 
 
 def setting(name: str, value: Any) -> str:
@@ -85,6 +104,20 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def visible(text: str, limit: int) -> str:
+    """Text nobody has checked, so that all of it can be seen: control and direction characters by their codes,
+    and no more than `limit` characters."""
+    cut = f"{text[:limit]} … ({len(text):,} characters)" if len(text) > limit else text
+    return "".join(_seen(character) for character in cut)
+
+
+def _seen(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co", "Cn"}:
+        return character
+    # Joiners are part of words and of emoji in many scripts.
+    return character if character in "\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
+
+
 _ADDRESSES = re.compile(
     r"(?P<name>\bip=|\bhost=|\bhostname=)[^\s,;)\]]+"
     r"|\b(?:ray|tcp|grpc)://[^\s,;)\]'\"]+"
@@ -133,3 +166,16 @@ def markdown_block(text: str) -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
+    **{"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$", "–": "--", "−": "$-$"},
+    **{"[": "{[}", "]": "{]}"},  # after a line's end, a bracket would be read as a length
+}
+
+
+def latex(text: str) -> str:
+    """Text as it is, in one line, with nothing in it that LaTeX would act on."""
+    return "".join(_LATEX.get(character, character) for character in visible(" ".join(text.split()), 1000))

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,22 +13,42 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pyarrow.parquet as pq
 import pytest
-from made_up_search import METRICS, build_row
+from made_up_search import (
+    METRICS,
+    NUM_TOKENS,
+    START_NLL,
+    build_meta,
+    build_row,
+    comparison,
+    examples,
+    on_the_line,
+    simulate,
+    weights,
+    write_folder,
+)
 
 from ray_unlearn.config import UserError
-from ray_unlearn.report import describe_frontier, frontier, write_report
-from ray_unlearn.report.tables import comparison, held_out
+from ray_unlearn.report import compared, describe_frontier, frontier, page, parameters, weighting, write_report
+from ray_unlearn.report.answers import answers
+from ray_unlearn.report.page import render_page
+from ray_unlearn.report.papers import render_latex
+from ray_unlearn.report.plain import render_csv, render_markdown
+from ray_unlearn.report.tables import best_of_methods, budget, budget_words, held_out, robustness
 from ray_unlearn.report.text import (
     command_line,
     duration,
+    latex,
     markdown,
+    mean_and_spread,
     score,
     setting,
     spreadsheet_cell,
+    visible,
     without_addresses,
 )
-from ray_unlearn.results import read_search
+from ray_unlearn.results import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
 
 HOSTILE = ["<script>alert(1)</script>", "</script><b>bold</b>", "=cmd()", "a|b", "![x](http://x.invalid)", "$x_{$"]
 
@@ -64,8 +85,18 @@ class Page(HTMLParser):
 
 
 def page_of(folder: Path) -> str:
-    write_report(folder)
-    return (folder / "report" / "report.html").read_text()
+    """The page, with the other texts beside it in the folder and no pictures, which take longest."""
+    results = read_search(folder)
+    (folder / "report").mkdir(exist_ok=True)
+    texts = {
+        "report.html": render_page(results),
+        "report.md": render_markdown(results),
+        "trials.csv": render_csv(results),
+        "tables.tex": render_latex(results),
+    }
+    for name, text in texts.items():
+        (folder / "report" / name).write_text(text, newline="")
+    return texts["report.html"]
 
 
 def points(*scores: tuple[str, float, float, float], **changes):
@@ -76,7 +107,7 @@ def points(*scores: tuple[str, float, float, float], **changes):
     ]
 
 
-def test_a_report_is_five_files_and_all_exist(build_search):
+def test_a_report_is_seven_files_and_all_exist(build_search):
     folder = build_search()
     paths = write_report(folder)
     assert {path.name for path in paths} == {
@@ -85,6 +116,8 @@ def test_a_report_is_five_files_and_all_exist(build_search):
         "pareto.png",
         "pareto.svg",
         "trials.csv",
+        "frontier.parquet",
+        "tables.tex",
     }
     assert all(path.stat().st_size > 0 for path in paths)
     assert (folder / "report/pareto.png").read_bytes().startswith(b"\x89PNG")
@@ -145,17 +178,17 @@ def test_hostile_text_stays_text_on_the_page(build_search, text):
     assert text in page.texts["dd"]
     assert any(text in title for title in page.texts["h1"])
     data = json.loads(page.texts["script"][0])
-    assert any(text in str(value) for row in data["rows"] for value in row)
+    assert data["parallel"][0]["axes"][0]["name"] == text
 
 
 def test_data_on_the_page_holds_no_angle_bracket(build_search):
-    trials = points(("simnpo", 0.9, 0.9, 0.9))
-    trials.append((build_row(1, "ga", status="failed", error="</script><!-- &amp;"), []))
-    text = page_of(build_search(trials))
+    name = "</script><!-- &amp;"
+    spaces = {"simnpo": {"ranges": {name: {"low": 0.1, "high": 1.0, "log": True}}}}
+    text = page_of(build_search(points(("simnpo", 0.9, 0.9, 0.9)), spaces=spaces))
     data = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[0]
     assert "<" not in data
     assert ">" not in data
-    assert any("</script><!-- &amp;" in row for row in json.loads(data)["rows"])
+    assert json.loads(data)["parallel"][0]["axes"][0]["name"] == name
 
 
 @pytest.mark.parametrize("text", ["=cmd()", "+1+1", "-2", "@SUM(A1)", "\t=1", "  =1"])
@@ -163,7 +196,7 @@ def test_a_spreadsheet_sees_text_and_no_formula(build_search, text):
     trials = points(("simnpo", 0.9, 0.9, 0.9), gamma=-0.5)
     trials.append((build_row(1, "ga", status="failed", error=text), []))
     folder = build_search(trials)
-    write_report(folder)
+    page_of(folder)
     rows = list(csv.DictReader(io.StringIO((folder / "report/trials.csv").read_text())))
     assert rows[1]["error"] == f"'{text}"
     assert float(rows[0]["gamma"]) == -0.5
@@ -180,7 +213,7 @@ def test_hostile_text_stays_text_in_markdown(build_search):
     trials = points(("simnpo", 0.9, 0.9, 0.9))
     trials.append((build_row(1, "ga", status="failed", error=error), []))
     folder = build_search(trials, command=["tune", "```", "<b>"])
-    write_report(folder)
+    page_of(folder)
     text = (folder / "report/report.md").read_text()
     row = next(line for line in text.splitlines() if "ga-0001" in line)
     assert "a\\|b &lt;img src=x&gt; \\`code\\` \\*\\*bold\\*\\* !\\[x\\](http://x.invalid)" in row
@@ -243,7 +276,7 @@ def test_only_completed_trials_are_on_the_frontier(build_search):
     assert [row["trial_id"] for row in frontier(results)] == ["simnpo-0000"]
     data = json.loads(Page(page_of(results.folder)).texts["script"][0])
     assert sorted(point["row"] for point in data["points"]) == [0, 1, 2]
-    assert "out of memory" in str(data["rows"])
+    assert "out of memory" in page_of(results.folder)
 
 
 def test_a_damaged_file_is_named_and_the_others_are_reported(build_search):
@@ -272,7 +305,7 @@ def test_mini_scale_is_said_loudly_and_full_scale_is_not(build_search, tmp_path)
 @pytest.mark.parametrize("status", ["running", "partial"])
 def test_a_search_without_any_trial_still_has_a_report(build_search, status):
     folder = build_search([], status=status, finished=None, retrained=None)
-    assert len(write_report(folder)) == 5
+    assert len(write_report(folder)) == 7
     assert describe_frontier(read_search(folder)) == ["No trial has completed yet, so there is no frontier."]
     assert ("Still running" in page_of(folder)) == (status == "running")
 
@@ -285,16 +318,46 @@ def test_a_search_whose_trials_all_failed_still_has_a_report(build_search):
     assert "No trial is chosen yet." in text
 
 
-def test_the_comparison_counts_and_ranks_the_methods(build_search):
+def records(table):
+    return [dict(zip([c.key for c in table.columns], row, strict=True)) for row in table.rows]
+
+
+def test_the_methods_are_ranked_by_their_best_trial_and_what_they_cost_is_counted(build_search):
     trials = points(("ga", 0.5, 0.9, 0.6), ("simnpo", 0.9, 0.97, 0.93), ("simnpo", 0.8, 0.9, 0.8))
     trials.append((build_row(3, "npo", status="failed", error="NaN"), []))
-    table = comparison(read_search(build_search(trials)))
-    rows = [dict(zip([c.key for c in table.columns], row, strict=True)) for row in table.rows]
+    results = read_search(build_search(trials))
+    rows = records(best_of_methods(results))
     assert [row["method"] for row in rows] == ["SimNPO", "GA", "NPO"]
-    assert rows[0]["device_seconds"] == 50.0
     assert [row["frontier"] for row in rows] == [1, 0, 0]
-    assert [row["failed"] for row in rows] == [0, 0, 1]
     assert rows[2]["objective"] is None
+    spent = records(budget(results))
+    assert [(row["method"], row["trials"], row["failed"]) for row in spent] == [
+        ("SimNPO", 2, 0),
+        ("NPO", 1, 1),
+        ("GA", 1, 0),
+    ]
+    assert [row["device_seconds"] for row in spent] == [50.0, 25.0, 25.0]
+    assert budget_words(results).startswith("Not equal in trials: between 1 and 2 a method; epochs between 10")
+
+
+def test_points_on_lines_are_candidates_and_count_as_no_trial(build_search):
+    trials = points(("simnpo", 0.95, 0.90, 0.87), ("npo", 0.6, 0.97, 0.74))
+    plain = build_search(trials)
+    before = records(budget(read_search(plain))), budget_words(read_search(plain))
+    trials.append(on_the_line(trials[0][0], 0.5, forget=0.90, utility=0.96, objective=0.93))
+    folder = write_folder(plain.parent / "with-a-point", trials, chosen="simnpo-0000@0.5")
+    results = read_search(folder)
+    after = records(budget(results))
+    assert [row.pop("points") for row in after] == [1, None, None]
+    assert (after, budget_words(results)) == before
+    assert [row["trial_id"] for row in frontier(results)] == ["simnpo-0000", "simnpo-0000@0.5", "npo-0001"]
+    assert describe_frontier(results)[0].startswith("Chosen: SimNPO, trial 0 at alpha 0.5, has forget score 0.900")
+    text = page_of(folder)
+    assert "2 trials of SimNPO" in text
+    assert "a point on the line from the starting model" in text
+    statuses = [point["status"] for point in json.loads(Page(text).texts["script"][0])["points"]]
+    assert sorted(statuses) == ["completed", "completed", "interpolated"]
+    assert "a point on the line from the starting model" not in page_of(plain)
 
 
 def test_held_out_scores_stand_beside_what_was_selected(build_search):
@@ -323,7 +386,7 @@ def test_the_best_of_a_method_is_above_the_floor_where_it_can_be(build_search):
     results = read_search(
         build_search(points(("simnpo", 0.99, 0.94, 0.954), ("simnpo", 0.9, 0.96, 0.929)), chosen="simnpo-0001")
     )
-    assert comparison(results).rows[0][1] == 0.929
+    assert best_of_methods(results).rows[0][1] == 0.929
     chosen, most = describe_frontier(results)
     assert "highest objective, 0.929, of all trials with utility at or above the floor" in chosen
     assert most.startswith("Forgets most: SimNPO, trial 0")
@@ -378,6 +441,11 @@ def test_the_page_without_data_is_small(build_search):
     assert len(page_of(build_search([])).encode()) < 100_000
 
 
+def test_a_thousand_trials_make_a_page_under_three_megabytes(build_search, tmp_path):
+    results = SearchResults(tmp_path, build_meta(), [row for row, _ in simulate(1000, ("simnpo", "npo"))], [], [])
+    assert len(render_page(results).encode()) < 3_000_000
+
+
 def test_the_report_needs_neither_torch_nor_ray():
     code = (
         "import sys, ray_unlearn.report, ray_unlearn.report.page, ray_unlearn.report.figure;"
@@ -385,3 +453,299 @@ def test_the_report_needs_neither_torch_nor_ray():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_setting_has_an_axis_and_logarithmic_ones_are_logarithmic(build_search):
+    spaces = {
+        "simnpo": {
+            "ranges": {
+                "beta": {"low": 1.0, "high": 5.0, "log": False},
+                "learning_rate": {"low": 1e-6, "high": 1e-2, "log": True},
+            }
+        }
+    }
+    trials = points(("simnpo", 0.9, 0.9, 0.7), ("simnpo", 0.8, 0.9, 0.6), beta=2.0, learning_rate=1e-4)
+    trials.append((build_row(2, "simnpo", status="failed", error="NaN"), []))
+    results = read_search(build_search(trials, spaces=spaces))
+    assert [axis.name for axis in parameters.axes(results, "simnpo")] == ["beta", "learning_rate"]
+    assert parameters.axes(results, "npo") == []
+    lines = parameters.lines(results, "simnpo")
+    assert list(lines) == ["simnpo-0000", "simnpo-0001"]
+    assert lines["simnpo-0000"] == pytest.approx([0.25, 0.5, 0.7])
+
+
+def test_a_best_point_at_the_edge_of_its_range_is_warned_of(build_search):
+    spaces = {"simnpo": {"ranges": {"learning_rate": {"low": 1e-6, "high": 1e-2, "log": True}}}}
+    for rate, end in ((1.4e-6, "lower"), (7e-3, "upper"), (2e-6, ""), (5e-3, "")):
+        trials = points(("simnpo", 0.9, 0.9, 0.9), learning_rate=rate)
+        results = SearchResults(Path("x"), build_meta(spaces=spaces), [row for row, _ in trials], [], [])
+        found = parameters.edges(results)
+        assert len(found) == bool(end), rate
+        assert all(f"within 5 % of the {end} end of its range" in text for text in found)
+
+
+def test_importance_is_shown_largest_first_and_its_absence_has_a_reason(build_search):
+    folder = build_search()
+    table = parameters.importance(read_search(folder))
+    assert [row[1:] for row in table.rows[:3]] == [["learning_rate", 0.6], ["beta", 0.25], ["retain_weight", 0.15]]
+    assert table.texts()[0][2] == "60 %"
+    assert "needs 8 completed trials" not in page_of(folder)
+    meta = json.loads((folder / "search.json").read_text())
+    meta["importances"].pop("npo")
+    write_json(folder / "search.json", meta)
+    assert "There are none for NPO: parameter importance needs 8 completed trials" in page_of(folder)
+    meta.pop("importances")
+    write_json(folder / "search.json", meta)
+    assert "There are none: parameter importance needs 8 completed trials of a method." in page_of(folder)
+
+
+def test_finalists_over_seeds_are_told_with_their_spread_and_without_them_the_command_is(build_search, tmp_path):
+    folder = build_search(compared=True)
+    results = read_search(folder)
+    table = compared.finalists(results)
+    assert [row[0] for row in table.rows] == ["SimNPO", "NPO", "GA"]
+    assert table.texts()[0][:4] == ["SimNPO", "simnpo-0042", "3", "0.948 ± 0.012"]
+    assert table.ranks()[0][3] == pytest.approx(0.948, abs=1e-3)
+    data = json.loads(Page(page_of(folder)).texts["script"][0])
+    assert [panel["label"] for panel in data["intervals"]] == ["objective", "forget", "utility"]
+    assert [row["method"] for row in data["intervals"][0]["rows"]] == [0, 1, 2]
+    assert [row["label"] for row in data["intervals"][0]["rows"]] == ["SimNPO", "NPO", "GA"]
+    for name in ("report.html", "report.md"):
+        text = (folder / "report" / name).read_text()
+        assert "0.948 ± 0.012" in text
+        assert "Three seeds are few." in text
+        assert "simnpo and ga are not told apart." in text
+        assert "ray_unlearn compare &lt;folder&gt;" not in text
+    assert "3 seeds: 1, 2 and 3" in (folder / "report/tables.tex").read_text()
+    assert "one run with one seed" not in (folder / "report/report.html").read_text()
+    (folder / "comparison.json").unlink()
+    assert "<code>ray_unlearn compare &lt;folder&gt;</code>" in page_of(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "7"])
+def test_a_damaged_comparison_is_named_and_the_rest_is_reported(build_search, content):
+    folder = build_search()
+    (folder / "comparison.json").write_text(content)
+    assert read_search(folder).damaged == ["comparison.json"]
+    assert "48 trials" in page_of(folder)
+
+
+def test_several_finalists_of_a_method_are_told_apart(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93), ("simnpo", 0.8, 0.98, 0.88))
+    folder = build_search(trials)
+    over_seeds = comparison([row for row, _ in trials])
+    over_seeds["differences"][0]["p"] = 0.031
+    write_json(folder / "comparison.json", over_seeds)
+    rows = compared.intervals(read_search(folder), {"simnpo": 0})[0]["rows"]
+    assert [row["label"] for row in rows] == ["simnpo-0000", "simnpo-0001"]
+    assert records(compared.differences(read_search(folder)))[0]["p"] == 0.031
+
+
+def test_a_comparison_that_says_little_still_makes_a_page(build_search):
+    folder = build_search()
+    row = {"method": "simnpo", "trial_id": "simnpo-0042", "n": 1, "objective": {"mean": 0.9, "std": None}}
+    write_json(folder / "comparison.json", {"finalists": [row]})
+    assert "several seeds" in page_of(folder)
+
+
+def test_every_model_stands_before_and_after_each_attack(build_search):
+    results = read_search(build_search())
+    table = robustness(results)
+    assert [c.key for c in table.columns] == ["metric", "model", "plain", "relearned", "quantised"]
+    assert [row[1] for row in table.rows[:5]] == ["Starting model", "Retrained model", "SimNPO", "NPO", "GA"]
+    assert [row[0] for row in table.rows] == ["forget_accuracy"] * 5 + ["retain_accuracy"] * 5
+    plain, relearned = table.rows[2][2:4]
+    assert relearned == pytest.approx(plain + 0.6 * (0.7 - plain))
+    assert not any("relearned" in column.key for column in held_out(results).columns)
+
+
+def test_finals_without_attacks_have_no_section_on_them(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93))
+    folder = build_search(trials, [trials[0][0]])
+    assert robustness(read_search(folder)) is None
+    assert "Under attack" not in page_of(folder)
+
+
+def test_answers_are_those_of_the_chosen_model_beside_the_start_and_the_rest_is_counted(build_search):
+    folder = build_search()
+    table, total = answers(read_search(folder))
+    assert (len(table.rows), total) == (50, 64)
+    rows = records(table)
+    known = [row["probability"] for row in rows]
+    assert known == sorted(known, reverse=True)
+    assert rows[0]["probability_before"] == pytest.approx(rows[0]["probability"] * 0.95 / 0.2)
+    assert rows[0]["before"].startswith("Reagent")
+    assert rows[0]["now"] == "It is not known."
+    assert "50 of 64 are shown; the other 14 are" in page_of(folder)
+
+
+def test_answers_of_a_benchmark_that_generates_none_have_no_column(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93))
+    folder = build_search(trials, chosen="simnpo-0000")
+    nothing = {"answer": None, "reference": None, "probability": None}
+    writer = Writer(folder, trial_schema("wmdp", [], []), curve_schema("wmdp", []))
+    writer.write_examples("simnpo-0000", "report", [row | nothing for row in examples(0.2, 3)])
+    table, total = answers(read_search(folder))
+    assert {"before", "now", "reference", "probability"}.isdisjoint(column.key for column in table.columns)
+    assert [row[0] for row in table.rows] == [0, 1, 2]
+    assert total == 3
+
+
+def test_hostile_and_unseen_characters_of_answers_are_shown_as_text(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93))
+    folder = build_search(trials, chosen="simnpo-0000")
+    texts = {
+        "prompt": "<script>alert(1)</script> ![x](http://x.invalid) | `code`",
+        "reference": "bell \x07, null \x00, \u202eevil\u202c, 文字, é, line\nbreak",
+        "answer": "x" * 100_000,
+    }
+    writer = Writer(folder, trial_schema("wmdp", [], []), curve_schema("wmdp", []))
+    writer.write_examples("simnpo-0000", "report", examples(0.2, 2, {**texts, "probability": 1.0}))
+    text = page_of(folder)
+    parsed = Page(text)
+    assert [tag for tag, _ in parsed.elements].count("script") == 2
+    cells = parsed.texts["td"]
+    assert texts["prompt"] in cells
+    assert "bell ⟨U+0007⟩, null ⟨U+0000⟩, ⟨U+202E⟩evil⟨U+202C⟩, 文字, é, line\nbreak" in cells
+    assert f"{'x' * 600} … (100,000 characters)" in cells
+    assert len(text) < 200_000
+    line = next(line for line in (folder / "report/report.md").read_text().splitlines() if "script" in line)
+    assert "&lt;script&gt;" in line
+    assert "!\\[x\\]" in line
+    assert "x" * 161 not in line
+
+
+def test_weights_are_sorted_into_thirds_by_length_and_difficulty(build_search):
+    results = read_search(build_search())
+    simnpo, npo, ga = weighting.weightings(results)
+    assert [w.method for w in (simnpo, npo, ga)] == ["simnpo", "npo", "ga"]
+    for w in (simnpo, npo, ga):
+        for name in weighting.BY:
+            assert [third.name for third in w.thirds[name]] == list(weighting.BY[name][1])
+            assert sum(third.share for third in w.thirds[name]) == pytest.approx(1)
+            assert sum(third.num_examples for third in w.thirds[name]) == 60
+            assert all(sum(row) == pytest.approx(1) for row in w.shares[name])
+    # By hand: the share of the answers of at most 15 tokens, epoch by epoch.
+    epochs = weights("simnpo")
+    short = [sum(w for w, n in zip(row, NUM_TOKENS, strict=True) if n <= 15) / sum(row) for row in epochs]
+    assert [row[0] for row in simnpo.shares["num_tokens"]] == pytest.approx(short)
+    assert simnpo.thirds["num_tokens"][0].share == pytest.approx(sum(short) / len(short))
+    assert simnpo.thirds["num_tokens"][0].high == 15
+    # NPO starts with every ratio to the reference at 1, GA stays there.
+    assert npo.evenness[0] == pytest.approx(1)
+    assert npo.evenness[-1] < 0.95
+    assert ga.evenness == pytest.approx([1.0] * 6)
+    assert simnpo.evenness[0] < 0.9
+    share = [w / sum(epochs[0]) for w in epochs[0]]
+    assert simnpo.evenness[0] == pytest.approx(-sum(w * math.log(w) for w in share) / math.log(60))
+
+
+def test_what_the_weights_show_is_said_from_the_weights(build_search):
+    folder = build_search()
+    found = weighting.weightings(read_search(folder))
+    short, _, long = found[0].thirds["num_tokens"]
+    said = weighting.allocation_words(found)
+    assert said[0].startswith(f"SimNPO gives an example {score(short.mean)} times an even share to the third with the")
+    assert any(f"differs most in SimNPO ({score(short.mean / long.mean)} times)" in text for text in said)
+    said = weighting.smoothing_words(found)
+    assert "NPO's weights have evenness 1.000 in epoch 1 and" in said[1]
+    assert said[1].endswith("they become less even.")
+    assert said[2].endswith("this hardly changes.")
+    assert said[3].startswith("In the first epoch NPO and GA tell the examples apart least")
+    text = page_of(folder)
+    assert said[3] in text
+    drawn = json.loads(Page(text).texts["script"][0])["weighting"]
+    assert len(drawn["thirds"]) == 2
+    assert len(drawn["shares"]) == 6
+
+
+def test_examples_that_are_all_alike_are_in_no_thirds(build_search):
+    trials = points(("simnpo", 0.9, 0.97, 0.93))
+    folder = build_search(trials)
+    writer = Writer(folder, trial_schema("wmdp", [], []), curve_schema("wmdp", []))
+    writer.write_weights("simnpo-0000", [[1.0, 2.0, 3.0]], [5, 5, 5], START_NLL[:3])
+    (found,) = weighting.weightings(read_search(folder))
+    assert found.thirds["num_tokens"] == []
+    assert len(found.thirds["start_nll"]) == 3
+    assert "in the one epoch recorded" in weighting.smoothing_words([found])[0]
+    assert "How the forget loss weighs" in page_of(folder)
+
+
+@pytest.mark.parametrize("part", ["examples", "weights"])
+def test_a_damaged_file_of_a_finalist_is_named_and_the_others_are_read(build_search, part):
+    folder = build_search()
+    first, *others = sorted((folder / part).glob("*.parquet"))
+    first.write_bytes(b"no Parquet")
+    others[0].write_bytes(next((folder / "finals").glob("*.parquet")).read_bytes())
+    results = read_search(folder)
+    assert results.damaged == [f"{part}/{path.name}" for path in (first, others[0])]
+    read = {row["trial_id"] for row in results.examples} if part == "examples" else set(results.weights)
+    assert read == {path.stem for path in others[1:]}
+    assert first.name in page_of(folder)
+
+
+def test_a_search_without_examples_and_weights_is_read(build_search):
+    results = read_search(build_search(points(("simnpo", 0.9, 0.97, 0.93))))
+    assert (results.examples, results.weights, results.comparison, results.damaged) == ([], {}, None, [])
+
+
+def test_more_trials_than_a_page_holds_leave_the_best_and_the_frontier_and_say_so(build_search, monkeypatch):
+    folder = build_search()
+    monkeypatch.setattr(page, "TRIALS_SHOWN", 3)
+    text = page_of(folder)
+    front = {row["trial_id"] for row in frontier(read_search(folder))}
+    parsed = Page(text)
+    data = json.loads(parsed.texts["script"][0])
+    shown = len(data["tables"]["trials"])
+    assert 3 < len(front) <= shown < 48
+    assert {trial_id for trial_id in front if f">{trial_id}<" in text} == front
+    assert len(data["points"]) + len(data["others"]) == 46
+    assert f"Only the best {shown} trials can be pointed at; the other {48 - shown} are marks" in text
+    assert len(list(csv.DictReader(io.StringIO((folder / "report/trials.csv").read_text())))) == 48
+    monkeypatch.undo()
+    assert "can be pointed at" not in page_of(folder)
+
+
+def test_the_frontier_is_a_parquet_file_with_the_trials_types_and_checksums(build_search):
+    folder = build_search()
+    write_report(folder)
+    path = folder / "report/frontier.parquet"
+    table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    assert table.column("trial_id").to_pylist() == [row["trial_id"] for row in frontier(read_search(folder))]
+    written = pq.read_table(next((folder / "trials").rglob("*.parquet")), partitioning=None)
+    assert set(table.column_names) == set(written.column_names)
+    assert all(table.schema.field(name).type == written.schema.field(name).type for name in table.column_names)
+
+
+def test_latex_tables_hold_text_and_nothing_that_latex_would_act_on(build_search):
+    folder = build_search(config={"benchmark": r"50 %_of \input{x} #1 ^2 ~ $x$ & {y}"})
+    page_of(folder)
+    text = (folder / "report/tables.tex").read_text()
+    assert text.count("\\begin{table}") == text.count("\\bottomrule") == 2
+    assert r"50 \%\_of \textbackslash{}input\{x\} \#1 \textasciicircum{}2 \textasciitilde{} \$x\$ \& \{y\}" in text
+    for block in re.findall(r"\\begin{tabular}{(\w+)}(.*?)\\end{tabular}", text, re.S):
+        rows = [line for line in block[1].splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 3
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(block[0]) - 1}
+    assert latex("a\nb") == "a b"
+
+
+def test_notes_and_what_to_type_next_are_on_the_page(build_search):
+    folder = build_search(notes=["The retrained model is missing <here>."])
+    text = page_of(folder)
+    assert "The retrained model is missing &lt;here&gt;." in text
+    assert f"ray_unlearn report results/{folder.name}" in text
+    assert f"ray_unlearn export results/{folder.name} --trial simnpo-0042" in text
+    assert "The retrained model is missing" in (folder / "report/report.md").read_text()
+
+
+def test_means_are_written_with_their_spread():
+    texts = [
+        mean_and_spread({"mean": m, "std": s}) for m, s in ((0.9123, 0.0041), (12.34, 0.5), (0.9, None), (None, 1))
+    ]
+    assert texts == ["0.912 ± 0.004", "12.3 ± 0.5", "0.900", "–"]
+
+
+def test_what_cannot_be_seen_is_shown_by_its_code():
+    assert visible("a\x1b[0m\u200b\tb\n", 99) == "a⟨U+001B⟩[0m⟨U+200B⟩\tb\n"
+    assert visible("abcdef", 3) == "abc … (6 characters)"

@@ -1,0 +1,113 @@
+"""The finalists over several seeds, as `ray_unlearn compare` leaves them: tables, sentences, intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray_unlearn.report.tables import Column, Table, attack_of, metric_note, short_metric
+from ray_unlearn.report.text import count, is_number, listing, method_label, score
+from ray_unlearn.results import SearchResults
+
+MEASURES = ("objective", "forget", "utility")
+
+
+def _items(results: SearchResults, name: str) -> list[Mapping[str, Any]]:
+    return [item for item in (results.comparison or {}).get(name) or [] if isinstance(item, Mapping)]
+
+
+def finalists(results: SearchResults) -> Table | None:
+    """One row a finalist: mean ± standard deviation over the seeds."""
+    rows = sorted(_items(results, "finalists"), key=_place)
+    if not rows:
+        return None
+    metrics = [n for n in dict.fromkeys(n for row in rows for n in row.get("metrics") or {}) if attack_of(n) is None]
+    volumes = (results.comparison or {}).get("hypervolume") or {}
+    columns = [
+        Column("method", "method", "text"),
+        Column("trial_id", "trial", "text"),
+        Column("n", "runs", "count"),
+        *(Column(name, name, "spread") for name in MEASURES),
+        Column("hypervolume", "hypervolume", "score", "", "Area that the method's finalists dominate together"),
+        Column("interval", "its interval", "text"),
+        *(Column(name, short_metric(name), "spread", "metric", metric_note(results, name)) for name in metrics),
+    ]
+    values = []
+    for row in rows:
+        volume = volumes.get(row.get("method")) or {}
+        known = all(is_number(volume.get(name)) for name in ("low", "high"))
+        values.append(
+            [
+                method_label(str(row.get("method"))),
+                row.get("trial_id"),
+                row.get("n"),
+                *(row.get(name) for name in MEASURES),
+                volume.get("value"),
+                f"{score(volume['low'])} to {score(volume['high'])}" if known else None,
+                *((row.get("metrics") or {}).get(name) for name in metrics),
+            ]
+        )
+    table = Table(columns, values, [str(row.get("method")) for row in rows])
+    return table if volumes else table.without({"hypervolume", "interval"})
+
+
+def _place(row: Mapping[str, Any]) -> float:
+    mean = (row.get("objective") or {}).get("mean")
+    return -mean if is_number(mean) else 1.0
+
+
+def differences(results: SearchResults) -> Table | None:
+    columns = [
+        Column("better", "of", "text"),
+        Column("other", "over", "text"),
+        Column("measure", "measure", "text"),
+        Column("value", "difference", "score"),
+        Column("low", "from", "score"),
+        Column("high", "to", "score"),
+        Column("p", "p", "score"),
+        Column("verdict", "verdict", "text"),
+    ]
+    rows = [
+        [*(_named(item.get(name)) for name in ("better", "other")), *(item.get(c.key) for c in columns[2:])]
+        for item in _items(results, "differences")
+    ]
+    table = Table(columns, rows)
+    has_p = any(item.get("p") is not None for item in _items(results, "differences"))
+    return None if not rows else table if has_p else table.without({"p"})
+
+
+def _named(method: Any) -> str | None:
+    return None if method is None else method_label(str(method))
+
+
+def sentences(results: SearchResults) -> list[str]:
+    return [str(item["sentence"]) for item in _items(results, "differences") if item.get("sentence")]
+
+
+def warnings(results: SearchResults) -> list[str]:
+    return [str(text) for text in (results.comparison or {}).get("warnings") or []]
+
+
+def seeds_words(results: SearchResults) -> str:
+    seeds = [str(seed) for seed in (results.comparison or {}).get("seeds") or []]
+    return f"{count(len(seeds), 'seed')}: {listing(seeds)}" if seeds else ""
+
+
+def intervals(results: SearchResults, place: Mapping[str, int]) -> list[dict[str, Any]]:
+    """For each measure, every finalist's mean, standard deviation and range. place: a method's number."""
+    panels = []
+    named = [str(row.get("method")) for row in _items(results, "finalists")]
+    for name in MEASURES:
+        found = [
+            {
+                "method": place.get(method := str(row.get("method")), 0),
+                # Only where a method has several finalists must they be told apart.
+                "label": method_label(method) if named.count(method) == 1 else str(row.get("trial_id")),
+                **{part: row[name].get(part) for part in ("mean", "std", "min", "max")},
+            }
+            for row in sorted(_items(results, "finalists"), key=_place)
+            if isinstance(row.get(name), Mapping) and is_number(row[name].get("mean"))
+        ]
+        if found:
+            panels.append({"label": name, "rows": found})
+    return panels

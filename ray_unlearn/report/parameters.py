@@ -1,0 +1,124 @@
+"""What the settings have to do with the objective: axes to draw, shares of importance, best points at an edge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray_unlearn.report.frontier import Row, runs
+from ray_unlearn.report.tables import Column, Table, best_trial, methods
+from ray_unlearn.report.text import is_number, method_label, setting
+from ray_unlearn.results import SearchResults
+
+NEAR = 0.05
+"""A best point nearer to an end than this share of its range is worth a warning."""
+NEEDED_TRIALS = 8
+"""Completed trials of a method before shares of importance mean anything."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    name: str
+    low: float
+    high: float
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where the value lies from low (0) to high (1)."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else 0.0
+        return (value - self.low) / (self.high - self.low)
+
+
+def axes(results: SearchResults, method: str) -> list[Axis]:
+    """One axis a setting that was searched for the method, as long as its range."""
+    space = results.meta.get("spaces", {}).get(method)
+    ranges = space.get("ranges") if isinstance(space, Mapping) else None
+    found = []
+    for name, part in (ranges if isinstance(ranges, Mapping) else {}).items():
+        low, high = (part.get("low"), part.get("high")) if isinstance(part, Mapping) else (None, None)
+        if is_number(low) and is_number(high) and low < high:
+            found.append(Axis(str(name), low, high, bool(part.get("log")) and low > 0))
+    return found
+
+
+def lines(results: SearchResults, method: str) -> dict[str, list[float | None]]:
+    """By trial with an objective: where it lies on each of the axes, in [0, 1], and its objective."""
+    along = axes(results, method)
+    return {
+        row["trial_id"]: [*(_place(axis, row) for axis in along), row["objective"]]
+        for row in runs(results)
+        if row["method"] == method and is_number(row["objective"])
+    }
+
+
+def _place(axis: Axis, row: Row) -> float | None:
+    value = row.get(axis.name)
+    return min(1.0, max(0.0, axis.share(value))) if is_number(value) else None
+
+
+def importance(results: SearchResults) -> Table | None:
+    """The share of the objective's variance that each setting explains, largest first; None where nobody has said."""
+    known = results.meta.get("importances") or (results.comparison or {}).get("importances")
+    columns = [
+        Column("method", "method", "text"),
+        Column("parameter", "setting", "text"),
+        Column("share", "share of importance", "share"),
+    ]
+    rows: list[tuple[str, list[Any]]] = []
+    for method in methods(results):
+        shares = known.get(method) if isinstance(known, Mapping) else None
+        for name, share in sorted((shares or {}).items(), key=lambda pair: -(pair[1] or 0.0)):
+            if is_number(share):
+                rows.append((method, [method_label(method), str(name), share]))
+    return Table(columns, [row for _, row in rows], [method for method, _ in rows]) if rows else None
+
+
+def importance_words(results: SearchResults) -> str:
+    """For which methods there are no shares, and why."""
+    table = importance(results)
+    missing = [method_label(method) for method in methods(results) if table is None or method not in table.owners]
+    if not missing:
+        return ""
+    whose = "There are none" if table is None else f"There are none for {', '.join(missing)}"
+    return f"{whose}: parameter importance needs {NEEDED_TRIALS} completed trials of a method."
+
+
+def edges(results: SearchResults) -> list[str]:
+    """One sentence for each best point that lies at an end of its range, where better may lie outside."""
+    found = []
+    for method in methods(results):
+        best = best_trial(results, method)
+        for axis in axes(results, method) if best else []:
+            value = best.get(axis.name) if best else None
+            if not is_number(value):
+                continue
+            share = axis.share(value)
+            if NEAR < share < 1 - NEAR:
+                continue
+            end, limit = ("lower", axis.low) if share <= NEAR else ("upper", axis.high)
+            found.append(
+                f"{method_label(method)}'s best trial has {axis.name} {setting(axis.name, float(value))}, within 5 % "
+                f"of the {end} end of its range ({setting(axis.name, float(limit))}): better may lie beyond it."
+            )
+    return found
+
+
+def drawn(results: SearchResults) -> list[list[dict[str, Any]]]:
+    """The axes of each method as the page draws them."""
+    return [
+        [
+            {
+                "name": axis.name,
+                "low": axis.low,
+                "high": axis.high,
+                "lowText": setting(axis.name, float(axis.low)),
+                "highText": setting(axis.name, float(axis.high)),
+                "log": axis.log,
+            }
+            for axis in axes(results, method)
+        ]
+        for method in methods(results)
+    ]
