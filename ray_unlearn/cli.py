@@ -277,6 +277,10 @@ def evaluate(
         Path | None, typer.Option(help="Write the scores here as a retrained model's, for --retrained.")
     ] = None,
     scale: ScaleOption = Scale.auto,
+    harness: Annotated[
+        str, typer.Option(help="Tasks for lm-evaluation-harness itself, such as wmdp_bio,mmlu; needs [harness].")
+    ] = "none",
+    harness_tasks: Annotated[Path | None, typer.Option(help="Folder with task files of your own for it.")] = None,
     robustness: RobustnessOption = "none",
     relearn_share: RelearnShareOption = 0.2,
     relearn_epochs: RelearnEpochsOption = 3,
@@ -302,6 +306,8 @@ def evaluate(
         retrained=retrained,
         profile=profile,
         scale=scale.value,
+        harness=_names(harness),
+        harness_tasks=harness_tasks,
         robustness=_robustness(robustness, relearn_share, relearn_epochs, relearn_order, samples),
         workers=workers,
         gpus_per_worker=gpus_per_worker,

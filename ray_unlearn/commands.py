@@ -86,6 +86,8 @@ class EvaluateOptions:
     split: str | None
     retrained: Path | None
     scale: str
+    harness: tuple[str, ...]
+    harness_tasks: Path | None
     robustness: Robustness
     profile: Path | None
     workers: int
@@ -302,6 +304,7 @@ def show_results(folder: Path, status: str) -> int:
 def evaluate(options: EvaluateOptions) -> int:
     """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
     from ray_unlearn.evaluation import describe_evaluation, run_evaluation, write_evaluation, write_model_profile
+    from ray_unlearn.harness import check_harness, run_harness
 
     benchmark = load_benchmark(options.benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
@@ -310,6 +313,7 @@ def evaluate(options: EvaluateOptions) -> int:
     models = {"model": options.model, "start": options.start}
     for name in filter(None, models.values()):
         check_model(name)
+    check_harness(options.harness, options.harness_tasks)
     if options.profile is not None:
         check_writable(options.profile.parent, "--profile")
     check_writable(options.out)
@@ -335,10 +339,14 @@ def evaluate(options: EvaluateOptions) -> int:
             benchmark, tasks, gang, options.robustness, options.utility_floor, options.seed, options.address
         )
         asked = {"model": Path(options.model).name, "start": options.start and Path(options.start).name, "scale": scale}
-        write_evaluation(folder, benchmark, tasks["model"], asked, evaluation)
+        device = "cuda" if gang.gpus_per_worker else "cpu"
+        harness = run_harness(str(absolute(options.model)), options.harness, options.harness_tasks, device)
+        write_evaluation(folder, benchmark, tasks["model"], asked, evaluation, harness)
         if options.profile is not None:
             write_model_profile(options.profile, benchmark, tasks["model"], profiles)
     print(describe_evaluation(benchmark, evaluation))
+    for task, found in harness.items():
+        print(f"lm-evaluation-harness, {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
     return 0
 

@@ -77,7 +77,12 @@ def run_evaluation(
 
 
 def write_evaluation(
-    folder: Path, benchmark: Benchmark, task: Task, asked: Mapping[str, Any], evaluation: Evaluation
+    folder: Path,
+    benchmark: Benchmark,
+    task: Task,
+    asked: Mapping[str, Any],
+    evaluation: Evaluation,
+    harness: Mapping[str, Mapping[str, float]],
 ) -> Path:
     """The row of every model, and what it was made with; the row's path."""
     metrics = [*benchmark.metrics, *describe_metrics(benchmark)]
@@ -95,6 +100,7 @@ def write_evaluation(
         "benchmark": benchmark.name,
         "objective_text": benchmark.objective,
         "split": task.split,
+        "lm_evaluation_harness": {name: dict(found) for name, found in harness.items()},
         "absent": {who: dict(profile.absent) for who, profile in evaluation.profiles.items()},
         "versions": package_versions(),
         "git": git_revision(),
