@@ -25,6 +25,13 @@ os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
 Arm = Callable[..., Iterator[Any]]
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "1m": {
+        "vocab_size": 4000,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+    },
     "31m": {
         "vocab_size": 32_000,
         "hidden_size": 384,
@@ -127,6 +134,14 @@ def _serve(link: Any, arm: Arm, arguments: Sequence[Any]) -> None:
 
 def median(rounds: Sequence[Mapping[str, Any]], key: str) -> float:
     return statistics.median(r[key] for r in rounds)
+
+
+def fit(model: str, gang: Any) -> Any:
+    """The gang with the tokens a pass that a search would choose for this model."""
+    from ray_unlearn.fit import fitted
+    from ray_unlearn.model import load_config
+
+    return fitted(gang, load_config(model), 0, None, gang.threads_per_worker)
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.perf.common import SHAPES, alternate, data_folder, median, read_options, timed, write_model
+from tests.perf.common import SHAPES, alternate, data_folder, fit, median, read_options, timed, write_model
 
 SPLITS = ("selection", "report")
 
@@ -44,7 +44,8 @@ def sample(split: Any, rows: int, rng: np.random.Generator) -> Any:
         if own not in chosen:
             chosen[own] = np.sort(rng.permutation(len(split.probes[own].sequences))[:rows])
         if probe.question is None:
-            probes[name] = Probe(probe.sequences.select(chosen[own]))
+            texts = tuple(probe.texts[i] for i in chosen[own]) if probe.texts else ()
+            probes[name] = Probe(probe.sequences.select(chosen[own]), texts=texts)
         else:
             members = np.flatnonzero(np.isin(probe.question, chosen[own]))
             question = np.searchsorted(chosen[own], probe.question[members])
@@ -110,7 +111,8 @@ def run_ours(model: str, rows: int, all_rows: int, workers: int, rank: int, stor
     task, few = build_splits(model, rows)
     _, splits = build_splits(model, all_rows)
     threads = max(1, torch.get_num_threads() // workers)
-    worker = local_worker(task, GangConfig(num_workers=workers, zero_stage=0, threads_per_worker=threads))
+    gang = fit(model, GangConfig(num_workers=workers, zero_stage=0, threads_per_worker=threads))
+    worker = local_worker(task, gang)
     yield {"profiles": {name: worker.evaluate(split) for name, split in few.items()}}
     for _ in range(rounds):
         took = timed(lambda: [worker.evaluate(split) for split in splits.values()])[1]
@@ -125,7 +127,9 @@ def _follow(*arguments: Any) -> None:
 
 
 def main() -> None:
-    options = read_options(__doc__ or "", size=tuple(SHAPES), rounds=3, rows=10, all_rows=0)
+    options = read_options(
+        __doc__ or "", size=("31m", *(s for s in SHAPES if s != "31m")), rounds=3, rows=10, all_rows=0
+    )
     with tempfile.TemporaryDirectory() as temporary:
         model = write_model(Path(temporary) / "model", options.size)
         arms: dict[str, Any] = {"naive": (run_naive, (model, options.rows))}

@@ -1,6 +1,6 @@
 """One optimizer step of SimNPO and of NPO on real TOFU batches: the public way against this package's.
 
-    python -m tests.perf.step [--size 39m] [--steps 5] [--method both] [--max-tokens 4096] [--baseline-checkpointing]
+    python -m tests.perf.step [--size 39m] [--steps 5] [--method both] [--max-tokens 0] [--baseline-checkpointing]
 
 16 sequences of forget10 and 16 of retain90 a step, fp32, ZeRO-0, the same DeepSpeed engine and torch AdamW in all
 arms. The public way is what open code for TOFU does: forget and retain batch each right-padded and run forward by
@@ -19,6 +19,7 @@ step's own need), and above the process before the model was loaded (with snapsh
 import copy
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 from tests.perf.common import (
     SHAPES,
     alternate,
+    fit,
     forget_peak,
     median,
     peak_bytes,
@@ -59,7 +61,8 @@ def run_ours(model: str, method_name: str, steps: int, max_tokens: int, out: str
     forget, retain = read_pairs(model, "forget10", count), read_pairs(model, "retain90", count)
     task = Task("synthetic", "full", model, forget, retain, Split({}), Split({}))
     before = resident_bytes()
-    gang = GangConfig(zero_stage=0, threads_per_worker=torch.get_num_threads(), max_tokens=max_tokens)
+    gang = fit(model, GangConfig(zero_stage=0, threads_per_worker=torch.get_num_threads()))
+    gang = replace(gang, max_tokens=max_tokens or gang.max_tokens)
     worker = local_worker(task, gang)
     method = find_method(method_name)
     parameters = method.parameters | {"beta": BETA[method_name]}
@@ -218,7 +221,7 @@ def main() -> None:
         size=("39m", "135m", "31m"),
         method=("both", "simnpo", "npo"),
         steps=5,
-        max_tokens=4096,
+        max_tokens=0,
         baseline_checkpointing=False,
     )
     with tempfile.TemporaryDirectory() as temporary:
