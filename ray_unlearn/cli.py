@@ -415,7 +415,7 @@ def reproduce(
         scale=scale.value,
         seeds=seeds,
         concurrent=concurrent,
-        workers=workers or 1,
+        workers=1 if workers is None else workers,
         gpus_per_worker=gpus_per_worker,
         zero=commands.DEFAULT_ZERO if stage is None else stage,
         address=address,
