@@ -23,7 +23,14 @@ OFFLOADED = {
 """Settings of a user's DeepSpeed file."""
 
 
-@pytest.fixture(scope="module", params=[(s, p) for s in (*range(4), *OFFLOADED) for p in ("fp32", "bf16")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((stage, precision), marks=[pytest.mark.slow] * (stage in OFFLOADED))
+        for stage in (*range(4), *OFFLOADED)
+        for precision in ("fp32", "bf16")
+    ],
+)
 def worker(request, tiny_model):
     stage, precision = request.param
     settings = {"zero_optimization": OFFLOADED[stage]} if stage in OFFLOADED else {}

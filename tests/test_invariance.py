@@ -86,6 +86,7 @@ def results(tiny_model):
         yield dict(shared)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_and_metrics_are_the_same_however_the_batch_is_cut(results, method):

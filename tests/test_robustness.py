@@ -24,8 +24,12 @@ SHAPES = {
     "one matrix, ZeRO-1": {"zero_stage": 1, "train": "down_proj"},
 }  # fmt: skip
 
+QUICK = ("ZeRO-0, fp32", "ZeRO-2, bf16", "ZeRO-3, fp32", "LoRA, ZeRO-3")
 
-@pytest.fixture(scope="module", params=SHAPES)
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(shape, marks=[pytest.mark.slow] * (shape not in QUICK)) for shape in SHAPES]
+)
 def worker(request, tiny_model):
     worker = local_worker(tiny_task(tiny_model), GangConfig(**SHAPES[request.param]))
     run_local(worker, Job("trained", TRIAL))
