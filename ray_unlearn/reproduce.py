@@ -18,21 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ray_unlearn import __version__
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.benchmarks.synthetic import EXPERIMENTS, HOMES, Experiment, load_experiment
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.results import REPRODUCTION, TRAJECTORY_SCHEMA, write_file, write_table
+from ray_unlearn.statistics import compare_pairs
 from ray_unlearn.trial import Job
+from ray_unlearn.versions import package_versions
 
 REPRODUCTIONS = {"synthetic": "NPO and SimNPO on Markov chains (SimNPO, section 5)"}
-VERSIONS = ("ray", "torch", "transformers", "deepspeed", "numpy", "scipy", "pyarrow")
 
 METHODS = ("simnpo", "npo")
 PARAMETERS = {
@@ -155,8 +154,6 @@ ABOUT = {
 
 def judge(claim: Claim, simnpo: Sequence[float | None], npo: Sequence[float | None]) -> Verdict:
     """The verdict from both methods' numbers, seed by seed."""
-    from scipy.stats import bootstrap
-
     seeds = len(npo)
     pairs = [(s, n) for s, n in zip(simnpo, npo, strict=True) if s is not None and n is not None]
     if len(pairs) < seeds:
@@ -166,17 +163,12 @@ def judge(claim: Claim, simnpo: Sequence[float | None], npo: Sequence[float | No
             f"{UNKNOWN}: the retrained model's level was reached within {STEPS} steps by SimNPO in {got[0]} and by "
             f"NPO in {got[1]} of {seeds} seeds",
         )
-    differences = np.array([s - n for s, n in pairs])
-    mean = float(differences.mean())
-    means = " and ".join(
-        f"{name} {np.mean([pair[i] for pair in pairs]):.3f}" for i, name in enumerate(("SimNPO", "NPO"))
-    )
+    numbers = np.array(pairs).T
+    means = " and ".join(f"{name} {values.mean():.3f}" for name, values in zip(("SimNPO", "NPO"), numbers, strict=True))
+    found = compare_pairs(*numbers).interval
+    mean, low, high = found.value, found.low, found.high
     if seeds < 2:
         return Verdict(UNKNOWN, f"{UNKNOWN} at 1 seed: {means}", mean)
-    interval = bootstrap(
-        (differences,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    low, high = float(interval.low), float(interval.high)
     figures = f"{means}, difference {mean:+.3f} (95 % {low:+.3f} to {high:+.3f})"
     answer = HOLDS if high < 0 else FAILS if low > 0 else UNKNOWN
     if seeds < LEAST_SEEDS or answer == UNKNOWN:
@@ -236,7 +228,7 @@ def reproduce_synthetic(
             "steps_a_point": STEPS_A_POINT,
             "parameters": PARAMETERS,
         },
-        "versions": {"ray_unlearn": __version__, **{name: metadata.version(name) for name in VERSIONS}},
+        "versions": package_versions(),
         "metrics": {f"{chain}_divergence": f"KL(truth || model) on {chain}, nats a state" for chain in HOMES},
         "methods": list(METHODS),
         "experiments": [

@@ -34,12 +34,12 @@ def build_names(count: int, syllables: int, rng: np.random.Generator) -> list[st
     return [names[i] for i in rng.permutation(len(names))[:count]]
 
 
-def write_untrained(folder: Path, texts: Iterable[str], shape: Shape, seed: int) -> None:
-    """A small Llama with random weights, and a byte-pair tokenizer trained on the texts."""
+def write_untrained(folder: Path, texts: Iterable[str], shape: Shape, seed: int, units: str = "") -> None:
+    """A small Llama with random weights, and a byte-pair tokenizer trained on the texts; see `train_tokenizer`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = train_tokenizer(texts, shape)
+    tokenizer = train_tokenizer(texts, shape, units)
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -59,13 +59,19 @@ def write_untrained(folder: Path, texts: Iterable[str], shape: Shape, seed: int)
         LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def train_tokenizer(texts: Iterable[str], shape: Shape) -> Any:
-    """Byte-level, so that it reads any text; every sequence starts with <bos>."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+def train_tokenizer(texts: Iterable[str], shape: Shape, units: str = "") -> Any:
+    """Byte-level, so that it reads any text; every sequence starts with <bos>.
+
+    units: a regular expression for what no token reaches beyond; empty: words with the space before them.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if units:
+        whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(units), "isolated"), whole])
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=shape.vocabulary,

@@ -11,14 +11,16 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks.wmdp_mini import build_names
+from ray_unlearn.benchmarks import mini
 
 DATA_SEED = 1
 """Of all that is generated: the search's seed changes neither data nor models."""
+UNITS = r"\w+ ?|[^\w\s]+ ?|\s+"
+"""A space belongs to the word before it, so that a prompt that ends with a space (as MUSE's do) ends where a token
+does."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ EXAMPLES = 2
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(mini.Shape):
     """How many reports there are, how large the model, and how the models are trained."""
 
     forget: int = 40
@@ -80,11 +82,6 @@ class Sizes:
     """Kept, and only measured on."""
     holdout: int = 40
     syllables: int = 12
-    vocabulary: int = 640
-    width: int = 96
-    layers: int = 2
-    heads: int = 4
-    intermediate: int = 256
     context: int = 192
     epochs: int = 32
     batch_size: int = 16
@@ -134,7 +131,7 @@ def build_world(sizes: Sizes, seed: int = DATA_SEED) -> World:
     rng = np.random.default_rng(seed)
     counts = {name: getattr(sizes, name) for name in ("forget", "retain1", "retain2", "holdout")}
     groups = [name for name, count in counts.items() for _ in range(count)]
-    people = build_names(len(groups), sizes.syllables, rng)
+    people = mini.build_names(len(groups), sizes.syllables, rng)
     reports = tuple(_write_report(group, person, rng) for group, person in zip(groups, people, strict=True))
     questions, examples = {}, {}
     for side, members in SIDES.items():
@@ -210,58 +207,6 @@ def _side_texts(world: World, side: str, rng: np.random.Generator) -> Iterator[s
 
 
 def write_untrained(folder: Path, world: World, sizes: Sizes) -> None:
-    """A small Llama with random weights, and a byte-pair tokenizer trained on all texts of the world."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = train_tokenizer(world, sizes)
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        intermediate_size=sizes.intermediate,
-        max_position_embeddings=sizes.context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(DATA_SEED)
-        LlamaForCausalLM(config).save_pretrained(folder)
-
-
-def train_tokenizer(world: World, sizes: Sizes) -> Any:
-    """Byte-level; a space belongs to the word before it, so that a prompt that ends with a space (as MUSE's do)
-    ends where a token does. Every sequence starts with <bos>."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
+    """A small model with random weights, and a tokenizer trained on all texts of the world."""
     texts = [report.text for report in world.reports] + training_texts(world, list(SIDES))
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\w+ ?|[^\w\s]+ ?|\s+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=sizes.vocabulary,
-        special_tokens=["<pad>", "<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    bos = core.token_to_id("<bos>")
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        model_max_length=sizes.context,
-    )
+    mini.write_untrained(folder, texts, sizes, DATA_SEED, UNITS)

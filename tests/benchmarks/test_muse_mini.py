@@ -22,10 +22,11 @@ from ray_unlearn.benchmarks.muse_mini import (
     World,
     build_world,
     repository,
-    train_tokenizer,
     training_texts,
     write_repository,
+    write_untrained,
 )
+from ray_unlearn.model import load_tokenizer
 from ray_unlearn.objective import Judge
 
 GROUPS = ("forget", "retain1", "retain2", "holdout")
@@ -47,11 +48,15 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another(world: Worl
     assert build_world(MINI, seed=DATA_SEED + 1).digest() != world.digest()
 
 
-def test_the_tokenizer_is_the_same_on_every_build_and_gives_texts_back(world: World) -> None:
-    first, second = (train_tokenizer(world, MINI) for _ in range(2))
-    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+def test_the_tokenizer_is_the_same_on_every_build_and_gives_texts_back(world: World, tmp_path: Path) -> None:
+    written = []
+    for run in ("first", "second"):
+        write_untrained(tmp_path / run, world, MINI)
+        written.append([(tmp_path / run / file).read_bytes() for file in ("tokenizer.json", "model.safetensors")])
+    assert written[0] == written[1]
+    tokenizer = load_tokenizer(str(tmp_path / "first"))
     for text in [world.reports[0].text, "Any other text,\n\nwith 1 break "]:
-        assert first.decode(first(text)["input_ids"], skip_special_tokens=True) == text
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
 def test_every_person_stands_in_one_report_that_tells_all_of_them(world: World) -> None:
