@@ -64,6 +64,13 @@ class Sequences:
     def select(self, indices: Sequence[int] | np.ndarray) -> Sequences:
         return Sequences.build(self[int(i)] for i in indices)
 
+    def by_prompt(self) -> list[list[int]]:
+        """The indices of the sequences, those with equal prompts together."""
+        groups: dict[bytes, list[int]] = {}
+        for i, (tokens, start) in enumerate(self):
+            groups.setdefault(tokens[:start].tobytes(), []).append(i)
+        return list(groups.values())
+
     @classmethod
     def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
         return cls.build(item for part in parts for item in part)
@@ -131,6 +138,8 @@ class Pack:
     place: torch.Tensor
     lengths: torch.Tensor
     num_tokens: int
+    mask: torch.Tensor | None = None
+    """bool [R, 1, L, L], which position sees which, where the restarting positions do not say it."""
 
     def to(self, device: Any) -> Pack:
         import torch
@@ -150,19 +159,7 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bo
     import torch
 
     lengths = [len(tokens) for tokens, _ in items]
-    width = max([row_length, *lengths, 2])
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(items)), key=lambda i: -lengths[i]):
-        row = next((r for r, free in enumerate(room) if free >= lengths[i] and not alone), None)
-        if row is None:
-            rows.append([])
-            room.append(width)
-            row = len(rows) - 1
-        rows[row].append(i)
-        room[row] -= lengths[i]
-    if rows:
-        width -= min(room)
+    rows, width = _fill_rows(lengths, row_length, alone)
     shape = (max(len(rows), 1), width)
     tokens, positions = np.zeros(shape, np.int64), np.tile(np.arange(width), (shape[0], 1))
     keep = np.zeros(shape, bool)
@@ -192,6 +189,73 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bo
         place=torch.from_numpy(np.concatenate(place, dtype=np.int64)),
         lengths=torch.from_numpy(answer_lengths),
         num_tokens=int(sum(lengths)),
+    )
+
+
+def _fill_rows(lengths: Sequence[int], row_length: int, alone: bool = False) -> tuple[list[list[int]], int]:
+    """First fit decreasing: which of the lengths go into each row, and the rows' common width."""
+    width = max([row_length, *lengths, 2])
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, free in enumerate(room) if free >= lengths[i] and not alone), None)
+        if row is None:
+            rows.append([])
+            room.append(width)
+            row = len(rows) - 1
+        rows[row].append(i)
+        room[row] -= lengths[i]
+    return rows, width - min(room, default=0)
+
+
+def pack_trees(trees: Sequence[Sequence[tuple[np.ndarray, int]]], row_length: int = 0) -> Pack:
+    """As `pack`, with a prompt that several sequences have laid out once: a tree of the prompt and its answers.
+
+    Each tree is a list of (tokens, answer start) with the same prompt. The prompt but for its last token comes first,
+    then branch after branch: the prompt's last token, which predicts the answer's first, and the answer without its
+    last token, which predicts nothing. The mask lets a branch see itself and the prompt, so that every token gets
+    what it would get in a sequence of its own. The sequences count in the order of the trees laid end to end.
+    """
+    import torch
+
+    lengths = [tree[0][1] - 1 + sum(len(tokens) - start for tokens, start in tree) for tree in trees]
+    rows, width = _fill_rows(lengths, row_length)
+    shape = (max(len(rows), 1), width)
+    tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    keep, tree_of, branch_of = np.zeros(shape, bool), np.full(shape, -1), np.zeros(shape, np.int64)
+    first = np.cumsum([0, *(len(tree) for tree in trees)])
+    answer_lengths = np.array([len(ids) - start for tree in trees for ids, start in tree], np.int64)
+    answer_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(answer_lengths)])
+    targets: list[np.ndarray] = [np.zeros(0, np.int64)]
+    sequence, place = list(targets), list(targets)
+    for r, chosen in enumerate(rows):
+        end = 0
+        for t in chosen:
+            prompt, start = trees[t][0]
+            column, end = end, end + start - 1
+            tokens[r, column:end], positions[r, column:end] = prompt[: start - 1], np.arange(start - 1)
+            tree_of[r, column : column + lengths[t]] = t
+            for k, (ids, _) in enumerate(trees[t]):
+                i = int(first[t]) + k
+                column, end = end, end + len(ids) - start
+                tokens[r, column:end] = ids[start - 1 : -1]
+                positions[r, column:end] = np.arange(start - 1, len(ids) - 1)
+                keep[r, column:end], branch_of[r, column:end] = True, k + 1
+                targets.append(ids[start:])
+                sequence.append(np.full(answer_lengths[i], i))
+                place.append(np.arange(answer_offsets[i], answer_offsets[i + 1]))
+    tree, branch = torch.from_numpy(tree_of), torch.from_numpy(branch_of)
+    sees = (tree[:, :, None] == tree[:, None]) & ((branch[:, None] == 0) | (branch[:, :, None] == branch[:, None]))
+    return Pack(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        keep=torch.from_numpy(np.flatnonzero(keep)),
+        targets=torch.from_numpy(np.concatenate(targets, dtype=np.int64)),
+        sequence=torch.from_numpy(np.concatenate(sequence, dtype=np.int64)),
+        place=torch.from_numpy(np.concatenate(place, dtype=np.int64)),
+        lengths=torch.from_numpy(answer_lengths),
+        num_tokens=int(sum(lengths)),
+        mask=(sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None],
     )
 
 

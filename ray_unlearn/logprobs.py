@@ -50,10 +50,17 @@ class AnswerScorer(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, keep: Tensor, targets: Tensor, detail: str, layer: int
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        keep: Tensor,
+        targets: Tensor,
+        mask: Tensor | None,
+        detail: str,
+        layer: int,
     ) -> tuple[Tensor | None, ...]:
         """The fields of Answers, in order; `layer` is read for "hidden" alone, and then no logits are computed."""
-        inputs = {"input_ids": tokens, "position_ids": positions, "use_cache": False}
+        inputs = {"input_ids": tokens, "position_ids": positions, "attention_mask": mask, "use_cache": False}
         if detail == HIDDEN:
             return None, None, None, None, self._hidden(inputs, keep, layer)
         output = causal_model(self.model).get_decoder()(**inputs)
@@ -133,4 +140,4 @@ def causal_model(model: Any) -> Any:
 
 def score_answers(scorer: Any, pack: Pack, detail: str = LOGPROBS, layer: int = 0) -> Answers:
     """Run the scorer (or the engine around it) on one pack; the results are in the pack's `targets` order."""
-    return Answers(*scorer(pack.tokens, pack.positions, pack.keep, pack.targets, detail, layer))
+    return Answers(*scorer(pack.tokens, pack.positions, pack.keep, pack.targets, pack.mask, detail, layer))

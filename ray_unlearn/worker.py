@@ -24,8 +24,8 @@ from ray_unlearn import engine as engines
 from ray_unlearn.alternates import build_alternates
 from ray_unlearn.benchmarks import Benchmark, Probe, Profile, Prompts, Split, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, TrialConfig
-from ray_unlearn.data import Pack, Sequences, pack, plan_epoch, share
-from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, decoder_layers, score_answers
+from ray_unlearn.data import Pack, Sequences, pack, pack_trees, plan_epoch, share
+from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, causal_model, decoder_layers, score_answers
 from ray_unlearn.losses import (
     DISTRIBUTION,
     FORGET,
@@ -47,6 +47,8 @@ from ray_unlearn.robustness import attacked, pick_relearned, relearn_trial, roun
 from ray_unlearn.versions import cpu_model
 
 GENERATION_BATCH = 32
+CPU_SCORING_TOKENS = 1024
+"""Tokens of one forward pass without gradients on a CPU: more is slower there, for want of cache."""
 Item = tuple[np.ndarray, int]
 """A sequence's token ids, int32 [n], and where its answer starts."""
 
@@ -145,6 +147,7 @@ class Worker:
         self._watch_frozen()
         self._alone = False
         self._alone = not self._packing_is_valid()
+        self._has_trees = self._trees_are_valid()
         self._check_restore()
 
     @property
@@ -182,6 +185,25 @@ class Worker:
             scores.append(logprobs[packed.sequence == 1])
         tolerance = 1e-5 if self.gang.precision == "fp32" else 1e-2
         return bool((scores[0] - scores[1]).abs().max() <= tolerance)
+
+    @torch.no_grad()
+    def _trees_are_valid(self) -> bool:
+        """Whether answers that share a prompt's computation score as they do alone.
+
+        Only in fp32, where that can be told, and not for models with a sliding window, which a mask would overrule.
+        """
+        text = causal_model(self.engine.module.model).config.get_text_config()
+        if self._alone or self.gang.precision != "fp32" or getattr(text, "sliding_window", None):
+            return False
+        tokens = np.arange(12, dtype=np.int32) % len(self.tokenizer)
+        tree = [(tokens[:8], 4), (np.concatenate([tokens[:4], tokens[9:12]]), 4)]
+        scores = []
+        for packed in (pack_trees([tree]), self._pack(tree)):
+            packed = packed.to(self.device)
+            logprobs = score_answers(self.engine, packed).logprobs
+            assert logprobs is not None
+            scores.append(logprobs[torch.argsort(packed.place)])
+        return bool((scores[0] - scores[1]).abs().max() <= 1e-4)
 
     def _pack(self, items: list[Item]) -> Pack:
         return pack(items, self.gang.row_length, self._alone)
@@ -442,7 +464,7 @@ class Worker:
         nan or inf.
         """
         probes = {**split.probes, **(split.final_probes if complete else {})}
-        scores = {name: self._score(probe) for name, probe in probes.items()}
+        scores = self._score_all(probes)
         answers = {name: self._generate(prompts) for name, prompts in split.generations.items()} if complete else {}
         profile = self._measure(scores, answers, split)
         return replace(profile, examples=self._examples(split, scores, answers)) if complete else profile
@@ -492,11 +514,35 @@ class Worker:
                 raise NonFinite(f"metric {name} is {value}")
         return profile
 
-    def _packs(self, sequences: Sequences) -> Iterator[tuple[list[int], Pack]]:
-        """This worker's packs with the indices they hold, under no_grad."""
-        for part in share(sequences.lengths, self.num_workers, self.gang.max_tokens)[self.rank]:
+    def _packs(self, sequences: Sequences, trees: bool = False) -> Iterator[tuple[list[int], Pack]]:
+        """This worker's packs with the indices they hold, under no_grad; trees: a prompt is computed once for all
+        its answers."""
+        groups = sequences.by_prompt() if trees else [[i] for i in range(len(sequences))]
+        answers, starts = sequences.answer_lengths, sequences.answer_starts
+        lengths = [int(starts[group[0]] - trees + answers[group].sum()) for group in groups]
+        budget = min(self.gang.max_tokens, CPU_SCORING_TOKENS) if self.device.type == "cpu" else self.gang.max_tokens
+        for part in share(lengths, self.num_workers, budget)[self.rank]:
+            chosen = [groups[g] for g in part]
+            members = [i for group in chosen for i in group]
             with torch.no_grad():
-                yield part, self._pack([sequences[i] for i in part]).to(self.device)
+                if trees:
+                    packed = pack_trees([[sequences[i] for i in group] for group in chosen], self.gang.row_length)
+                else:
+                    packed = self._pack([sequences[i] for i in members])
+                yield members, packed.to(self.device)
+
+    @torch.no_grad()
+    def _score_all(self, probes: Mapping[str, Probe]) -> dict[str, Scores]:
+        """By name. What is scored alike goes together, because probes often ask the same questions."""
+        alike = {n: p for n, p in probes.items() if p.truth is None and p.options is None and not p.attack}
+        scores = {name: self._score(probe) for name, probe in probes.items() if name not in alike}
+        if alike:
+            whole = self._score(Probe(Sequences.concatenate([p.sequences for p in alike.values()])))
+            ends = np.cumsum([len(p.sequences) for p in alike.values()])[:-1]
+            columns = (whole.nll, whole.num_tokens, whole.num_correct, whole.suffix_start)
+            parts = zip(alike, *(np.split(column, ends) for column in columns), strict=True)
+            scores |= {name: Scores(*part) for name, *part in parts}
+        return scores
 
     def _score(self, probe: Probe) -> Scores:
         if probe.options is not None:
@@ -507,7 +553,7 @@ class Worker:
         tokens = torch.zeros(num_tokens if probe.attack else 0, 3, dtype=torch.float64)
         truth = None if probe.truth is None else torch.tensor(probe.truth).log().to(self.device)
         detail = DISTRIBUTION if truth is not None else MOMENTS if probe.attack else CORRECT
-        for part, packed in self._packs(sequences):
+        for part, packed in self._packs(sequences, self._has_trees):
             answers = score_answers(self.engine, packed, detail)
             assert answers.correct is not None
             assert answers.logprobs is not None

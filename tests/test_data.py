@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ray_unlearn.config import UserError
-from ray_unlearn.data import Sequences, check_lengths, pack, plan_epoch, share
+from ray_unlearn.data import Sequences, check_lengths, pack, pack_trees, plan_epoch, share
 
 
 def items(*shapes: tuple[int, int]) -> list[tuple[np.ndarray, int]]:
@@ -91,3 +91,29 @@ def test_short_epochs_go_on_where_the_last_one_ended():
     assert sorted(walk[:10].tolist()) == sorted(walk[10:].tolist()) == list(range(10))
     whole = np.concatenate([forget for forget, _ in plan_epoch(10, 7, batch_size=2, seed=3, epoch=1)])
     assert walk[10:].tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_answers_that_share_a_prompt_score_as_they_do_alone(tmp_path, kind):
+    from transformers import AutoModelForCausalLM
+
+    from ray_unlearn.logprobs import CORRECT, AnswerScorer, score_answers
+    from tests.tiny import write_tiny_model
+
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 10, n) for n in (6, 1, 9)]
+    order = (0, 1, 2, 0, 2, 2, 1, 0)
+    items = [([*prompts[i], *rng.integers(0, 10, rng.integers(1, 6))], len(prompts[i])) for i in order]
+    sequences = Sequences.build(items)
+    groups = sequences.by_prompt()
+    assert sorted(map(sorted, groups)) == [[0, 3, 7], [1, 6], [2, 4, 5]]
+    scorer = AnswerScorer(AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path, kind)))
+    together = pack_trees([[sequences[i] for i in group] for group in groups], 24)
+    alone = pack([sequences[i] for group in groups for i in group])
+    assert together.num_tokens < alone.num_tokens
+    with torch.no_grad():
+        found = [score_answers(scorer, packed, CORRECT) for packed in (together, alone)]
+    orders = [torch.argsort(packed.place) for packed in (together, alone)]
+    for name in ("logprobs", "correct"):
+        one, other = (getattr(answers, name)[order] for answers, order in zip(found, orders, strict=True))
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

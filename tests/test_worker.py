@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_unlearn.benchmarks import Probe, Prompts, Split, Task
+from ray_unlearn.benchmarks import Probe, Profile, Prompts, Split, Task
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.data import Sequences
 from ray_unlearn.local import local_worker, run_local
@@ -72,6 +72,25 @@ def test_several_options_from_one_pass_score_as_one_sequence_each(worker):
         np.testing.assert_allclose(getattr(together, name), getattr(apart, name), rtol=1e-5, err_msg=name)
 
 
+def test_probes_that_share_prompts_are_scored_in_trees_with_the_same_result(worker):
+    prompts = [tokens[:4] for tokens, _ in worker.task.retain.select(range(6))]
+    ends = [[1, 2], [3, 4, 5], [6]]
+    probes = {
+        "right": Probe(Sequences.build(([*p, 7, 8], 4) for p in prompts)),
+        "wrong": Probe(Sequences.build(([*p, *end], 4) for p in prompts for end in ends)),
+    }
+    assert worker._has_trees
+    packs = [packed for _, packed in worker._packs(probes["wrong"].sequences, trees=True)]
+    assert sum(packed.num_tokens for packed in packs) < sum(probes["wrong"].sequences.lengths)
+    together = worker._score_all(probes)
+    worker._has_trees = False
+    apart = {name: worker._score(probe) for name, probe in probes.items()}
+    worker._has_trees = True
+    for name, scores in apart.items():
+        for field in ("nll", "num_tokens", "num_correct", "suffix_start"):
+            np.testing.assert_allclose(getattr(together[name], field), getattr(scores, field), rtol=1e-5, err_msg=name)
+
+
 def write_mixing_model(folder) -> str:
     """A model with short convolutions, which reach over from one packed sequence to the next."""
     from transformers import AutoModelForCausalLM, Lfm2Config
@@ -99,6 +118,7 @@ def test_a_model_that_would_mix_packed_sequences_gets_them_in_rows_of_their_own_
     task = tiny_task(write_mixing_model(tmp_path / "mixing"))
     worker = local_worker(task, GangConfig(max_tokens=100))
     assert "row of its own" in worker.notes[0]
+    assert not worker._has_trees
     scores = worker._score(Probe(task.forget))
     for i, (tokens, start) in enumerate(task.forget):
         logits, _ = logits_of(worker, tokens)
@@ -122,10 +142,10 @@ def test_final_probes_are_scored_for_complete_evaluations_alone(tiny_model, monk
         return score(probe)
 
     monkeypatch.setattr(worker, "_score", watched)
-    monkeypatch.setattr(worker, "_measure", lambda scores, answers, split: sorted(scores))
-    assert "more" not in worker.evaluate(split)
+    monkeypatch.setattr(worker, "_measure", lambda scores, answers, split: Profile(dict.fromkeys(scores, 0.0)))
+    assert "more" not in worker.evaluate(split).metrics
     assert True not in seen
-    assert "more" in worker.evaluate(split, complete=True)
+    assert "more" in worker.evaluate(split, complete=True).metrics
     assert True in seen
 
 
