@@ -531,7 +531,6 @@ class Worker:
                     packed = self._pack([sequences[i] for i in members])
                 yield members, packed.to(self.device)
 
-    @torch.no_grad()
     def _score_all(self, probes: Mapping[str, Probe]) -> dict[str, Scores]:
         """By name. What is scored alike goes together, because probes often ask the same questions."""
         alike = {n: p for n, p in probes.items() if p.truth is None and p.options is None and not p.attack}
