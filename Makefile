@@ -7,13 +7,16 @@ STAMP = $(VENV)/.installed
 # Packages are installed without byte code, and each module is compiled when it is first used, so it must be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-slow test-all lint clean
 
 demo: $(STAMP)  ## search SimNPO, NPO and GA on the miniature benchmark and write the report
 	$(BIN)/ray_unlearn tune --benchmark wmdp --methods simnpo,npo,ga --trials 8
 
 test: $(STAMP)  ## the default tests
 	$(BIN)/pytest
+
+test-slow: $(STAMP)  ## whole searches on a real Ray cluster, as far as continuous integration has the time
+	$(BIN)/pytest -m "slow and not slowest"
 
 test-all: $(STAMP)  ## all tests, whole searches on a real Ray cluster included
 	$(BIN)/pytest -m "slow or not slow"

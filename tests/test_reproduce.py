@@ -108,6 +108,7 @@ def test_what_cannot_be_reproduced_is_one_line_and_exit_code_2(capfd, tmp_path, 
     assert says in lines[0]
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the models may have to be trained first
 def test_the_miniature_of_both_experiments_ends_with_verdicts_and_a_report(tmp_path):

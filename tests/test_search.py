@@ -69,6 +69,7 @@ def test_a_pareto_search_of_three_methods_on_two_gangs_fills_the_folder(tmp_path
     assert final["learning_rate"] == chosen["learning_rate"]
 
 
+@pytest.mark.slowest
 def test_a_pruned_search_ends_trials_early_and_loses_none(tmp_path):
     options = ("--benchmark", "wmdp", "--methods", "simnpo,ga", "--trials", "6", "--sampler", "qmc", "--prune")
     folder, run = tune(tmp_path, *options, "--concurrent", "2")
@@ -133,6 +134,7 @@ def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path):
     assert repeated.stdout.rstrip().endswith("verdict: bit-identical")
 
 
+@pytest.mark.slowest
 def test_tofu_on_its_real_data_from_prepare_to_the_table(tmp_path, tofu_data):
     from tests.tiny import write_text_model
 
@@ -157,6 +159,7 @@ def test_tofu_on_its_real_data_from_prepare_to_the_table(tmp_path, tofu_data):
     assert finals["start"]["tofu/forget_exact_memorisation"] > finals["npo-0000"]["tofu/forget_exact_memorisation"]
 
 
+@pytest.mark.slowest
 def test_the_tofu_miniature_has_every_metric_at_the_end_and_learns_what_to_do(tmp_path):
     from ray_unlearn.benchmarks.tofu import METRICS
 

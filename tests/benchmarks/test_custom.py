@@ -652,6 +652,7 @@ def test_a_dry_run_says_what_would_run_and_what_cannot_be_told(
     assert os.listdir(out) == []
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_own_data_from_prepare_to_the_report(model: Path, tmp_path: Path) -> None:

@@ -156,6 +156,7 @@ def test_loading_again_gives_the_same_data(task: Task) -> None:
         assert np.array_equal(other.selection.probes[name].sequences.tokens, probe.sequences.tokens)
 
 
+@pytest.mark.slowest
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_a_search_improves_on_the_target_and_finalists_have_muse_s_own_measures(tmp_path: Path, task: Task) -> None:
