@@ -318,7 +318,7 @@ def evaluate(options: EvaluateOptions) -> int:
         check_writable(options.profile.parent, "--profile")
     check_writable(options.out)
     resources = find_resources(options.address)
-    scale = resolve_scale(options.scale, resources.gpus, options.model if options.scale == "full" else None)
+    scale = resolve_scale(options.scale, resources.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
