@@ -313,7 +313,11 @@ def run_search(
     """
     benchmark = load_benchmark(config.loaded_from)
     metrics = {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))}
-    writer = Writer.create(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
+    writer = Writer.create(
+        folder,
+        row_schema(config),
+        curve_schema(benchmark.name, [*benchmark.metrics, *describe_metrics(benchmark, config.under)]),
+    )
     if local is not None:
         write_json(folder / LOCAL, local)
     meta = describe_search(config, benchmark, spaces, command) | {"metrics": metrics}

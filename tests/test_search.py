@@ -53,6 +53,7 @@ def test_a_synthetic_search_of_two_workers_under_zero_2_costs_little_beside_its_
 
 def test_a_pareto_search_of_three_methods_on_two_gangs_fills_the_folder(tmp_path):
     options = ("--benchmark", "wmdp", "--trials", "2", "--objective", "pareto", "--concurrent", "2", "--seed", "5")
+    options += ("--under", "quantise")
     folder, _ = tune(tmp_path, *options)
     meta = json.loads((folder / "search.json").read_text())
     assert meta["status"] == "complete"
@@ -64,6 +65,7 @@ def test_a_pareto_search_of_three_methods_on_two_gangs_fills_the_folder(tmp_path
     rows = ds.dataset(folder / "trials").to_table().to_pylist()
     assert sorted(row["trial_id"] for row in rows) == [f"{m}-{i:04d}" for m in ("ga", "npo", "simnpo") for i in (0, 1)]
     assert {row["status"] for row in rows} == {"completed"}
+    assert all(row["wmdp/quantised_forget_accuracy"] is not None for row in rows)
     chosen = next(row for row in rows if row["trial_id"] == meta["chosen"])
     final = pq.read_table(folder / "finals" / f"{meta['chosen']}.parquet").to_pylist()[0]
     assert final["learning_rate"] == chosen["learning_rate"]
