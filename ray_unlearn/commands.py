@@ -336,7 +336,14 @@ def evaluate(options: EvaluateOptions) -> int:
         size = check_trained(tasks["model"].model, 0, "")
         gang = fit_gang(gang, tasks["model"].model, size, resources, 1)
         evaluation, profiles = run_evaluation(
-            benchmark, tasks, gang, options.robustness, options.utility_floor, options.seed, options.address
+            benchmark,
+            tasks,
+            gang,
+            options.robustness,
+            options.utility_floor,
+            options.seed,
+            options.address,
+            for_profile=options.profile is not None,
         )
         asked = {"model": Path(options.model).name, "start": options.start and Path(options.start).name, "scale": scale}
         device = "cuda" if gang.gpus_per_worker else "cpu"

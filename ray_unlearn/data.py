@@ -73,7 +73,12 @@ class Sequences:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
-        return cls.build(item for part in parts for item in part)
+        lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)])
+        return cls(
+            tokens=np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in parts)]),
+            offsets=np.cumsum(lengths),
+            answer_starts=np.concatenate([np.zeros(0, np.int32), *(part.answer_starts for part in parts)]),
+        )
 
 
 def encode_text(tokenizer: Any, text: str, where: str) -> tuple[list[int], int]:

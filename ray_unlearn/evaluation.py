@@ -49,16 +49,18 @@ def run_evaluation(
     utility_floor: float,
     seed: int,
     address: str | None,
+    for_profile: bool,
 ) -> tuple[Evaluation, dict[str, Profile]]:
     """Score the models of `tasks` (MODEL, perhaps START) one after another on a gang each.
 
-    Returns the evaluation, and the model's profiles on all splits. Raises RuntimeError where one fails.
+    for_profile: MODEL on all splits, and not on the whole alone. Returns the evaluation, and the model's profiles on
+    the splits that it was scored on. Raises RuntimeError where one fails.
     """
     measured: dict[str, dict[str, Profile]] = {}
     robustness = replace(robustness, metrics=judged_metrics(benchmark))
     with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address):
         for who, task in tasks.items():
-            splits = available_splits(task) if who == MODEL else (WHOLE,)
+            splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
             with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
                 report = gangs.run(Job(who, evaluate=splits, complete=True, robustness=robustness, seed=seed))
             if "error" in report:

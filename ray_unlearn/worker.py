@@ -448,11 +448,12 @@ class Worker:
 
     def _token_logprobs(self, sequences: Sequences) -> np.ndarray:
         """log p of every answer token, fp32 [sum of answer lengths], equal on all workers."""
-        result = torch.zeros(int(sequences.answer_lengths.sum()))
+        offsets = _answer_offsets(sequences)
+        result = torch.zeros(int(offsets[-1]))
         for part, packed in self._packs(sequences):
             logprobs = score_answers(self.engine, packed).logprobs
             assert logprobs is not None
-            result[_token_rows(sequences, part)] = logprobs.float().cpu()[torch.argsort(packed.place.cpu())]
+            result[_token_rows(offsets, part)] = logprobs.float().cpu()[torch.argsort(packed.place.cpu())]
         return self._sum_over_workers(result).numpy()
 
     # Evaluation
@@ -548,8 +549,8 @@ class Worker:
             return self._score_options(probe.sequences, probe.options)
         sequences = probe.sequences
         result = torch.zeros(len(sequences), 4, dtype=torch.float64)
-        num_tokens = int(sequences.answer_lengths.sum())
-        tokens = torch.zeros(num_tokens if probe.attack else 0, 3, dtype=torch.float64)
+        offsets = _answer_offsets(sequences)
+        tokens = torch.zeros(int(offsets[-1]) if probe.attack else 0, 3, dtype=torch.float64)
         truth = None if probe.truth is None else torch.tensor(probe.truth).log().to(self.device)
         detail = DISTRIBUTION if truth is not None else MOMENTS if probe.attack else CORRECT
         for part, packed in self._packs(sequences, self._has_trees):
@@ -573,7 +574,7 @@ class Worker:
             if probe.attack:
                 assert answers.moments is not None
                 rows = torch.cat([scored.logprobs[:, None], answers.moments.double()], dim=1).cpu()
-                tokens[_token_rows(sequences, part)] = rows[torch.argsort(packed.place.cpu())]
+                tokens[_token_rows(offsets, part)] = rows[torch.argsort(packed.place.cpu())]
         table = self._sum_over_workers(result).numpy()
         per_token = self._sum_over_workers(tokens).numpy() if probe.attack else None
         return Scores(
@@ -582,7 +583,7 @@ class Worker:
             num_correct=table[:, 1],
             suffix_start=table[:, 2],
             divergence=table[:, 3] if truth is not None else None,
-            tokens=None if per_token is None else _token_scores(sequences, per_token),
+            tokens=None if per_token is None else _token_scores(offsets, per_token),
             gradient_norm=self._gradient_norms(sequences) if probe.attack else None,
         )
 
@@ -761,17 +762,16 @@ def _answer_offsets(sequences: Sequences) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(sequences.answer_lengths)])
 
 
-def _token_rows(sequences: Sequences, part: list[int]) -> Tensor:
+def _token_rows(offsets: np.ndarray, part: list[int]) -> Tensor:
     """The answer tokens of these sequences among those of all, int64 [tokens of the part]."""
-    offsets = _answer_offsets(sequences)
     places = [np.arange(offsets[i], offsets[i + 1]) for i in part]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *places]))
 
 
-def _token_scores(sequences: Sequences, table: np.ndarray) -> TokenScores:
+def _token_scores(offsets: np.ndarray, table: np.ndarray) -> TokenScores:
     """From rows of log p and its mean and variance, [T, 3]."""
     std = np.sqrt(np.maximum(table[:, 2], 0.0))
-    return TokenScores(_answer_offsets(sequences), table[:, 0], table[:, 1], std)
+    return TokenScores(offsets, table[:, 0], table[:, 1], std)
 
 
 def schedule(step: int, total: int, warmup_fraction: float, kind: str) -> float:
