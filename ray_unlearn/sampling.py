@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ class MethodStudy:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self._space, self._pareto, self._floor = space, pareto, utility_floor
+        # By name: a search that goes on has read its space from a file, and must draw in the same order.
+        space = replace(space, ranges=dict(sorted(space.ranges.items())))
+        self._pareto, self._floor = pareto, utility_floor
         self._sampler, self._trials, self._seed = sampler, trials, seed
         self._first = min(FIRST_POINTS, max(1, trials // 2))
         self._study = optuna.create_study(directions=["maximize"] * (2 if pareto else 1))

@@ -75,6 +75,6 @@ def check_nodes(gang: GangConfig, nodes: Sequence[Mapping[str, float]]) -> None:
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if amount > most:
             raise RuntimeError(
-                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}. Give fewer "
-                "with --gpus-per-worker" + (", or more workers to a trial" if name == "GPU" else "")
+                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}. Lower "
+                "--gpus-per-worker, or add such a node"
             )

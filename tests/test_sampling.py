@@ -143,3 +143,18 @@ def test_gp_does_not_come_back_to_where_a_trial_was_pruned():
 
     assert closest("failed") < 0.05, "with nothing told, it proposes the same again"
     assert closest("pruned") > 0.2
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "qmc", "random"])
+def test_the_order_in_which_a_file_names_the_ranges_changes_nothing(sampler):
+    ranges = {"beta": Range(0.1, 10.0, log=True), "alpha": Range(0.0, 1.0), "gamma": Range(0.0, 2.0)}
+    spaces = [Space("npo", {}, dict(order), ()) for order in (ranges.items(), reversed(ranges.items()))]
+    asked = []
+    for space in spaces:
+        study = MethodStudy(space, 12, False, 3, sampler)
+        values = []
+        for i in range(12):
+            values.append(study.ask(str(i)))
+            study.tell(str(i), {"status": "completed", "objective": values[-1]["alpha"]})
+        asked.append(values)
+    assert asked[0] == asked[1]
