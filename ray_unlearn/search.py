@@ -247,6 +247,11 @@ class _Verdicts(_StaysHere, FIFOScheduler):
         goes_on = self._recorder.goes_on(trial.trial_id, json.loads(result["report"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nobody in particular: the controller starts what waits, in its order. FIFOScheduler's would look through
+        every trial of the search at each of Tune's steps to say the same."""
+        return None
+
 
 def trial_row(
     trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]], pruned: bool = False

@@ -1,11 +1,11 @@
-"""How reading a search and writing its report grow with the number of trials.
+"""How reading a search and writing its report grow with the number of trials, and what joining its files gives.
 
-    python -m tests.perf.report_growth [--trials 1000,10000,100000]
+    python -m tests.perf.report_growth [--trials 1000,10000,100000] [--no-report]
 
 Made-up trials of three methods with their curves, one Parquet file a trial and one a curve, as a search leaves
-them. Each number runs in a process of its own, so that its peak memory is its own (above that of the imports).
-Seconds are of the clock, and in brackets of the processor.
-The last column reads the same trials and curves from one file a method: what joining a search's files would give.
+them. Read, then reported, then joined (`compact`), then read again: the rows must be the same. Each number runs in a
+process of its own, so that its peak memory (above that of the imports) is its own. Seconds are of the clock, and in
+brackets of the processor.
 """
 
 import argparse
@@ -35,7 +35,6 @@ def write_files(folder: Path, num_trials: int) -> None:
         places = {m: folder / name / "benchmark=wmdp" / f"method={m}" for m in METHODS}
         for place in places.values():
             place.mkdir(parents=True)
-        found: dict[str, list] = {method: [] for method in METHODS}
         for rows in kinds:
             rows = rows if isinstance(rows, list) else [rows]
             if not rows:
@@ -44,11 +43,6 @@ def write_files(folder: Path, num_trials: int) -> None:
             table = pa.table(columns, schema)
             method = rows[0]["method"]
             pq.write_table(table, places[method] / f"{rows[0]['trial_id']}.parquet", write_page_checksum=True)
-            found[method].append(table)
-        for method, tables in found.items():
-            path = folder / "joined" / name / f"{method}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables(tables), path, write_page_checksum=True)
 
 
 class Stopwatch:
@@ -68,11 +62,10 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(folder: Path, num_trials: int) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
+def measure(folder: Path, num_trials: int, report: bool) -> dict[str, Any]:
     import ray_unlearn.report.figure
     import ray_unlearn.report.page  # noqa: F401
+    from ray_unlearn.compaction import compact
     from ray_unlearn.report import write_files as write_report_files
     from ray_unlearn.results import read_search
 
@@ -80,40 +73,45 @@ def measure(folder: Path, num_trials: int) -> dict[str, Any]:
     results = read_search(folder)
     found: dict[str, Any] = {"read": watch.lap()}
     assert len(results.trials) == num_trials
-    write_report_files(results)
-    found |= {"report": watch.lap(), "memory": (peak_bytes() - before) / 2**20}
-    rows = [
-        row
-        for path in (folder / "joined").rglob("*.parquet")
-        for row in pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
-    ]
-    assert len(rows) > num_trials
-    return found | {"joined": watch.lap(), "page": (folder / "report" / "report.html").stat().st_size / 2**20}
+    if report:
+        write_report_files(results)
+        found |= {"report": watch.lap(), "page": (folder / "report" / "report.html").stat().st_size / 2**20}
+    found["memory"] = (peak_bytes() - before) / 2**20
+    num_files = sum(1 for _ in folder.rglob("*=*/*.parquet"))
+    watch.lap()
+    compact(folder)
+    found["join"] = watch.lap()
+    again = read_search(folder)
+    found["read joined"] = watch.lap()
+    assert again.trials == results.trials
+    assert sorted(again.curves, key=str) == sorted(results.curves, key=str)
+    left = sum(1 for _ in folder.rglob("*=*/*.parquet"))
+    return found | {"files": f"{num_files:,} files, then {left:,}"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", default="1000,10000,100000")
-    numbers = [int(number) for number in parser.parse_args().trials.split(",")]
+    parser.add_argument("--no-report", action="store_true", help="leave the report out")
+    options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     first = None
-    for number in numbers:
+    for number in (int(text) for text in options.trials.split(",")):
         with tempfile.TemporaryDirectory() as name:
             write_files(Path(name), number)
             with context.Pool(1) as pool:
-                found = pool.apply(measure, (Path(name), number))
+                found = pool.apply(measure, (Path(name), number, not options.no_report))
         thousands = number / 1000
-        parts = [
-            f"{name} {wall / thousands:.2f} s ({processor / thousands:.2f})"
-            for name, (wall, processor) in ((name, found[name]) for name in ("read", "report", "joined"))
-        ]
+        laps = {part: lap for part, lap in found.items() if isinstance(lap, tuple)}
+        parts = [f"{part} {wall / thousands:.2f} s ({cpu / thousands:.2f})" for part, (wall, cpu) in laps.items()]
+        page = f", page {found['page']:.1f} MiB" if "page" in found else ""
         print(
-            f"{number:>7,} trials   a thousand: {', '.join(parts)}, {found['memory'] / thousands:.1f} MiB   "
-            f"in all: {found['read'][0] + found['report'][0]:.0f} s, peak {found['memory']:.0f} MiB, "
-            f"page {found['page']:.1f} MiB",
+            f"{number:>7,} trials   a thousand: {', '.join(parts)}   in all: "
+            f"{', '.join(f'{part} {wall:.1f} s' for part, (wall, _) in laps.items())}; "
+            f"peak {found['memory']:.0f} MiB{page}; {found['files']}",
             flush=True,
         )
-        spent = (found["read"][1] + found["report"][1]) / thousands
+        spent = sum(cpu for _, cpu in laps.values()) / thousands
         first = spent if first is None else first
         assert spent <= 1.5 * first, f"{number:,} trials cost more than in proportion"
 
