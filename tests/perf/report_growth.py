@@ -1,11 +1,12 @@
 """How reading a search and writing its report grow with the number of trials, and what joining its files gives.
 
-    python -m tests.perf.report_growth [--trials 1000,10000,100000] [--no-report]
+    python -m tests.perf.report_growth [--trials 1000,10000] [--stages read,report,join,read] [--folder DIR]
 
 Made-up trials of three methods with their curves, one Parquet file a trial and one a curve, as a search leaves
-them. Read, then reported, then joined (`compact`), then read again: the rows must be the same. Each number runs in a
-process of its own, so that its peak memory (above that of the imports) is its own. Seconds are of the clock, and in
-brackets of the processor.
+them; `join` is ray_unlearn.compaction, after which the rows must be the same. Each number runs in a process of its
+own, so that its peak memory (above that of the imports) is its own. Seconds are of the clock, and in brackets of the
+processor. With --folder the files of each number are kept there and used again, so that 100,000 trials can be
+measured in stages: a report that no read came before reads the folder untimed.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def write_files(folder: Path, num_trials: int) -> None:
 
     from ray_unlearn.results import curve_schema, trial_schema, write_json
 
+    folder.mkdir(parents=True)
     write_json(folder / "search.json", build_meta())
     trials = zip(*simulate(num_trials, METHODS), strict=True)
     schemas = trial_schema("wmdp", PARAMETERS, METRICS | ATTACKED), curve_schema("wmdp", METRICS)
@@ -62,56 +64,66 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(folder: Path, num_trials: int, report: bool) -> dict[str, Any]:
+def measure(folder: Path, num_trials: int, stages: list[str]) -> dict[str, Any]:
     import ray_unlearn.report.figure
     import ray_unlearn.report.page  # noqa: F401
     from ray_unlearn.compaction import compact
     from ray_unlearn.report import write_files as write_report_files
     from ray_unlearn.results import read_search
 
-    before, watch = peak_bytes(), Stopwatch()
-    results = read_search(folder)
-    found: dict[str, Any] = {"read": watch.lap()}
-    assert len(results.trials) == num_trials
-    if report:
-        write_report_files(results)
-        found |= {"report": watch.lap(), "page": (folder / "report" / "report.html").stat().st_size / 2**20}
-    found["memory"] = (peak_bytes() - before) / 2**20
-    num_files = sum(1 for _ in folder.rglob("*=*/*.parquet"))
-    watch.lap()
-    compact(folder)
-    found["join"] = watch.lap()
-    again = read_search(folder)
-    found["read joined"] = watch.lap()
-    assert again.trials == results.trials
-    assert sorted(again.curves, key=str) == sorted(results.curves, key=str)
-    left = sum(1 for _ in folder.rglob("*=*/*.parquet"))
-    return found | {"files": f"{num_files:,} files, then {left:,}"}
+    before, laps, results = peak_bytes(), [], None
+    for stage in stages:
+        if stage == "report" and results is None:
+            results = read_search(folder)
+        watch = Stopwatch()
+        if stage == "read":
+            found = read_search(folder)
+        elif stage == "report":
+            write_report_files(results)
+        elif stage == "join":
+            compact(folder)
+        else:
+            raise SystemExit(f"--stages: no stage {stage!r}")
+        laps.append((stage, *watch.lap()))
+        if stage == "read":
+            assert len(found.trials) == num_trials
+            if results is not None:
+                assert found.trials == results.trials
+                assert sorted(found.curves, key=str) == sorted(results.curves, key=str)
+            results = found
+    page = folder / "report" / "report.html"
+    return {
+        "laps": laps,
+        "memory": (peak_bytes() - before) / 2**20,
+        "page": f", page {page.stat().st_size / 2**20:.1f} MiB" if page.exists() else "",
+        "files": sum(1 for _ in folder.rglob("*=*/*.parquet")),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", default="1000,10000,100000")
-    parser.add_argument("--no-report", action="store_true", help="leave the report out")
+    parser.add_argument("--trials", default="1000,10000")
+    parser.add_argument("--stages", default="read,report,join,read")
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     first = None
     for number in (int(text) for text in options.trials.split(",")):
         with tempfile.TemporaryDirectory() as name:
-            write_files(Path(name), number)
+            folder = (options.folder or Path(name)) / str(number)
+            if not folder.exists():
+                write_files(folder, number)
             with context.Pool(1) as pool:
-                found = pool.apply(measure, (Path(name), number, not options.no_report))
+                found = pool.apply(measure, (folder, number, options.stages.split(",")))
         thousands = number / 1000
-        laps = {part: lap for part, lap in found.items() if isinstance(lap, tuple)}
-        parts = [f"{part} {wall / thousands:.2f} s ({cpu / thousands:.2f})" for part, (wall, cpu) in laps.items()]
-        page = f", page {found['page']:.1f} MiB" if "page" in found else ""
+        parts = [f"{stage} {wall / thousands:.2f} s ({cpu / thousands:.2f})" for stage, wall, cpu in found["laps"]]
         print(
             f"{number:>7,} trials   a thousand: {', '.join(parts)}   in all: "
-            f"{', '.join(f'{part} {wall:.1f} s' for part, (wall, _) in laps.items())}; "
-            f"peak {found['memory']:.0f} MiB{page}; {found['files']}",
+            f"{', '.join(f'{stage} {wall:.1f} s' for stage, wall, _ in found['laps'])}; "
+            f"peak {found['memory']:.0f} MiB{found['page']}; {found['files']:,} files at the end",
             flush=True,
         )
-        spent = sum(cpu for _, cpu in laps.values()) / thousands
+        spent = sum(cpu for _, _, cpu in found["laps"]) / thousands
         first = spent if first is None else first
         assert spent <= 1.5 * first, f"{number:,} trials cost more than in proportion"
 
