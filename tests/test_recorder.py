@@ -129,3 +129,11 @@ def test_a_pruned_trial_is_chosen_only_where_none_completed():
     assert choose([failed, pruned, completed], 0.9) is completed
     assert choose([failed, pruned], 0.9) is pruned
     assert choose([failed], 0.9) is None
+
+
+def test_tune_is_not_made_to_look_through_all_trials_at_every_step(recorder):
+    class Controller:
+        def get_trials(self) -> None:
+            raise AssertionError("a step that costs more the more trials there are")
+
+    assert _Verdicts(recorder()).choose_trial_to_run(Controller()) is None
