@@ -38,9 +38,6 @@ class Harvested:
 
     trial: Recorded
     line: np.ndarray
-    train_seconds: float
-    evaluation_seconds: float
-    """Of one evaluation."""
 
     def scores(self, evaluations: int, with_line: bool) -> np.ndarray:
         """Of all candidates that the trial leaves, [1 or 1 + k, 3]."""
@@ -48,13 +45,12 @@ class Harvested:
         return np.concatenate([own, self.line]) if with_line else own
 
     def seconds(self, evaluations: int, with_line: bool) -> float:
-        count = (evaluations or len(self.trial.curve)) + (len(self.line) if with_line else 0)
-        return self.train_seconds + count * self.evaluation_seconds
+        plain = self.trial.seconds(len(self.trial.curve), evaluations, ())
+        return plain + (len(self.line) * self.trial.evaluation_seconds if with_line else 0.0)
 
 
 def read_harvest(folder: Path) -> list[Harvested]:
     rows = read_search(folder).trials
-    completed = [row for row in rows if row["status"] == COMPLETED]
     lines: dict[str, list[list[float]]] = {}
     for row in rows:
         if row["status"] == INTERPOLATED:
@@ -62,15 +58,8 @@ def read_harvest(folder: Path) -> list[Harvested]:
             lines.setdefault(row["trial_id"].rpartition("@")[0], []).append(scores)
     if not lines:
         raise SystemExit(f"{folder}: was recorded without --harvest")
-    return [
-        Harvested(
-            trial,
-            np.array(lines[row["trial_id"]]),
-            row["train_seconds"],
-            row["evaluate_seconds"] / (len(trial.curve) + len(lines[row["trial_id"]])),
-        )
-        for trial, row in zip(read_pool(folder), completed, strict=True)
-    ]
+    names = [row["trial_id"] for row in rows if row["status"] == COMPLETED]
+    return [Harvested(trial, np.array(lines[name])) for trial, name in zip(read_pool(folder), names, strict=True)]
 
 
 def found(scores: np.ndarray, measure: str) -> float:
