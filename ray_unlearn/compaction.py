@@ -50,9 +50,9 @@ def unique(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...]) -> Itera
 
 def _compact(place: Path, batch: int) -> int:
     """Of one method's folder."""
-    large, small = [], []
-    for path in sorted(place.glob("*.parquet")):
-        (large if path.name.startswith(JOINED) else small).append(path)
+    files = sorted(place.glob("*.parquet"))
+    large = [path for path in files if path.name.startswith(JOINED)]
+    small = [path for path in files if not path.name.startswith(JOINED)]
     if len(small) < batch:
         return 0
     gone = _delete_left_over(place, large, small)
