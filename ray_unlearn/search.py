@@ -174,6 +174,11 @@ class _Verdicts(_StaysHere, FIFOScheduler):
         goes_on = self._recorder.goes_on(trial.trial_id, json.loads(result["report"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nobody in particular: the controller starts what waits, in its order. FIFOScheduler's would look through
+        every trial of the search at each of Tune's steps to say the same."""
+        return None
+
 
 def run_search(
     config: SearchConfig,
