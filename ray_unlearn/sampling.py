@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from scipy.stats import qmc
 from ray_unlearn.config import GP, NSGA2, QMC, RANDOM, TPE
 from ray_unlearn.halving import best
 from ray_unlearn.results import COMPLETED, PRUNED
-from ray_unlearn.space import Space
+from ray_unlearn.space import Range, Space
 
 FIRST_POINTS = 8
 """Trials of each method that come before the model-based ones: published settings, then quasi-random."""
@@ -59,13 +58,11 @@ class MethodStudy:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        # By name: a search that goes on has read its space from a file, and must draw in the same order.
-        space = replace(space, ranges=dict(sorted(space.ranges.items())))
         self._pareto, self._floor = pareto, utility_floor
         self._sampler, self._trials, self._seed = sampler, trials, seed
         self._first = min(FIRST_POINTS, max(1, trials // 2))
         self._study = self._new_study()
-        self._distributions = {name: _distribution(range_) for name, range_ in space.ranges.items()}
+        self._distributions = {name: _distribution(range_) for name, range_ in _ordered(space).items()}
         # QMC has nothing to wait for: its first points are all of its points.
         self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, self._first), seed)
         self._asked = 0
@@ -149,17 +146,22 @@ def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samp
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:
     """Published settings (a missing key takes the middle of its range), then scrambled Sobol points."""
-    points = [
-        {name: warm.get(name, range_.at(0.5)) for name, range_ in space.ranges.items()} for warm in space.warm_starts
-    ][:count]
+    ranges = _ordered(space)
+    points = [{name: warm.get(name, range_.at(0.5)) for name, range_ in ranges.items()} for warm in space.warm_starts][
+        :count
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the number of points need not be a power of 2
-        shares = qmc.Sobol(len(space.ranges), seed=seed).random(count - len(points)) if count > len(points) else []
+        shares = qmc.Sobol(len(ranges), seed=seed).random(count - len(points)) if count > len(points) else []
     points += [
-        {name: range_.at(float(s)) for (name, range_), s in zip(space.ranges.items(), row, strict=True)}
-        for row in shares
+        {name: range_.at(float(s)) for (name, range_), s in zip(ranges.items(), row, strict=True)} for row in shares
     ]
     return points
+
+
+def _ordered(space: Space) -> dict[str, Range]:
+    """By name: a search that goes on has read its space from a file, and must draw in the same order."""
+    return dict(sorted(space.ranges.items()))
 
 
 def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, float]:

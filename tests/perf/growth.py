@@ -47,10 +47,10 @@ class Stretches:
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
-        def call(*values: Any) -> Any:
+        def call(*values: Any, **named: Any) -> Any:
             began = time.perf_counter()
             try:
-                return function(*values)
+                return function(*values, **named)
             finally:
                 self._spent[part] += time.perf_counter() - began
 
