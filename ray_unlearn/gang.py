@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ray_unlearn.allocation import WORKER_MALLOC
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.trial import Job, run_trial
@@ -300,6 +301,7 @@ class Gangs:
                 name=f"gang-{gang}",
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=MAX_STARTS),
+                worker_runtime_env={} if self._config.gpus_per_worker else {"env_vars": WORKER_MALLOC},
             ),
         )
         done_before = -1
