@@ -5,6 +5,8 @@ Shapes: T answer tokens, R rows of one pack, L tokens of one row.
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,9 @@ from ray_unlearn.config import UserError
 
 if TYPE_CHECKING:
     import torch
+
+ATTENTION_LENGTH = 1000
+"""Tokens of a row at which attention takes as long as all else, in small models on a CPU; larger ones take more."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ class Pack:
 
 
 def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bool = False) -> Pack:
-    """Pack (tokens, answer start) pairs by first-fit decreasing into rows of `row_length` (0: the longest).
+    """Pack (tokens, answer start) pairs into rows of `row_length` (0: of the width that computes least).
 
     alone: every sequence gets a row of its own, for models that would mix those of one row.
 
@@ -198,12 +203,31 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bo
 
 
 def _fill_rows(lengths: Sequence[int], row_length: int, alone: bool = False) -> tuple[list[list[int]], int]:
-    """First fit decreasing: which of the lengths go into each row, and the rows' common width."""
-    width = max([row_length, *lengths, 2])
+    """Which of the lengths go into each row, and the rows' common width.
+
+    Without a row length, rows are of the width that computes least: wider ones waste less room, but attention in
+    them costs more.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = max([*lengths, 2])
+    if alone:
+        return [[i] for i in order], longest
+    if row_length:
+        return _first_fit(lengths, order, max(row_length, longest))
+
+    def cost(layout: tuple[list[list[int]], int]) -> float:
+        rows, width = layout
+        return len(rows) * width * (1 + width / ATTENTION_LENGTH)
+
+    counts = {math.ceil(sum(lengths) / (longest * wider)) for wider in (1, 1.25, 1.5, 2, 2.5, 3, 4)}
+    return min((_spread(lengths, order, count, longest) for count in sorted(counts)), key=cost)
+
+
+def _first_fit(lengths: Sequence[int], order: Sequence[int], width: int) -> tuple[list[list[int]], int]:
     rows: list[list[int]] = []
     room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((r for r, free in enumerate(room) if free >= lengths[i] and not alone), None)
+    for i in order:
+        row = next((r for r, free in enumerate(room) if free >= lengths[i]), None)
         if row is None:
             rows.append([])
             room.append(width)
@@ -211,6 +235,17 @@ def _fill_rows(lengths: Sequence[int], row_length: int, alone: bool = False) -> 
         rows[row].append(i)
         room[row] -= lengths[i]
     return rows, width - min(room, default=0)
+
+
+def _spread(lengths: Sequence[int], order: Sequence[int], count: int, width: int) -> tuple[list[list[int]], int]:
+    """So many rows, each length to the emptiest; they are at least that wide."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    fills = [(0, r) for r in range(count)]
+    for i in order:
+        fill, row = fills[0]
+        rows[row].append(i)
+        heapq.heapreplace(fills, (fill + lengths[i], row))
+    return rows, max([width, *(fill for fill, _ in fills)])
 
 
 def pack_trees(trees: Sequence[Sequence[tuple[np.ndarray, int]]], row_length: int = 0) -> Pack:
@@ -267,23 +302,39 @@ def pack_trees(trees: Sequence[Sequence[tuple[np.ndarray, int]]], row_length: in
 def share(lengths: Sequence[int] | np.ndarray, num_workers: int, max_tokens: int) -> list[list[list[int]]]:
     """Cut one batch: [worker][micro-batch] -> indices, balanced by tokens, every worker with as many parts.
 
-    Longest first to the least loaded worker, then micro-batches of at most `max_tokens` (one sequence longer
-    than that stands alone). Workers with fewer parts get empty ones, because ZeRO-3 gathers weights in step.
+    Longest first to the least loaded worker, then as few micro-batches as can be, alike in tokens and of at most
+    `max_tokens` (one sequence longer than that stands alone). Workers with fewer parts get empty ones, because
+    ZeRO-3 gathers weights in step.
     """
-    parts: list[list[list[int]]] = [[[]] for _ in range(num_workers)]
+    workers: list[list[int]] = [[] for _ in range(num_workers)]
     load = [0] * num_workers
-    fill = [0] * num_workers
     for i in sorted(range(len(lengths)), key=lambda i: (-int(lengths[i]), i)):
         worker = min(range(num_workers), key=lambda w: (load[w], w))
-        length = int(lengths[i])
-        if parts[worker][-1] and fill[worker] + length > max_tokens:
-            parts[worker].append([])
-            fill[worker] = 0
-        parts[worker][-1].append(i)
-        load[worker] += length
-        fill[worker] += length
+        workers[worker].append(i)
+        load[worker] += int(lengths[i])
+    parts = [_cut(worker, lengths, max_tokens) for worker in workers]
     most = max(len(p) for p in parts)
     return [p + [[] for _ in range(most - len(p))] for p in parts]
+
+
+def _cut(members: Sequence[int], lengths: Sequence[int] | np.ndarray, max_tokens: int) -> list[list[int]]:
+    """In their order, into runs that are alike in tokens."""
+    load = sum(int(lengths[i]) for i in members)
+    # A run ends up to a sequence too early, so what barely fits would leave a last run of a few tokens.
+    count = 1 if load <= max_tokens else math.ceil((load + int(lengths[members[0]])) / max_tokens)
+    share_of_one = load / count
+    parts: list[list[int]] = [[]]
+    passed = fill = 0
+    for i in members:
+        length = int(lengths[i])
+        is_due = passed + length / 2 >= len(parts) * share_of_one
+        if parts[-1] and (is_due or fill + length > max_tokens):
+            parts.append([])
+            fill = 0
+        parts[-1].append(i)
+        fill += length
+        passed += length
+    return parts
 
 
 def plan_epoch(

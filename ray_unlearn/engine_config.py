@@ -39,7 +39,8 @@ def engine_config(zero_stage: int, precision: str, settings: Mapping[str, Any] |
                 "lr": 0.0,
                 "betas": [0.9, 0.999],
                 "weight_decay": 0.0,
-                "torch_adam": True,  # nothing to compile, and on a GPU as fast as the fused kernel of DeepSpeed
+                "torch_adam": True,  # nothing to compile
+                "fused": True,  # one pass over the weights, and no temporaries of their size
             },
         },
         "zero_allow_untested_optimizer": True,

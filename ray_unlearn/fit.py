@@ -7,8 +7,9 @@ from typing import Any
 
 from ray_unlearn.config import GangConfig
 
-CPU_BUDGET = 256 * 2**20
-"""Bytes of activations on a CPU: more is slower there, because every new page costs a fault."""
+CPU_BUDGET = 160 * 2**20
+"""Bytes of activations on a CPU: more would cost memory and save no time, because a small part of a batch keeps all
+of a CPU's cores busy."""
 GPU_SHARE = 0.8
 """Of a GPU's memory, what is planned for; the rest is for fragments, buffers and kernels."""
 FEWEST_TOKENS, MOST_TOKENS = 512, 16_384

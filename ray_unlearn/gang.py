@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ray_unlearn.allocation import WORKER_MALLOC
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import LOST, MEMORY, RETRIES, TIMEOUT, Failure, NonFinite, kind_of, kind_of_death
@@ -438,6 +439,7 @@ class Gangs:
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=MAX_STARTS),
                 callbacks=[Deaths()],  # type: ignore[list-item]
+                worker_runtime_env={} if self._config.gpus_per_worker else {"env_vars": WORKER_MALLOC},
             ),
         )
         taken_before = -1

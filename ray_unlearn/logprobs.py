@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from ray_unlearn.data import Pack
@@ -98,8 +99,8 @@ class AnswerScorer(nn.Module):
             finite = log_distribution.masked_fill(chances == 0, 0.0)
             mean = (chances * finite).sum(-1)
             return logprobs, correct, torch.stack([mean, (chances * finite**2).sum(-1) - mean**2], dim=-1), None
-        logprobs = -cross_entropy(logits, targets, reduction="none")
-        return logprobs, logits.argmax(-1) == targets if detail == CORRECT else None, None, None
+        correct = logits.argmax(-1) == targets if detail == CORRECT else None
+        return _TokenLogprobs.apply(logits, targets), correct, None, None
 
     def _logits(self, states: Tensor) -> Tensor:
         """The model's own way from its decoder's output [T, H] to logits [T, V]."""
@@ -108,7 +109,7 @@ class AnswerScorer(nn.Module):
         output = self._output_type(last_hidden_state=states[None])
         decoder.forward = lambda *arguments, **named: output
         try:
-            return model(input_ids=None, use_cache=False).logits[0]
+            return model(input_ids=None, use_cache=False).logits.flatten(0, 1)
         finally:
             del decoder.forward
 
@@ -125,6 +126,25 @@ class AnswerScorer(nn.Module):
         finally:
             handle.remove()
         return seen[0]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log p of one token a row, from logits [T, V] that nobody else reads: they are overwritten, first with the
+    log-probs and in the backward pass (of which there can be one) with their own gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        torch.log_softmax(logits, -1, out=logits)
+        ctx.save_for_backward(logits, targets)
+        return logits.gather(-1, targets[:, None])[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """d log p_t / d logit_v = [v = t] - p_v."""
+        log_distribution, targets = ctx.saved_tensors
+        gradient = log_distribution.exp_().mul_(-upstream[:, None])
+        return gradient.scatter_add_(-1, targets[:, None], upstream[:, None]), None
 
 
 def decoder_layers(model: Any) -> Any:

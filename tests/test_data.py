@@ -21,7 +21,7 @@ def test_sequences_come_back_as_they_went_in():
 
 def test_a_pack_keeps_exactly_the_positions_before_answer_tokens():
     given = items((5, 2), (3, 1), (9, 4))
-    packed = pack(given)
+    packed = pack(given, row_length=9)
     assert packed.tokens.shape == (2, 9)
     expected = {(i, int(t)) for i, (tokens, start) in enumerate(given) for t in tokens[start:]}
     assert set(zip(packed.sequence.tolist(), packed.targets.tolist(), strict=True)) == expected
@@ -42,6 +42,16 @@ def test_positions_restart_with_every_packed_sequence():
     assert packed.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 20, 60])
+def test_rows_waste_little_room_and_are_no_longer_than_that_takes(count):
+    lengths = np.random.default_rng(count).integers(60, 110, count)
+    packed = pack(items(*((int(n), 1) for n in lengths)))
+    num_rows, width = packed.tokens.shape
+    assert packed.num_tokens == sum(lengths) <= num_rows * width
+    assert num_rows * width <= 1.2 * sum(lengths)
+    assert width <= 4 * max(lengths)
+
+
 def test_nothing_to_pack_is_one_row_with_nothing_kept():
     packed = pack([])
     assert packed.tokens.shape[0] == 1
@@ -59,6 +69,15 @@ def test_a_batch_is_cut_whole_balanced_and_into_equally_many_parts(num_workers, 
     loads = [sum(lengths[i] for part in worker for i in part) for worker in parts]
     assert max(loads) - min(loads) <= 20
     assert all(sum(lengths[i] for i in part) <= max_tokens or len(part) == 1 for worker in parts for part in worker)
+
+
+@pytest.mark.parametrize(("max_tokens", "count"), [(400, 6), (1100, 2), (2000, 1)])
+def test_the_parts_of_a_batch_are_few_and_alike(max_tokens, count):
+    lengths = np.random.default_rng(0).integers(30, 110, 28)
+    (parts,) = share(lengths, 1, max_tokens)
+    loads = [sum(lengths[i] for i in part) for part in parts]
+    assert len(parts) == count
+    assert all(abs(load - sum(lengths) / count) <= max(lengths) for load in loads)
 
 
 def test_an_epoch_takes_every_forget_sequence_once_and_the_retain_set_evenly():

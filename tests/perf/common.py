@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
@@ -104,13 +105,19 @@ def read_options(description: str, **options: Any) -> argparse.Namespace:
 
 
 def alternate(arms: Mapping[str, tuple[Arm, Sequence[Any]]], rounds: int) -> dict[str, list[Any]]:
-    """By arm, what it yielded: when ready, then in each round. Raises EOFError where an arm's process ended."""
+    """By arm, what it yielded: when ready, then in each round. Raises EOFError where an arm's process ended.
+
+    An arm whose name begins with "ours" starts with the environment that a search gives to its CPU workers.
+    """
+    from ray_unlearn.allocation import WORKER_MALLOC
+
     context = multiprocessing.get_context("spawn")
     links, results = {}, {}
     try:
         for name, (arm, arguments) in arms.items():
             links[name], far = context.Pipe()
-            context.Process(target=_serve, args=(far, arm, arguments), name=name).start()
+            with mock.patch.dict(os.environ, WORKER_MALLOC if name.startswith("ours") else {}):
+                context.Process(target=_serve, args=(far, arm, arguments), name=name).start()
             far.close()
             results[name] = [links[name].recv()]
         for _ in range(rounds):

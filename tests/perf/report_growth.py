@@ -40,7 +40,7 @@ def write_ledger(folder: Path, num_trials: int) -> None:
     with Ledger(folder, Patience()) as ledger:
         ledger.open()
         ledger.append("described", meta=meta)
-        for row, curve in zip(*simulate(num_trials, METHODS), strict=True):
+        for row, curve in simulate(num_trials, METHODS):
             row, curve = writer.as_written(row, curve)
             trial = TrialConfig(row["trial_id"], row["method"], {"beta": 1.0, "gamma": 0.0}, learning_rate=1e-5)
             ledger.append("suggested", trial=trial.to_json(), number=row["number"], settings_hash="")

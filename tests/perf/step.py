@@ -2,13 +2,13 @@
 
     python -m tests.perf.step [--size 39m] [--steps 5] [--method both] [--max-tokens 0] [--baseline-checkpointing]
 
-16 sequences of forget10 and 16 of retain90 a step, fp32, ZeRO-0, the same DeepSpeed engine and torch AdamW in all
-arms. The public way is what open code for TOFU does: forget and retain batch each right-padded and run forward by
+16 sequences of forget10 and 16 of retain90 a step, fp32, ZeRO-0, the same DeepSpeed engine and fused torch AdamW in
+all arms. The public way is what open code for TOFU does: forget and retain batch each right-padded and run forward by
 itself, logits of every position, cross-entropy without reduction over all of them, for NPO a deep copy of the model
 run forward as the reference; it is measured with activation checkpointing (as that code is run) and without
-(`--baseline-checkpointing` leaves the latter out). Ours is the worker's own step. The floor is the step's matrix
-products alone: every linear layer's three on the real tokens, the head's on the answer tokens, as torch matmuls of
-these very shapes.
+(`--baseline-checkpointing` leaves the latter out). Ours is the worker's own step, in a process that keeps freed memory
+as a search's CPU workers do. The floor is the step's matrix products alone: every linear layer's three on the real
+tokens, the head's on the answer tokens, as torch matmuls of these very shapes.
 
 Losses of all arms must agree to 1e-5 in the first step (1e-4 later), the first step's gradients to 1e-4 and its
 weight updates to 1e-2 (relative L2; AdamW's first step divides each gradient by its own size, and with it the

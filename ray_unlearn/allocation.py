@@ -1,0 +1,14 @@
+"""Memory of a CPU worker: what was freed is kept for the next step, because every new page costs a fault."""
+
+WORKER_MALLOC = {
+    "GLIBC_TUNABLES": ":".join(
+        f"glibc.malloc.{name}={value}"
+        for name, value in {
+            "mmap_max": 0,  # large blocks come from the heap too
+            "trim_threshold": 1 << 62,  # whose end is never given back
+            "arena_max": 1,  # a thread's own arena holds no block above 64 MiB, and Ray Train computes in a thread
+            "tcache_count": 0,  # or the cached ends of aligned blocks keep freed ones from growing together
+        }.items()
+    )
+}
+"""The environment that a process must start with; other C libraries than glibc take no notice."""
