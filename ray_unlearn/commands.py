@@ -21,7 +21,7 @@ from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, Se
 from ray_unlearn.engine_config import load_settings
 from ray_unlearn.fit import fitted
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, check_pattern, check_trained, load_config
+from ray_unlearn.model import check_model, check_pattern, check_trained, count_parameters, load_config
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
@@ -712,7 +712,8 @@ def fit_gang(gang: GangConfig, model: str, num_parameters: int, resources: Resou
     has_gpu = gang.gpus_per_worker and torch.cuda.is_available()
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_gpu else None
     threads = max(1, int(resources.cpus) // (gang.num_workers * concurrent))
-    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads)
+    _, num_trained = count_parameters(model, gang.lora_rank, gang.train)
+    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads, num_trained)
 
 
 def default_concurrency(gang: GangConfig, resources: Resources, trials: int) -> int:

@@ -23,6 +23,13 @@ LIVE = 1_000_000_000
 HEAD_COPIES = 3
 """Of a chunk's fp32 logits: themselves, their log-softmax, and the gradient."""
 
+PADDING = 1.2
+"""Tokens of packed rows for each real one."""
+HEAP, HEAP_WITH_ADAPTERS = 1.6, 2.0
+"""On a CPU, what activations hold of the C library's heap for each byte of theirs: it is left in pieces by tensors of
+many sizes (measured by tests/perf/plan_accuracy.py, as is the next)."""
+LIBRARIES = 28 * 2**20
+"""On a CPU, what gloo, oneDNN and DeepSpeed take for themselves once they run."""
 DISTRIBUTION_COPIES = 4
 """Of whole fp32 distributions: the trained model's logits and log-softmax, the starting one's, and a gradient."""
 
@@ -39,11 +46,12 @@ class Memory:
     snapshot: float
     """The first state, kept beside the trained one on the same device (`engine.Snapshot`)."""
     buffers: float
-    """DeepSpeed's: gradients on their way, and weights that ZeRO-3 has gathered."""
+    """DeepSpeed's: gradients on their way, and weights that ZeRO-3 has gathered; a CPU's libraries."""
     step: float
     """What the optimizer's step needs beside the states, when activations are gone."""
     activations: float
     logits: float
+    """And the gradient of the LM head, before it is added to the others."""
 
     @property
     def states(self) -> float:
@@ -109,25 +117,22 @@ def _states(num_parameters: int, gang: GangConfig, num_trained: int) -> tuple[fl
 
 
 def _has_masters(gang: GangConfig) -> bool:
-    """Whether the optimizer steps on a copy: in bf16, and in fp32 where ZeRO-1 and 2 cut flat weights up."""
-    return gang.precision != "fp32" or gang.zero_stage in (1, 2)
+    """Whether the optimizer steps on a copy: in bf16, and under ZeRO, which cuts flat weights up, in fp32 too."""
+    return gang.precision != "fp32" or gang.zero_stage > 0
 
 
 def snapshot_bytes(gang: GangConfig, num_trained: int) -> float:
     """Bytes of the first state that a worker keeps on its device, so that every trial starts from it."""
     num_workers = gang.num_workers
     working = WIDTH[gang.precision] / (num_workers if gang.zero_stage == 3 else 1)
-    # ZeRO-3 in fp32 lists the same weights as masters, and they are copied once more.
-    masters = MASTER / (num_workers if gang.zero_stage else 1) if _has_masters(gang) or gang.zero_stage == 3 else 0.0
+    masters = MASTER / (num_workers if gang.zero_stage else 1) if _has_masters(gang) else 0.0
     return (working + masters) * num_trained
 
 
 def training_memory(config: Any, gang: GangConfig, num_parameters: int, num_trained: int | None = None) -> Memory:
     """What training with `gang.max_tokens` tokens a pass takes on one worker."""
     trained = num_parameters if num_trained is None else num_trained
-    device = "cuda" if gang.gpus_per_worker else "cpu"
     weights, gradients, optimizer = _states(num_parameters, gang, trained)
-    tokens = gang.max_tokens
     return Memory(
         weights,
         gradients,
@@ -135,18 +140,36 @@ def training_memory(config: Any, gang: GangConfig, num_parameters: int, num_trai
         snapshot_bytes(gang, trained),
         _buffer_bytes(gang, num_parameters, trained),
         _step_bytes(config, gang, trained),
-        tokens * activation_bytes(config, gang.precision, gang.checkpointing, gang.row_length),
-        logit_bytes(config, device, tokens),
+        gang.max_tokens * _pass_bytes(config, gang, gang.checkpointing),
+        _answer_bytes(config, gang, trained, gang.max_tokens),
     )
 
 
+def _pass_bytes(config: Any, gang: GangConfig, checkpointing: bool) -> float:
+    """Bytes of activations for one real token of a pass."""
+    token = PADDING * activation_bytes(config, gang.precision, checkpointing, gang.row_length)
+    if gang.gpus_per_worker:
+        return token
+    return token * (HEAP_WITH_ADAPTERS if gang.lora_rank else HEAP)
+
+
+def _answer_bytes(config: Any, gang: GangConfig, num_trained: int, tokens: int) -> float:
+    head = _head_size(config)
+    gradient = WIDTH[gang.precision] * head if num_trained >= head else 0
+    return logit_bytes(config, "cuda" if gang.gpus_per_worker else "cpu", tokens) + gradient
+
+
+def _head_size(config: Any) -> int:
+    text = config.get_text_config()
+    return int(text.vocab_size) * int(text.hidden_size)
+
+
 def _buffer_bytes(gang: GangConfig, num_parameters: int, num_trained: int) -> float:
-    if not gang.zero_stage:
-        return 0.0
     # A GPU's buffer has its full size; of a CPU's, only the pages that are written exist.
     bucket = BUCKET if gang.gpus_per_worker else min(BUCKET, num_trained)
     gathered = min(LIVE, num_parameters) if gang.zero_stage == 3 else 0
-    return WIDTH[gang.precision] * (bucket + gathered)
+    sent = WIDTH[gang.precision] * (bucket + gathered) if gang.zero_stage else 0
+    return sent + (0 if gang.gpus_per_worker else LIBRARIES)
 
 
 def _step_bytes(config: Any, gang: GangConfig, num_trained: int) -> float:
@@ -157,8 +180,7 @@ def _step_bytes(config: Any, gang: GangConfig, num_trained: int) -> float:
     if gang.gpus_per_worker:
         return fp32_gradients + MASTER * num_trained
     # On a CPU one weight matrix after the other, of which the embeddings are the largest.
-    text = config.get_text_config()
-    return fp32_gradients + MOMENTS * min(num_trained, text.vocab_size * text.hidden_size)
+    return fp32_gradients + MOMENTS * min(num_trained, _head_size(config))
 
 
 def reference_bytes(config: Any, gang: GangConfig, num_trained: int, distributions: bool) -> float:
@@ -185,14 +207,15 @@ def fitted(
     """
     if gang.gpus_per_worker and gpu_bytes is None:
         return replace(gang, max_tokens=MOST_TOKENS)
-    budget: float = CPU_BUDGET
-    if gang.gpus_per_worker and gpu_bytes is not None:
-        fewest = training_memory(config, replace(gang, max_tokens=FEWEST_TOKENS), num_parameters, num_trained)
-        most_logits = logit_bytes(config, "cuda", MOST_TOKENS)
-        budget = gpu_budget(gang, gpu_bytes) - fewest.states - most_logits
-    needs = FEWEST_TOKENS * activation_bytes(config, gang.precision, False, gang.row_length)
-    checkpointing = gang.checkpointing or bool(gang.gpus_per_worker and needs > budget)
-    tokens = int(budget / activation_bytes(config, gang.precision, checkpointing, gang.row_length))
+    trained = num_parameters if num_trained is None else num_trained
+    checkpointing = gang.checkpointing
+    if gpu_bytes is not None and gang.gpus_per_worker:
+        kept = training_memory(config, replace(gang, max_tokens=0), num_parameters, trained).states
+        budget = gpu_budget(gang, gpu_bytes) - kept - _answer_bytes(config, gang, trained, MOST_TOKENS)
+        checkpointing = checkpointing or FEWEST_TOKENS * _pass_bytes(config, gang, False) > budget
+        tokens = int(budget / _pass_bytes(config, gang, checkpointing))
+    else:
+        tokens = int(CPU_BUDGET / activation_bytes(config, gang.precision, checkpointing, gang.row_length))
     return replace(
         gang,
         checkpointing=checkpointing,

@@ -158,7 +158,7 @@ def make_plan(options: PlanOptions) -> Plan:
         costs = [
             cost(find_method(m), benchmark, chosen, config, total, trained, amount, machine) for m in options.methods
         ]
-        room = gpu_budget(chosen.gang, machine.memory_bytes) if options.gpus else machine.memory_bytes / concurrent
+        room = worker_room(chosen.gang, machine, concurrent)
         for each in costs:
             if each.reference_bytes + chosen.memory.peak > room:
                 more = f"{each.reference_bytes / GIB:.1f} GiB"
@@ -310,15 +310,19 @@ def fits_of(
                 # As the search sizes it; it recomputes by itself where it must, and then nothing fits without.
                 sized = fitted(asked, config, total, gpu_bytes, 1, trained)
                 memory = training_memory(config, replace(sized, checkpointing=checkpointing), total, trained)
-                if machine.gpus:
-                    room = gpu_budget(asked, machine.memory_bytes)
-                else:
-                    room = machine.memory_bytes / workers - PROCESS_BYTES
+                room = worker_room(asked, machine, 1)
                 yield Fit(
                     replace(sized, checkpointing=checkpointing),
                     memory,
                     memory.peak <= room and sized.checkpointing == checkpointing,
                 )
+
+
+def worker_room(gang: GangConfig, machine: Machine, concurrent: int) -> float:
+    """Bytes that one worker's training may take, with so many gangs side by side."""
+    if machine.gpus:
+        return gpu_budget(gang, machine.memory_bytes)
+    return machine.memory_bytes / (gang.num_workers * concurrent) - PROCESS_BYTES
 
 
 def concurrency(fit: Fit, machine: Machine, trials: int) -> int:

@@ -92,7 +92,8 @@ def read_command(words: Sequence[str]) -> Command:
 
     from ray_unlearn.cli import app
 
-    words = tuple(words[1:] if words[:1] == ("ray_unlearn",) else words)
+    words = tuple(words)
+    words = words[1:] if words[:1] == ("ray_unlearn",) else words
     commands = getattr(typer.main.get_command(app), "commands")  # noqa: B009  (of a group alone, for mypy)
     if not words or words[0] == "submit" or words[0] not in commands:
         what = repr(words[0]) if words else "nothing"

@@ -4,7 +4,8 @@
 
 For each shape: what `fit.training_memory` says, and the peak of two real SimNPO steps (16 forget and 16 retain
 sequences of TOFU) above the process before the model was loaded, fp32, one worker on the CPU, each in a process of
-its own. The tokens a pass are those that a search would choose.
+its own. The tokens a pass are those that a search would choose. How a CPU's heap falls to pieces is no arithmetic:
+`fit.HEAP`, `fit.HEAP_WITH_ADAPTERS` and `fit.LIBRARIES` were set from these very cases.
 """
 
 import tempfile
