@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -108,13 +109,13 @@ def read_command(words: Sequence[str]) -> Command:
 def submit(options: SubmitOptions) -> int:
     """Check, upload, start the job, follow it; the job's exit code."""
     command = read_command(options.words)
+    check_writes(command)
     folder = find_working_dir(options.working_dir)
+    client = connect(options.address)
     travelling = {} if folder is None else list_travelling(folder)
     check_reads(command, folder, travelling)
-    check_writes(command)
     size = check_size(folder, travelling)
     entrypoint = shlex.join(["python", "-m", "ray_unlearn.cli", *command.words])
-    client = connect(options.address)
     say = Screen(options.as_json)
     say.note(f"{options.address}: " + ("nothing to upload" if folder is None else f"uploading {size / 2**20:.1f} MiB"))
     environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
@@ -272,12 +273,14 @@ def connect(address: str) -> Any:
         raise UserError(
             f"submit: needs Ray's job client ({error.name} is missing). Install ray_unlearn[cluster]"
         ) from None
+    for name in ("ray._private.runtime_env.packaging", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what is uploaded is said by us
     with told_plainly(address):
         return JobSubmissionClient(address)
 
 
 def choose_authentication(address: str) -> None:
-    """Have Ray send the token where the cluster asks for one; it does not by itself.
+    """Have Ray send the token where the cluster asks for one; it does not by itself, and decides when it is imported.
 
     Asked without it, so that no token goes where none is wanted.
     """
