@@ -244,11 +244,9 @@ def examine(
     checks = [check_python(platform.python_version(), ours["Requires-Python"])]
     checks += check_packages(required, tested_versions(), {n: installed(n) for n in map(bare_name, required)})
     checks.append(check_optional("peft", installed("peft"), "--lora", "pip install 'ray_unlearn[lora]'"))
-    checks.append(
-        check_optional(
-            "ray[default]", installed("aiohttp_cors"), "a dashboard to submit to", "pip install 'ray[default]'"
-        )
-    )
+    dashboard = installed("aiohttp_cors")  # of what ray[default] brings, a package that nothing else does
+    fix = "pip install 'ray_unlearn[cluster]'"
+    checks.append(check_optional("ray[default]", dashboard, "`ray_unlearn submit`", fix))
     checks.append(find_gpus())
     checks.append(find_memory())
     checks += find_disks(out)

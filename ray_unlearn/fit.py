@@ -18,6 +18,8 @@ MOMENTS, MASTER = 8, 4
 """Bytes of AdamW's two moments, and of the fp32 copy that the optimizer steps on where one is kept apart."""
 BUCKET = 500_000_000
 """Gradients that ZeRO copies into one buffer on their way to the other workers (DeepSpeed's reduce_bucket_size)."""
+SUB_GROUP = 1_000_000_000
+"""Weights of its shard that ZeRO-3 steps on at a time (DeepSpeed's sub_group_size)."""
 LIVE = 1_000_000_000
 """Weights that ZeRO-3 keeps gathered between their uses (DeepSpeed's stage3_max_live_parameters)."""
 HEAD_COPIES = 3
@@ -25,9 +27,9 @@ HEAD_COPIES = 3
 
 PADDING = 1.2
 """Tokens of packed rows for each real one."""
-HEAP, HEAP_WITH_ADAPTERS = 1.6, 2.0
-"""On a CPU, what activations hold of the C library's heap for each byte of theirs: it is left in pieces by tensors of
-many sizes (measured by tests/perf/plan_accuracy.py, as is the next)."""
+HEAP, HEAP_WITH_ADAPTERS = 0.5, 1.0
+"""On a CPU, what the C library's heap holds beside each byte of activations and gradients: it is left in pieces by
+tensors of many sizes (measured by tests/perf/plan_accuracy.py, as is the next)."""
 LIBRARIES = 28 * 2**20
 """On a CPU, what gloo, oneDNN and DeepSpeed take for themselves once they run."""
 DISTRIBUTION_COPIES = 4
@@ -52,6 +54,8 @@ class Memory:
     activations: float
     logits: float
     """And the gradient of the LM head, before it is added to the others."""
+    heap: float
+    """Of a CPU: what activations and gradients leave in pieces."""
 
     @property
     def states(self) -> float:
@@ -60,7 +64,7 @@ class Memory:
     @property
     def peak(self) -> float:
         """At the fullest moment: in the last backward pass of a batch, or in the optimizer's step."""
-        return self.states + max(self.step, self.activations + self.logits)
+        return self.states + self.heap + max(self.step, self.activations + self.logits)
 
 
 def activation_bytes(config: Any, precision: str, checkpointing: bool, row_length: int = 0) -> float:
@@ -91,7 +95,7 @@ def _mlp_width(text: Any) -> int:
     return next((int(v) for name in names if (v := getattr(text, name, None))), 4 * int(text.hidden_size))
 
 
-def logit_bytes(config: Any, device: str, tokens: int) -> float:
+def logit_bytes(config: Any, device: str, tokens: float) -> float:
     """Bytes of the LM head's answers to so many tokens, in the chunks that `logprobs` goes over them in."""
     from ray_unlearn.logprobs import HEAD_BYTES
 
@@ -129,10 +133,17 @@ def snapshot_bytes(gang: GangConfig, num_trained: int) -> float:
     return (working + masters) * num_trained
 
 
-def training_memory(config: Any, gang: GangConfig, num_parameters: int, num_trained: int | None = None) -> Memory:
-    """What training with `gang.max_tokens` tokens a pass takes on one worker."""
+def training_memory(
+    config: Any, gang: GangConfig, num_parameters: int, num_trained: int | None = None, answer_share: float = 1.0
+) -> Memory:
+    """What training with `gang.max_tokens` tokens a pass takes on one worker.
+
+    answer_share: of these tokens, those that are answers and meet the LM head.
+    """
     trained = num_parameters if num_trained is None else num_trained
     weights, gradients, optimizer = _states(num_parameters, gang, trained)
+    activations = gang.max_tokens * _pass_bytes(config, gang, gang.checkpointing)
+    left = 0.0 if gang.gpus_per_worker else HEAP_WITH_ADAPTERS if gang.lora_rank else HEAP
     return Memory(
         weights,
         gradients,
@@ -140,20 +151,18 @@ def training_memory(config: Any, gang: GangConfig, num_parameters: int, num_trai
         snapshot_bytes(gang, trained),
         _buffer_bytes(gang, num_parameters, trained),
         _step_bytes(config, gang, trained),
-        gang.max_tokens * _pass_bytes(config, gang, gang.checkpointing),
-        _answer_bytes(config, gang, trained, gang.max_tokens),
+        activations,
+        _answer_bytes(config, gang, trained, answer_share * gang.max_tokens),
+        left * (activations + gradients),
     )
 
 
 def _pass_bytes(config: Any, gang: GangConfig, checkpointing: bool) -> float:
     """Bytes of activations for one real token of a pass."""
-    token = PADDING * activation_bytes(config, gang.precision, checkpointing, gang.row_length)
-    if gang.gpus_per_worker:
-        return token
-    return token * (HEAP_WITH_ADAPTERS if gang.lora_rank else HEAP)
+    return PADDING * activation_bytes(config, gang.precision, checkpointing, gang.row_length)
 
 
-def _answer_bytes(config: Any, gang: GangConfig, num_trained: int, tokens: int) -> float:
+def _answer_bytes(config: Any, gang: GangConfig, num_trained: int, tokens: float) -> float:
     head = _head_size(config)
     gradient = WIDTH[gang.precision] * head if num_trained >= head else 0
     return logit_bytes(config, "cuda" if gang.gpus_per_worker else "cpu", tokens) + gradient
@@ -175,7 +184,8 @@ def _buffer_bytes(gang: GangConfig, num_parameters: int, num_trained: int) -> fl
 def _step_bytes(config: Any, gang: GangConfig, num_trained: int) -> float:
     """AdamW's root of the second moments and what it divides by, in fp32; of ZeRO, the gradients laid end to end."""
     if gang.zero_stage:
-        return (MOMENTS + MASTER) * num_trained / gang.num_workers
+        shard = num_trained / gang.num_workers
+        return (MOMENTS + MASTER) * (min(SUB_GROUP, shard) if gang.zero_stage == 3 else shard)
     fp32_gradients = 0 if gang.precision == "fp32" else MASTER * num_trained
     if gang.gpus_per_worker:
         return fp32_gradients + MASTER * num_trained

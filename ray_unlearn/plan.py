@@ -87,6 +87,8 @@ class Amount:
     retain_tokens: int
     scored_tokens: int
     longest: int
+    answer_share: float
+    """Of the tokens that are trained on, those that are answers."""
     says: str
 
 
@@ -147,7 +149,7 @@ def make_plan(options: PlanOptions) -> Plan:
         train=options.train,
         row_length=amount.longest,
     )
-    fits = list(fits_of(gang, config, total, trained, machine, options))
+    fits = list(fits_of(gang, config, total, trained, amount.answer_share, machine, options))
     chosen = next((fit for fit in fits if fit.fits), None)
     workers = (chosen or fits[-1]).gang.num_workers
     shown = sorted((f for f in fits if f.gang.num_workers == workers), key=lambda f: f.gang.zero_stage)
@@ -265,7 +267,7 @@ def count_data(options: PlanOptions, benchmark: Benchmark) -> Amount:
             f"data: not read ({str(error).rpartition('. ')[0] or error}); assumed are {STATED_SEQUENCES} sequences of "
             f"{length} tokens to forget and as many to retain, and as many scored"
         )
-        return Amount(STATED_SEQUENCES, tokens, STATED_SEQUENCES, tokens, 2 * tokens, length, says)
+        return Amount(STATED_SEQUENCES, tokens, STATED_SEQUENCES, tokens, 2 * tokens, length, 1.0, says)
     sets = (task.forget, task.retain)
     longest = max(options.length or 0, *(int(s.lengths.max()) for s in sets if len(s)))
     says = (
@@ -279,6 +281,7 @@ def count_data(options: PlanOptions, benchmark: Benchmark) -> Amount:
         int(task.retain.lengths.sum()),
         scored_tokens(task.selection),
         longest,
+        sum(int(s.answer_lengths.sum()) for s in sets) / sum(int(s.lengths.sum()) for s in sets),
         says,
     )
 
@@ -298,7 +301,13 @@ def scored_tokens(split: Split) -> int:
 
 
 def fits_of(
-    gang: GangConfig, config: Any, total: int, trained: int, machine: Machine, options: PlanOptions
+    gang: GangConfig,
+    config: Any,
+    total: int,
+    trained: int,
+    answer_share: float,
+    machine: Machine,
+    options: PlanOptions,
 ) -> Iterator[Fit]:
     """Every way to run a trial, in the order of preference: few workers, no recomputation, then by stage."""
     counts = [options.workers] if options.workers else [2**k for k in range(11) if 2**k <= max(options.gpus, 1)]
@@ -309,13 +318,11 @@ def fits_of(
                 asked = replace(gang, num_workers=workers, zero_stage=stage, checkpointing=checkpointing)
                 # As the search sizes it; it recomputes by itself where it must, and then nothing fits without.
                 sized = fitted(asked, config, total, gpu_bytes, 1, trained)
-                memory = training_memory(config, replace(sized, checkpointing=checkpointing), total, trained)
                 room = worker_room(asked, machine, 1)
-                yield Fit(
-                    replace(sized, checkpointing=checkpointing),
-                    memory,
-                    memory.peak <= room and sized.checkpointing == checkpointing,
-                )
+                fits_so = sized.checkpointing == checkpointing
+                sized = replace(sized, checkpointing=checkpointing)
+                memory = training_memory(config, sized, total, trained, answer_share)
+                yield Fit(sized, memory, fits_so and memory.peak <= room)
 
 
 def worker_room(gang: GangConfig, machine: Machine, concurrent: int) -> float:
@@ -422,20 +429,23 @@ def show(plan: Plan, console: Console) -> None:
     where = f"{machine.gpus} GPU(s) of {machine.memory_bytes / GIB:.0f} GiB" if machine.gpus else "this machine's CPU"
     trained = "" if plan.num_trained == plan.num_parameters else f", {plan.num_trained:,} of them trained"
     say(f"{plan.model}: {plan.num_parameters:,} parameters{trained}, {plan.stages[0].gang.precision}, on {where}\n")
-    say(f"GiB on one of {workers} worker(s) that train a trial together:")
-    parts = ("weights", "gradients", "optimizer", "snapshot", "buffers", "step", "activations", "logits", "peak")
-    table(
-        ("ZeRO", "recompute", *parts, "tokens a pass"),
-        [
-            (
-                str(fit.gang.zero_stage),
-                "yes" if fit.gang.checkpointing else "no",
-                *(f"{getattr(fit.memory, part) / GIB:.2f}" for part in parts),
-                str(fit.gang.max_tokens) if fit.fits else "does not fit",
-            )
-            for fit in plan.stages
-        ],
+    say(f"GiB on one of {workers} worker(s) that train a trial together, by ZeRO stage (rec: activations recomputed):")
+    parts = (
+        "weights",
+        "gradients",
+        "optimizer",
+        "snapshot",
+        "buffers",
+        "step",
+        "activations",
+        "logits",
+        "heap",
+        "peak",
     )
+    rows = [(part, *(f"{getattr(fit.memory, part) / GIB:.2f}" for fit in plan.stages)) for part in parts]
+    rows.append(("tokens", *(str(fit.gang.max_tokens) if fit.fits else "no fit" for fit in plan.stages)))
+    names = [f"{fit.gang.zero_stage}{' rec' * fit.gang.checkpointing}" for fit in plan.stages]
+    table(("ZeRO", *names), rows)
     say("")
     if plan.costs:
         table(

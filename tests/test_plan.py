@@ -73,7 +73,7 @@ def test_a_model_too_large_for_one_gpu_is_sharded_over_the_fewest_that_hold_it(m
     assert made.concurrent == 8 // made.chosen.gang.num_workers
     fewer = plan.make_plan(options(models["7b"], workers=made.chosen.gang.num_workers // 2))
     assert fewer.chosen is None
-    assert "does not fit" in shown(fewer)
+    assert "Nothing fits" in shown(fewer)
 
 
 def test_adapters_of_the_same_model_fit_one_gpu(models):
@@ -173,16 +173,22 @@ def shown(made: plan.Plan) -> str:
     from rich.console import Console
 
     out = StringIO()
-    plan.show(made, Console(file=out, width=160))
+    plan.show(made, Console(file=out, width=80))
     return out.getvalue()
 
 
-def test_the_table_has_every_stage_with_and_without_recomputation(models):
-    text = shown(plan.make_plan(options(models["7b"])))
-    rows = [line.split()[:2] for line in text.splitlines() if line.split()[1:2] in (["no"], ["yes"])]
-    assert rows == [[str(stage), recompute] for stage in range(4) for recompute in ("no", "yes")]
-    assert "GPU-hours" in text
-    assert text.rstrip().splitlines()[-1].startswith("ray_unlearn tune --benchmark tofu")
+def test_the_table_has_every_stage_with_and_without_recomputation_in_80_columns(models):
+    made = plan.make_plan(options(models["7b"]))
+    lines = shown(made).splitlines()
+    (header,) = (line for line in lines if line.startswith("ZeRO"))
+    assert header.split() == ["ZeRO", *["0", "0", "rec", "1", "1", "rec", "2", "2", "rec", "3", "3", "rec"]]
+    (peaks,) = (line for line in lines if line.startswith("peak"))
+    assert peaks.split()[1:] == [f"{fit.memory.peak / 2**30:.2f}" for fit in made.stages]
+    (tokens,) = (line for line in lines if line.startswith("tokens "))
+    assert tokens.count("no fit") == sum(not fit.fits for fit in made.stages) > 0
+    assert max(map(len, lines[lines.index(header) :][:12])) <= 80
+    assert any("GPU-hours" in line for line in lines)
+    assert lines[-1].startswith("ray_unlearn tune --benchmark tofu")
 
 
 def test_json_has_the_same_figures(models):
@@ -192,7 +198,9 @@ def test_json_has_the_same_figures(models):
     assert len(values["stages"]) == 8
     for stage in values["stages"]:
         memory = stage["memory"]
-        assert memory["peak"] == memory["states"] + max(memory["step"], memory["activations"] + memory["logits"])
+        assert memory["peak"] == memory["states"] + memory["heap"] + max(
+            memory["step"], memory["activations"] + memory["logits"]
+        )
     assert values["command"].startswith("ray_unlearn tune")
 
 

@@ -425,9 +425,11 @@ def dashboard(tmp_path_factory):
                 time.sleep(0.5)
             yield address, {"RAY_AUTH_TOKEN_PATH": f"{short}/token"}
         finally:
-            os.killpg(head.pid, signal.SIGTERM)
+            head.terminate()  # Ray ends what it has started
             with contextlib.suppress(subprocess.TimeoutExpired):
-                head.wait(20)
+                head.wait(40)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(head.pid, signal.SIGKILL)
             end_all(short)
             head.wait()
 
@@ -478,8 +480,8 @@ def test_a_search_a_wrong_use_and_a_stop_on_a_real_cluster(dashboard, tmp_path):
     assert (result["status"], result["exit_code"]) == ("SUCCEEDED", 0)
     assert "[2/2]" in search.stderr, "the log is followed"
     (folder,) = (tmp_path / "results").glob("synthetic-*")
-    assert pq.read_table(folder / "trials").num_rows == 2
-    assert json.loads((folder / "search.json").read_text())["config"]["address"] == "auto"
+    assert pq.read_table(folder / "trials", partitioning=None).num_rows == 2
+    assert json.loads((folder / "local.json").read_text())["config"]["address"] == "auto"
 
     wrong = run("--", "tune", *small, "--methods", "nosuch")
     assert wrong.returncode == 2, wrong.stderr

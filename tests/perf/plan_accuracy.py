@@ -1,6 +1,6 @@
 """How near the arithmetic of `ray_unlearn plan` comes to the memory that training takes.
 
-    python -m tests.perf.plan_accuracy [--skip-largest]
+    python -m tests.perf.plan_accuracy [--size all]
 
 For each shape: what `fit.training_memory` says, and the peak of two real SimNPO steps (16 forget and 16 retain
 sequences of TOFU) above the process before the model was loaded, fp32, one worker on the CPU, each in a process of
@@ -60,8 +60,9 @@ def run_steps(model: str, settings: dict[str, Any]) -> Iterator[Any]:
     longest = int(max(forget.lengths.max(), retain.lengths.max()))
     total, trained = count_parameters(model, gang.lora_rank, "")
     batch_tokens = int(sum(s.lengths[:BATCH].sum() for s in (forget, retain)))
+    answers = sum(s.answer_lengths.sum() for s in (forget, retain)) / sum(s.lengths.sum() for s in (forget, retain))
     passed = replace(gang, max_tokens=min(gang.max_tokens, batch_tokens), row_length=longest)
-    predicted = training_memory(load_config(model), passed, total, trained)
+    predicted = training_memory(load_config(model), passed, total, trained, float(answers))
     before = resident_bytes()
     worker = local_worker(Task("synthetic", "full", model, forget, retain, Split({}), Split({})), gang)
     method = find_method("simnpo")
@@ -84,8 +85,8 @@ def run_steps(model: str, settings: dict[str, Any]) -> Iterator[Any]:
 
 
 def main() -> None:
-    options = read_options(__doc__ or "", skip_largest=False)
-    cases = CASES[:-1] if options.skip_largest else CASES
+    options = read_options(__doc__ or "", size=("all", *dict(CASES)))
+    cases = [case for case in CASES if options.size in ("all", case[0])]
     ratios = []
     with tempfile.TemporaryDirectory() as temporary:
         models = {size: write_model(Path(temporary) / size, size) for size in dict(cases)}
@@ -97,6 +98,7 @@ def main() -> None:
                 f"{key} {found[key] / MIB:.0f}"
                 for key in (
                     *("weights", "gradients", "optimizer", "snapshot", "buffers", "step", "activations", "logits"),
+                    "heap",
                     *("kept", "before"),
                 )
             )
