@@ -147,9 +147,8 @@ def make_plan(options: PlanOptions) -> Plan:
         gpus_per_worker=1.0 if options.gpus else 0.0,
         lora_rank=options.lora,
         train=options.train,
-        row_length=amount.longest,
     )
-    fits = list(fits_of(gang, config, total, trained, amount.answer_share, machine, options))
+    fits = list(fits_of(gang, config, total, trained, amount, machine, options))
     chosen = next((fit for fit in fits if fit.fits), None)
     workers = (chosen or fits[-1]).gang.num_workers
     shown = sorted((f for f in fits if f.gang.num_workers == workers), key=lambda f: f.gang.zero_stage)
@@ -305,7 +304,7 @@ def fits_of(
     config: Any,
     total: int,
     trained: int,
-    answer_share: float,
+    amount: Amount,
     machine: Machine,
     options: PlanOptions,
 ) -> Iterator[Fit]:
@@ -321,7 +320,8 @@ def fits_of(
                 room = worker_room(asked, machine, 1)
                 fits_so = sized.checkpointing == checkpointing
                 sized = replace(sized, checkpointing=checkpointing)
-                memory = training_memory(config, sized, total, trained, answer_share)
+                rows = replace(sized, row_length=amount.longest)
+                memory = training_memory(config, rows, total, trained, amount.answer_share)
                 yield Fit(sized, memory, fits_so and memory.peak <= room)
 
 

@@ -115,7 +115,9 @@ def test_the_search_would_size_itself_the_same(models):
         made.chosen.gang.max_tokens,
         made.chosen.gang.checkpointing,
     )
-    assert made.chosen.memory == training_memory(load_config(models["7b"]), made.chosen.gang, total)
+    assert made.chosen.memory == training_memory(
+        load_config(models["7b"]), replace(made.chosen.gang, row_length=made.amount.longest), total
+    )
 
 
 def test_time_is_six_flop_a_parameter_and_token(models):
