@@ -320,9 +320,11 @@ def fits_of(
                 room = worker_room(asked, machine, 1)
                 fits_so = sized.checkpointing == checkpointing
                 sized = replace(sized, checkpointing=checkpointing)
+                peak = training_memory(config, sized, total, trained, amount.answer_share).peak
+                # The search does not know the rows' masks either when it sizes itself; GPU_SHARE leaves room for them.
                 rows = replace(sized, row_length=amount.longest)
                 memory = training_memory(config, rows, total, trained, amount.answer_share)
-                yield Fit(sized, memory, fits_so and memory.peak <= room)
+                yield Fit(sized, memory, fits_so and peak <= room)
 
 
 def worker_room(gang: GangConfig, machine: Machine, concurrent: int) -> float:
