@@ -55,6 +55,11 @@ class Sampler(StrEnum):
     tpe, gp, nsga2, qmc, random = SAMPLERS
 
 
+class Precision(StrEnum):
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
 class Zero(StrEnum):
     stage0, stage1, stage2, stage3 = "0", "1", "2", "3"
 
@@ -506,6 +511,105 @@ def doctor(
     checks = examine(benchmark, model, data, split, address, start_ray, out)
     print(show(checks, as_json))
     raise typer.Exit(FAILED if has_problem(checks) else 0)
+
+
+@app.command()
+def plan(
+    benchmark: BenchmarkOption,
+    model: Annotated[str, typer.Option(help="Starting model: a folder (its config.json is enough) or a hub name.")],
+    data: DataOption = None,
+    split: SplitOption = None,
+    gpus: Annotated[int, typer.Option(help="GPUs that there are. (default: none, this machine's CPU)")] = 0,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of one GPU.")] = 80.0,
+    tflops: Annotated[
+        float | None, typer.Option(help="Peak TFLOP/s of one GPU, or of the CPU. (default: an A100's; measured)")
+    ] = None,
+    workers_per_trial: Annotated[
+        int | None, typer.Option(help="Workers that train one trial together. (default: the fewest that fit)")
+    ] = None,
+    zero: Annotated[Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: each is tried)")] = None,
+    lora: LoraOption = 0,
+    train: TrainOption = "",
+    precision: Annotated[Precision | None, typer.Option(help="(default: bf16 on GPUs, fp32 on a CPU)")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence, where the data cannot be read. (default: 512)")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Trials of each method.")] = 20,
+    methods: Annotated[str, typer.Option(help="Methods to search, comma-separated.")] = "simnpo,npo,ga",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a search would take before it is started: memory by ZeRO stage, time, and the command to run."""
+    from rich.console import Console
+
+    from ray_unlearn import plan as plans
+
+    options = plans.PlanOptions(
+        benchmark=benchmark,
+        model=model,
+        data=data,
+        split=split,
+        gpus=gpus,
+        gpu_memory=gpu_memory,
+        tflops=tflops,
+        workers=workers_per_trial,
+        zero=int(zero.value) if zero else None,
+        lora=lora,
+        train=train,
+        precision=precision.value if precision else None,
+        length=length,
+        trials=trials,
+        methods=_names(methods),
+    )
+    made = plans.make_plan(options)
+    if as_json:
+        print(plans.to_json(made))
+    else:
+        plans.show(made, Console())
+    raise typer.Exit(0 if made.chosen else FAILED)
+
+
+@app.command(
+    epilog="Example: ray_unlearn submit --address http://HEAD:8265 -- tune --benchmark wmdp --out /shared/results"
+)
+def submit(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND [OPTIONS]", help="What to run there, after a --.")
+    ] = None,
+    address: Annotated[
+        str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to upload, at most 100 MiB; what .gitignore and .rayignore name stays here. "
+            "(default: this one if it is a checkout, else nothing)"
+        ),
+    ] = None,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Do not show the log until the job ends.")] = False,
+    follow: Annotated[str | None, typer.Option(metavar="JOB", help="Show the log of that job instead.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop that job instead.")] = None,
+    write_rayjob: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the command as a KubeRay RayJob instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; the log goes to standard error.")] = False,
+) -> None:
+    """Run another command as a job of a Ray cluster; its exit code is the job's. Ctrl-C leaves the job running."""
+    from ray_unlearn import submit as jobs
+
+    asked = {"a command": words, "--follow": follow, "--stop": stop}
+    if sum(map(bool, asked.values())) != 1:
+        given = ", ".join(name for name, value in asked.items() if value) or "nothing"
+        raise UserError(f"submit: {given} given. Give one of: -- COMMAND, --follow JOB, --stop JOB")
+    if follow:
+        raise typer.Exit(jobs.follow_job(follow, address, as_json))
+    if stop:
+        raise typer.Exit(jobs.stop_job(stop, address, as_json))
+    if write_rayjob is not None:
+        jobs.write_rayjob(write_rayjob, words or [])
+        print(write_rayjob)
+        return
+    options = jobs.SubmitOptions(tuple(words or ()), address, working_dir, not no_follow, as_json)
+    raise typer.Exit(jobs.submit(options))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from ray_unlearn.fit import fitted
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.ledger import LEDGER, read_ledger
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, check_pattern, check_trained, load_config
+from ray_unlearn.model import check_model, check_pattern, check_trained, count_parameters, load_config
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_report
@@ -765,7 +765,8 @@ def fit_gang(gang: GangConfig, model: str, num_parameters: int, resources: Resou
     has_gpu = gang.gpus_per_worker and torch.cuda.is_available()
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_gpu else None
     threads = threads_for(gang, resources, concurrent)
-    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads)
+    _, num_trained = count_parameters(model, gang.lora_rank, gang.train)
+    return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads, num_trained)
 
 
 def threads_for(gang: GangConfig, resources: Resources, concurrent: int) -> int:

@@ -244,9 +244,9 @@ def examine(
     checks = [check_python(platform.python_version(), ours["Requires-Python"])]
     checks += check_packages(required, tested_versions(), {n: installed(n) for n in map(bare_name, required)})
     checks.append(check_optional("peft", installed("peft"), "--lora", "pip install 'ray_unlearn[lora]'"))
-    checks.append(
-        check_optional("ray[default]", installed("aiohttp"), "`ray job submit`", "pip install 'ray[default]'")
-    )
+    dashboard = installed("aiohttp_cors")  # of what ray[default] brings, a package that nothing else does
+    fix = "pip install 'ray_unlearn[cluster]'"
+    checks.append(check_optional("ray[default]", dashboard, "`ray_unlearn submit`", fix))
     checks.append(find_gpus())
     checks.append(find_memory())
     checks += find_disks(out)
@@ -299,16 +299,20 @@ def find_gpus() -> Check:
 
 
 def find_memory() -> Check:
-    """What this process may use: of the machine, or of its container."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return check_memory(cpus, free_memory())
+
+
+def free_memory() -> int:
+    """Bytes that this process may use: of the machine, or of its container."""
     import psutil
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text())
         free = min(free, limit - int((group / "memory.current").read_text()))
-    return check_memory(cpus, free)
+    return free
 
 
 def find_disks(out: Path) -> list[Check]:

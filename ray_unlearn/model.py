@@ -89,14 +89,19 @@ def check_trained(name: str, lora_rank: int, pattern: str) -> int:
 
     Raises UserError where there would be nothing to train.
     """
+    return count_parameters(name, lora_rank, pattern)[0]
+
+
+def count_parameters(name: str, lora_rank: int, pattern: str) -> tuple[int, int]:
+    """The model's parameters (without adapters), and those that would be trained; as `check_trained`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(name))
         size = sum(p.numel() for p in model.parameters())
-        choose_trained(model, lora_rank, pattern, checkpointing=False)
-    return size
+        model = choose_trained(model, lora_rank, pattern, checkpointing=False)
+    return size, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _first_line(error: Exception) -> str:

@@ -57,5 +57,17 @@ def test_help_names_every_command():
     run = subprocess.run(
         [sys.executable, "-m", "ray_unlearn.cli", "--help"], capture_output=True, text=True, check=True
     )
-    for name in ("tune", "prepare", "evaluate", "compare", "export", "reproduce", "methods", "report", "doctor"):
+    for name in (
+        "tune",
+        "prepare",
+        "evaluate",
+        "compare",
+        "export",
+        "reproduce",
+        "methods",
+        "report",
+        "doctor",
+        "plan",
+        "submit",
+    ):
         assert name in run.stdout
