@@ -1,6 +1,6 @@
 """Optuna, seen from the search: one study a method, the same number of first points for each.
 
-The only file that imports optuna. A study is told full-fidelity values of completed trials and no others. A failed
+A study is told full-fidelity values of completed trials and no others. A failed
 trial is told FAIL, which no sampler reads. A pruned one is told PRUNED, with no value that could be mistaken for a
 whole trial's, because the samplers are not alike:
 
@@ -46,14 +46,13 @@ class MethodStudy:
     def __init__(
         self, space: Space, trials: int, pareto: bool, seed: int, sampler: str = TPE, utility_floor: float = 0.0
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        quieten()
         self._pareto, self._floor, self._sampler = pareto, utility_floor, sampler
         first = min(FIRST_POINTS, max(1, trials // 2))
         self._study = optuna.create_study(
             directions=["maximize"] * (2 if pareto else 1), sampler=_build_sampler(sampler, trials, first, seed)
         )
-        self._distributions = {name: _distribution(range_) for name, range_ in space.ranges.items()}
+        self._distributions = build_distributions(space)
         # QMC has nothing to wait for: its first points are all of its points.
         enqueued = {RANDOM: 0, QMC: trials}.get(sampler, first)
         for point in first_points(space, enqueued, seed):
@@ -121,9 +120,9 @@ def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, fl
     completed = [row for row in rows if row["status"] == COMPLETED]
     if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
         return {}
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    quieten()
     study = optuna.create_study(direction="maximize")
-    distributions = {name: _distribution(range_) for name, range_ in space.ranges.items()}
+    distributions = build_distributions(space)
     kinds = {name: int if range_.integer else float for name, range_ in space.ranges.items()}
     for row in completed:
         values = {name: kind(row[name]) for name, kind in kinds.items()}
@@ -131,6 +130,16 @@ def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, fl
         study.add_trial(trial)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def quieten() -> None:
+    """Optuna tells of every trial, and warns that its constraints and metric names are new."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def build_distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {name: _distribution(range_) for name, range_ in space.ranges.items()}
 
 
 def _distribution(range_: Any) -> optuna.distributions.BaseDistribution:

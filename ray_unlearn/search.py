@@ -1,4 +1,4 @@
-"""Ray Tune over gangs: ask, run, record. The only file that imports ray.tune.
+"""Ray Tune over gangs: ask, run, record.
 
 Tune schedules; the settings come from Optuna through a searcher of our own that serves all methods in turn,
 each from its own study, so that every method gets the same number of trials in one run. A trial's Tune actor
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS, SearchConfig, TrialConfi
 from ray_unlearn.gang import Gangs
 from ray_unlearn.halving import RUNGS, Halving, rung_epochs
 from ray_unlearn.losses import METHODS
-from ray_unlearn.objective import Judge
+from ray_unlearn.objective import Judge, describe_objective
 from ray_unlearn.results import (
     CANDIDATES,
     COMPLETED,
@@ -46,6 +46,8 @@ from ray_unlearn.robustness import describe_metrics
 from ray_unlearn.sampling import MethodStudy, importances
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
+from ray_unlearn.studies import StudiesView
+from ray_unlearn.trackers import StaysHere, build_trackers
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import git_revision, package_versions
 
@@ -103,19 +105,7 @@ class GangTrial(tune.Trainable):
         return None
 
 
-_STAYS_HERE: dict[int, Any] = {}
-
-
-class _StaysHere:
-    """Tune pickles its callbacks and searcher to its own disk state, and may copy them. Ours hold open files
-    and studies, and are rebuilt from our results, not from Tune's: a copy is the thing itself."""
-
-    def __reduce__(self) -> Any:
-        _STAYS_HERE[id(self)] = self
-        return _STAYS_HERE.__getitem__, (id(self),)
-
-
-class Recorder(_StaysHere, Callback):
+class Recorder(StaysHere, Callback):
     """Keeps every report of every trial, writes the row when the trial ends, and tells the study."""
 
     def __init__(
@@ -124,8 +114,10 @@ class Recorder(_StaysHere, Callback):
         studies: Mapping[str, MethodStudy],
         spaces: Mapping[str, Space],
         writer: Writer,
+        view: StudiesView | None = None,
     ) -> None:
         self._config, self._studies, self._spaces, self._writer = config, studies, spaces, writer
+        self._view = view
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._open: dict[str, tuple[TrialConfig, int, float]] = {}
         self._halving = Halving()
@@ -192,16 +184,19 @@ class Recorder(_StaysHere, Callback):
         row = trial_row(trial, number, self._config, reports, tune_id in self._pruned)
         row["wall_seconds"] = time.perf_counter() - started
         row["device_seconds"] = row["wall_seconds"] * self._config.gang.num_workers
-        self._writer.write_trial(row, [curve_row(trial, self._config, r) for r in reports if "error" not in r])
+        curve = [curve_row(trial, self._config, r) for r in reports if "error" not in r]
+        self._writer.write_trial(row, curve)
         self.rows.append(row)
         for point in reports[-1].get("line", []):
             self.rows.append(point_row(row, point, self._config.benchmark))
             self._writer.write_trial(self.rows[-1], [])
         self._studies[trial.method].tell(tune_id, row)
+        if self._view is not None:
+            self._view.add(row, curve)
         self._watcher.finished(row)
 
 
-class _Suggestions(_StaysHere, Searcher):
+class _Suggestions(StaysHere, Searcher):
     """Tune's view of the recorder: what to try next. Outcomes reach the studies through the recorder."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -236,7 +231,7 @@ def rungs_of(config: SearchConfig) -> tuple[float, ...]:
     return RUNGS if config.prune else ()
 
 
-class _Verdicts(_StaysHere, FIFOScheduler):
+class _Verdicts(StaysHere, FIFOScheduler):
     """Tune's view of the recorder: which trials go on. They start in the order in which they were suggested."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -328,7 +323,8 @@ def run_search(
         )
         for name in config.methods
     }
-    recorder = Recorder(config, studies, spaces, writer)
+    view = StudiesView(folder, config.name, spaces, config.objective == "pareto", config.utility_floor)
+    recorder = Recorder(config, studies, spaces, writer, view)
     writer.write_search(meta)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
@@ -349,7 +345,8 @@ def run_search(
         writer.write_search(meta)
         recorder.attach(watcher, lambda job_id: ray.get(gangs.broker.stop.remote(job_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
-        status = tune_trials(config, gangs, judge, recorder, Path(scratch))
+        trackers = build_trackers(config, folder, watcher.stage)
+        status = tune_trials(config, gangs, judge, recorder, Path(scratch), trackers)
         best = best_of_methods(recorder.rows, config.utility_floor)
         if status == "complete":  # whoever interrupted it wants the results now
             watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
@@ -380,7 +377,14 @@ def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]
     return {name: shares for name, shares in found.items() if shares}
 
 
-def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
+def tune_trials(
+    config: SearchConfig,
+    gangs: Gangs,
+    judge: Judge,
+    recorder: Recorder,
+    scratch: Path,
+    trackers: Sequence[Callback] = (),
+) -> str:
     """Let Tune run all trials over the gangs; the recorder has their rows afterwards.
 
     Raises RuntimeError where Tune gives up (a disk that is full, say). Returns "complete", or "partial" after
@@ -400,7 +404,7 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
         run_config=RunConfig(
             name="tune",
             storage_path=str(scratch),
-            callbacks=[recorder],
+            callbacks=[recorder, *trackers],
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
@@ -543,7 +547,7 @@ def describe_search(
         "command": command,
         "config": public_config(config),
         "git": git_revision(),
-        "objective_text": benchmark.objective,
+        "objective_text": describe_objective(benchmark, config.utility_floor, config.under),
         "metrics": dict(benchmark.metrics),
         "start": None,
         "retrained": None,
