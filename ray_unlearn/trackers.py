@@ -138,10 +138,11 @@ class Tracker(StaysHere, Callback):
         name = settings.pop("trial_id")
         shown = Shown(name, self._config.name, str(self._folder / name), settings)
         self._shown[trial.trial_id] = shown
-        try:
-            shown.init_local_path()
-        except OSError as error:
-            self._leave_out(error)
+        if self._name == "wandb":  # its process of a trial works in the trial's folder, and does not make it
+            try:
+                shown.init_local_path()
+            except OSError as error:
+                self._leave_out(error)
         self._hand("on_trial_start", iteration, [], shown, **info)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
