@@ -16,7 +16,10 @@ from ray_unlearn import __version__
 from ray_unlearn.config import SAMPLERS, UTILITY_FLOOR, Robustness, SearchFailed, UserError
 
 FAILED, USAGE = 1, 2
-"""Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 interrupted."""
+"""Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 and 143 interrupted."""
+RESUMABLE = {"resume", "trials", "concurrent", "address", "keep_model", "trial_timeout"}
+"""Options of `tune` that a search which goes on may change."""
+DEFAULT_TRIALS = 20
 
 app = typer.Typer(
     add_completion=False,
@@ -139,7 +142,15 @@ AddressOption = Annotated[
 
 @app.command()
 def tune(
-    benchmark: BenchmarkOption,
+    context: typer.Context,
+    benchmark: Annotated[
+        str | None,
+        typer.Option("--benchmark", "-b", help="wmdp, muse, tofu, synthetic, or the .toml file of your own data."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Go on with the search in this folder, after anything; --trials may ask for more."),
+    ] = None,
     methods: Annotated[str, typer.Option(help="Methods to search, comma-separated.")] = "simnpo,npo,ga",
     space: Annotated[
         list[Path] | None,
@@ -150,8 +161,9 @@ def tune(
     split: SplitOption = None,
     retrained: RetrainedOption = None,
     scale: ScaleOption = Scale.auto,
-    trials: Annotated[int, typer.Option(help="Trials of each method.")] = 20,
+    trials: Annotated[int | None, typer.Option(help=f"Trials of each method. (default: {DEFAULT_TRIALS})")] = None,
     concurrent: Annotated[int | None, typer.Option(help="Trials at a time. (default: what the machine holds)")] = None,
+    trial_timeout: Annotated[float | None, typer.Option(help="Seconds that one trial may take. (default: any)")] = None,
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
     zero: ZeroOrFileOption = None,
@@ -197,6 +209,17 @@ def tune(
     """Search the settings of unlearning methods, each with the same number of trials."""
     from ray_unlearn import commands
 
+    if resume is not None:
+        given = {name for name in context.params if _is_given(context, name)}
+        if others := sorted(given - RESUMABLE):
+            raise UserError(
+                f"--{others[0].replace('_', '-')}: a search goes on with its own settings. Leave it out, or leave out "
+                "--resume to search anew"
+            )
+        again = commands.ResumeOptions(resume, trials, concurrent, trial_timeout, address, keep_model)
+        raise typer.Exit(commands.resume(again))
+    if benchmark is None:
+        raise UserError("tune: what to forget? Give --benchmark NAME, or --resume FOLDER to go on with a search")
     options = commands.TuneOptions(
         benchmark=benchmark,
         methods=tuple(m.strip() for m in methods.split(",") if m.strip()),
@@ -206,8 +229,9 @@ def tune(
         split=split,
         retrained=retrained,
         scale=scale.value,
-        trials=trials,
+        trials=DEFAULT_TRIALS if trials is None else trials,
         concurrent=concurrent,
+        trial_timeout=trial_timeout or 0.0,
         workers_per_trial=workers_per_trial,
         gpus_per_worker=gpus_per_worker,
         zero=int(zero.value) if zero else None,
@@ -229,6 +253,11 @@ def tune(
         keep_model=keep_model,
     )
     raise typer.Exit(commands.tune(options, dry_run))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 @app.command()
@@ -460,6 +489,21 @@ def report(
 
     for path in report_again(folder):
         print(path)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The folder that `tune` printed.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write damaged or missing files of trials again, from the ledger.")
+    ] = False,
+) -> None:
+    """Check every file of a search against its checksum, and name what is damaged or missing."""
+    from ray_unlearn.verify import describe_findings, verify_search
+
+    findings = verify_search(folder, repair)
+    print(describe_findings(folder, findings))
+    raise typer.Exit(FAILED if any(not finding.is_repaired for finding in findings) else 0)
 
 
 @app.command()

@@ -20,6 +20,8 @@ from ray_unlearn.benchmarks import Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
 from ray_unlearn.engine_config import load_settings
 from ray_unlearn.fit import fitted
+from ray_unlearn.interruption import exit_code
+from ray_unlearn.ledger import LEDGER, read_ledger
 from ray_unlearn.losses import find_method
 from ray_unlearn.model import check_model, check_pattern, check_trained, load_config
 from ray_unlearn.objective import describe_objective
@@ -27,7 +29,7 @@ from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.report import describe_frontier, write_files, write_report
 from ray_unlearn.reproduce import check_name, reproduce_synthetic
-from ray_unlearn.results import COMPLETED, REPRODUCTION, read_reproduction, read_search, write_json
+from ray_unlearn.results import COMPLETED, INTERPOLATED, REPRODUCTION, read_reproduction, read_search, write_json
 from ray_unlearn.robustness import judged_metrics
 from ray_unlearn.space import Space, file_method, load_space, read_spaces
 
@@ -37,8 +39,6 @@ DIFFERS = 1
 """Exit code of a trial that was run again and came out differently."""
 PARTIAL = 3
 """Exit code of a search in which no trial of some method completed."""
-INTERRUPTED = 130
-"""Exit code of a search that Ctrl-C ended; what had finished by then is kept and reported."""
 LINE = (0.25, 0.5, 0.75, 1.25)
 """Where --harvest scores the line from the starting model (0) to a trial's (1)."""
 MINI_BANNER = (
@@ -58,6 +58,7 @@ class TuneOptions:
     scale: str
     trials: int
     concurrent: int | None
+    trial_timeout: float
     workers_per_trial: int
     gpus_per_worker: float | None
     zero: int | None
@@ -76,6 +77,16 @@ class TuneOptions:
     seed: int
     address: str | None
     out: Path
+    keep_model: bool
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    folder: Path
+    trials: int | None
+    concurrent: int | None
+    trial_timeout: float | None
+    address: str | None
     keep_model: bool
 
 
@@ -196,14 +207,38 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
             say(describe_plan(search))
             log.unlink()
             return 0
-        with failures_named(folder / "log.txt"):
-            try:
-                status = run_with_progress(search, folder, screen, options.keep_model)
-            finally:
-                if folder.is_dir():
-                    log.rename(folder / "log.txt")
-            write_report(folder)
+        try:
+            status = run_with_progress(search, folder, screen, options.keep_model)
+        finally:
+            if folder.is_dir():
+                log.rename(folder / "log.txt")
     return show_results(options.out / folder.name, status)
+
+
+def resume(options: ResumeOptions) -> int:
+    """Go on with a search where its ledger ends; the exit code."""
+    folder = options.folder.absolute()
+    config, request, retrained = read_local(folder)
+    trials = config.trials if options.trials is None else options.trials
+    if trials < config.trials:
+        raise UserError(f"--trials {trials}: the search asked for {config.trials} already. Give at least as many")
+    if not read_ledger(folder).events:
+        raise UserError(f"{folder}: has no {LEDGER}, an older version wrote it. Search anew")
+    check_numbers(trials, options.concurrent, options.trial_timeout)
+    address = options.address or config.address
+    timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
+    config = replace(config, trials=trials, address=address, trial_timeout=timeout)
+    resources = find_resources(address)
+    if options.concurrent is not None:
+        gang = replace(config.gang, threads_per_worker=threads_for(config.gang, resources, options.concurrent))
+        config = replace(config, concurrent=options.concurrent, gang=gang)
+    with noise_to(folder / "log.txt") as screen:
+        Console(file=screen, highlight=False, markup=False, soft_wrap=True).print("loading data and models")
+        _, task = load_search(folder)
+        spaces = read_spaces(read_search(folder).meta)
+        search = ResolvedSearch(config, task, spaces, 0, describe_local(config, request, retrained))
+        status = run_with_progress(search, folder, screen, options.keep_model)
+    return show_results(options.folder, status)
 
 
 @contextlib.contextmanager
@@ -265,23 +300,31 @@ def resolve_search(
         log_to=options.log_to,
         spaces=tuple(path.name for path in options.spaces),
         address=options.address,
+        trial_timeout=options.trial_timeout,
     )
     return ResolvedSearch(config, task, spaces, size, describe_local(config, request, options.retrained))
 
 
 def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool) -> str:
+    """Run it and write its report, also when it is interrupted; its status."""
     from ray_unlearn.search import run_search
 
     interactive = screen.isatty()
     console = Console(file=screen, force_terminal=interactive)
     total = search.config.trials * len(search.config.methods)
     progress = (LiveProgress if interactive else PlainProgress)(console, total)
-    try:
-        return run_search(
-            search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local
-        )
-    finally:
-        progress.close()
+    with failures_named(folder / "log.txt"):
+        try:
+            status = run_search(
+                search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local
+            )
+        except KeyboardInterrupt:
+            status = "partial"
+        finally:
+            progress.close()
+        if (folder / "search.json").exists():
+            write_report(folder)
+    return status
 
 
 def show_results(folder: Path, status: str) -> int:
@@ -295,13 +338,16 @@ def show_results(folder: Path, status: str) -> int:
         print(f"Model:   {folder / 'model'}")
     print(f"Again:   ray_unlearn report {folder}")
     if status != "complete":
-        print(f"ray_unlearn: interrupted after {len(results.trials)} trials", file=sys.stderr)
+        ended = sum(row["status"] != INTERPOLATED for row in results.trials)
+        print(f"ray_unlearn: interrupted after {ended} trials; nothing of them is lost", file=sys.stderr)
+        print(f"ray_unlearn tune --resume {folder}", flush=True)
+        return exit_code()
     done = {row["method"] for row in results.trials if row["status"] == COMPLETED}
     missing = [method for method in results.meta["config"]["methods"] if method not in done]
     if missing:
         print(f"ray_unlearn: no trial of {', '.join(missing)} completed; trials.csv has the errors", file=sys.stderr)
     print(folder.name, flush=True)
-    return INTERRUPTED if status != "complete" else PARTIAL if missing else 0
+    return PARTIAL if missing else 0
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -407,7 +453,7 @@ def compare(options: CompareOptions) -> int:
             runs = run_comparison(folder, config, task, finalists, seeds, say)
         except KeyboardInterrupt:
             say("interrupted; the runs that ended are kept, and the same command goes on with the others")
-            return INTERRUPTED
+            return exit_code()
         from ray_unlearn.search import describe_importances
 
         shares = describe_importances(results.trials, spaces)
@@ -574,9 +620,7 @@ def reproduce(options: ReproduceOptions) -> int:
 def check_tune(options: TuneOptions) -> None:
     """All that can be known from the options alone, before anything is imported or started."""
     benchmark = load_benchmark(options.benchmark)
-    for name, value in (("--trials", options.trials), ("--concurrent", options.concurrent)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    check_numbers(options.trials, options.concurrent, options.trial_timeout)
     check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
     if not 0.0 <= options.utility_floor <= 1.0:
         raise UserError(
@@ -611,6 +655,14 @@ def check_tune(options: TuneOptions) -> None:
         if method not in options.methods:
             raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
         load_space(find_method(method), benchmark.name, "mini", 1, path)
+
+
+def check_numbers(trials: int, concurrent: int | None, trial_timeout: float | None) -> None:
+    for name, value in (("--trials", trials), ("--concurrent", concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    if trial_timeout is not None and trial_timeout < 0:
+        raise UserError(f"--trial-timeout {trial_timeout:g}: must be above 0. Give seconds, or leave it out")
 
 
 def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) -> None:
@@ -733,8 +785,13 @@ def fit_gang(gang: GangConfig, model: str, num_parameters: int, resources: Resou
 
     has_gpu = gang.gpus_per_worker and torch.cuda.is_available()
     gpu_bytes = torch.cuda.get_device_properties(0).total_memory if has_gpu else None
-    threads = max(1, int(resources.cpus) // (gang.num_workers * concurrent))
+    threads = threads_for(gang, resources, concurrent)
     return fitted(gang, load_config(model), num_parameters, gpu_bytes, threads)
+
+
+def threads_for(gang: GangConfig, resources: Resources, concurrent: int) -> int:
+    """Of one worker, where so many gangs share the CPUs."""
+    return max(1, int(resources.cpus) // (gang.num_workers * concurrent))
 
 
 def default_concurrency(gang: GangConfig, resources: Resources, trials: int) -> int:

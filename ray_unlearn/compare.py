@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import METHOD_TITLES, SearchConfig
+from ray_unlearn.failures import INF, NAN
 from ray_unlearn.objective import hypervolume, pareto_front
 from ray_unlearn.report.parameters import NEAR, describe_edge
 from ray_unlearn.results import CANDIDATES, COMPLETED, INTERPOLATED, write_table
@@ -45,8 +46,6 @@ MOST_UNEQUAL = {"trials": 1.0, "epochs": 1.1, "device_seconds": 3.0}
 """How many times the least-served method's budget another one's may be. Seconds differ by what methods compute (GA
 reads no retain set) and by what else the machine did; trials are dealt out evenly."""
 MEASURES = ("objective", "forget", "utility")
-DIVERGED = "NonFinite"
-"""The worker's word for a loss or a metric that is nan or inf."""
 
 
 def comparison_seeds(config: SearchConfig, count: int) -> list[int]:
@@ -121,8 +120,8 @@ def run_comparison(
     A run that diverges is a result, and kept as a failed one. Raises RuntimeError where one fails for another reason
     (no memory, lost workers); the runs that ended by then are kept.
     """
+    from ray_unlearn.finals import finished_profile, held_out_job, held_out_judge, rerun_job, rerun_row, row_schema
     from ray_unlearn.gang import Gangs
-    from ray_unlearn.search import finished_profile, held_out_job, held_out_judge, rerun_job, rerun_row, row_schema
     from ray_unlearn.session import ray_session
 
     schema, start_path = row_schema(config), folder / "compare" / "start.parquet"
@@ -159,7 +158,7 @@ def run_comparison(
         for job, report, seconds in gangs.run_all(job for _, job in jobs.values()):
             row = rerun_row(config, judge, jobs[job.job_id][0], job, report, seconds)
             key = row["trial_id"], job.seed
-            if row["error"] and not row["error"].startswith(DIVERGED):
+            if row["error"] and row["failure"] not in (NAN, INF):
                 raise RuntimeError(f"{row['trial_id']} with seed {job.seed} failed: {row['error']}")
             write_table(places[key], schema, [row])
             done[key] = row

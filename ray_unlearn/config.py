@@ -192,6 +192,8 @@ class SearchConfig:
     spaces: tuple[str, ...] = ()
     """Search-space files given in place of the shipped ones, by name."""
     address: str | None = None
+    trial_timeout: float = 0.0
+    """Seconds that one trial may take; 0: any."""
 
     @property
     def loaded_from(self) -> str:

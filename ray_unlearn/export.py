@@ -70,7 +70,7 @@ def run_export(
     say: Callable[[str], None],
 ) -> None:
     """Fill `out`, which must not be there. Raises RuntimeError where the trial cannot be run again."""
-    from ray_unlearn.search import held_out_judge, rerun_job, rerun_row
+    from ray_unlearn.finals import held_out_judge, rerun_job, rerun_row
 
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -106,8 +106,8 @@ def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float
 
     Raises RuntimeError where either fails.
     """
+    from ray_unlearn.finals import finished_profile, held_out_job
     from ray_unlearn.gang import Gangs
-    from ray_unlearn.search import finished_profile, held_out_job
     from ray_unlearn.session import ray_session
 
     with (

@@ -3,33 +3,42 @@
 The only file that imports ray.train. Each gang is one `TorchTrainer.fit()` in a thread of the driver; its
 workers take jobs from a broker actor. Reports are credit-based: a worker waits after each for the verdict,
 so that a trial stopped at a report has done no step more. A worker that dies restarts its gang, and the
-job in flight is delivered again; what was already reported is not reported twice.
+job in flight is delivered again; what was already reported is not reported twice. A job that fails is done
+again as often as failures.py allows for that kind, after a lack of memory with half the tokens in a pass.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import GangConfig
+from ray_unlearn.failures import LOST, MEMORY, RETRIES, TIMEOUT, Failure, NonFinite, kind_of, kind_of_death
 from ray_unlearn.trial import Job, run_trial
 
 IDLE_SECONDS = 5.0
 """An idle gang's poll: short enough that no collective times out and that it ends soon when told."""
+HURRY_SECONDS = 2.0
+"""The same after an interruption."""
 CLOSE_SECONDS = 30.0
 """How long the end of a search waits for its gangs; then it goes without them, and Ray ends them."""
-MAX_DELIVERIES = 3
-"""A job whose workers died this often has failed."""
+WAIT_SECONDS = 60.0
+"""Without any gang that works for so long, the user is told what they wait for."""
+FEWEST_TOKENS = 32
+"""Halving the tokens of a pass ends here."""
 MAX_STARTS = 3
-"""Starts of a gang without one finished job in between, after which it is given up."""
+"""Starts of a gang without one job begun in between, after which it is given up. Jobs that kill their workers have
+budgets of their own."""
 
 
 @dataclass
@@ -41,20 +50,25 @@ class _Mail:
     credit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     stopped: bool = False
     reported: int = 0
-    deliveries: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """How often it has failed so far, by kind."""
     done: bool = False
 
 
 class _Broker:
     """Between those who want jobs done and the gangs that do them. One asyncio actor a search."""
 
-    def __init__(self, task: list[Any], num_gangs: int) -> None:
+    def __init__(self, task: list[Any], num_gangs: int, max_tokens: int) -> None:
         self._task = task
+        self._max_tokens = max_tokens
+        self._notes: list[str] = []
+        self._deaths: dict[int, Failure] = {}
+        self._started: set[int] = set()
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._mail: dict[str, _Mail] = {}
         self._in_flight: dict[int, str] = {}
         self._starts = dict.fromkeys(range(num_gangs), 0)
-        self._num_done = dict.fromkeys(range(num_gangs), 0)
+        self._num_taken = dict.fromkeys(range(num_gangs), 0)
         self._alive = set(range(num_gangs))
         self._lost = ""
         self._closed = False
@@ -85,12 +99,24 @@ class _Broker:
             mail.stopped = True
             mail.credit.release()
 
+    async def stop_trial(self, trial_id: str) -> None:
+        """Stop every job of that trial."""
+        for job_id, mail in list(self._mail.items()):
+            if mail.job.trial is not None and mail.job.trial.trial_id == trial_id:
+                await self.stop(job_id)
+
+    async def news(self) -> tuple[list[str], int]:
+        """(what the user should be told since the last call, gangs whose workers are at work)."""
+        notes, self._notes = self._notes, []
+        return notes, len(self._started)
+
     async def close(self) -> None:
         self._closed = True
 
     async def gang_ended(self, gang: int, reason: str) -> None:
         """A gang is gone for good: its job goes to another one, or fails with all others if it was the last."""
         self._alive.discard(gang)
+        self._started.discard(gang)
         job_id = self._in_flight.pop(gang, None)
         if job_id in self._mail:
             await self._queue.put(job_id)
@@ -104,6 +130,9 @@ class _Broker:
     async def hello(self, gang: int) -> bool:
         """A gang's workers have started; false when they have started too often for nothing."""
         self._starts[gang] += 1
+        if job_id := self._in_flight.pop(gang, None):  # the ones before them died over it
+            await self._retry(job_id, self._deaths.pop(gang, Failure(LOST, "its workers' process ended")))
+        self._started.add(gang)
         return gang in self._alive and self._starts[gang] <= MAX_STARTS and not self._closed
 
     async def take(self, gang: int) -> Job | str:
@@ -121,12 +150,9 @@ class _Broker:
             self._in_flight.pop(gang, None)
             return "idle"
         self._in_flight[gang] = job_id
-        mail.deliveries += 1
-        if mail.deliveries > MAX_DELIVERIES:
-            self._in_flight.pop(gang)
-            self._fail(job_id, f"lost: its workers died {MAX_DELIVERIES} times")
-            return "idle"
-        return mail.job
+        self._starts[gang] = 0
+        self._num_taken[gang] += 1
+        return replace(mail.job, max_tokens=self._max_tokens)
 
     async def report(self, gang: int, job_id: str, number: int, values: dict[str, Any]) -> bool:
         """Hand over the job's report of that number (from 1); answers whether to go on."""
@@ -138,37 +164,59 @@ class _Broker:
             mail.reported = number
             if number == 1:
                 await mail.credit.acquire()
+            if values["done"]:
+                values = {**values, "retries": mail.failures.total()}
             await mail.reports.put(values)
             if values["done"]:
                 mail.done = True
-                self._job_ended(gang)
+                self._in_flight.pop(gang, None)
                 return False
             await mail.credit.acquire()
         if mail.stopped:
             self._mail.pop(job_id, None)
-            self._job_ended(gang)
+            self._in_flight.pop(gang, None)
             return False
         return True
 
-    async def fail(self, gang: int, job_id: str, error: str) -> None:
-        """The job raised; it is over."""
-        self._job_ended(gang)
-        self._fail(job_id, error)
+    async def fail(self, gang: int, job_id: str, failure: Failure) -> None:
+        """The job has failed here: it is over, or begins anew."""
+        if self._in_flight.get(gang) == job_id:
+            self._in_flight.pop(gang, None)
+            await self._retry(job_id, failure)
 
-    async def num_done(self, gang: int) -> int:
-        """Jobs that this gang has brought to an end."""
-        return self._num_done[gang]
+    async def workers_died(self, gang: int, failure: Failure) -> None:
+        """Why, as the gang's controller sees it; its workers start anew."""
+        self._started.discard(gang)
+        self._deaths[gang] = failure
 
-    def _job_ended(self, gang: int) -> None:
-        self._in_flight.pop(gang, None)
-        self._starts[gang] = 0
-        self._num_done[gang] += 1
+    async def num_taken(self, gang: int) -> int:
+        """Jobs that this gang has begun."""
+        return self._num_taken[gang]
 
-    def _fail(self, job_id: str, error: str) -> None:
+    async def _retry(self, job_id: str, failure: Failure) -> None:
+        """Do the job once more, if its kind of failure has a retry left."""
+        mail = self._mail.get(job_id)
+        if mail is None or mail.stopped or mail.done:
+            return
+        mail.failures[failure.kind] += 1
+        is_over = mail.failures[failure.kind] > RETRIES[failure.kind]
+        if failure.kind in MEMORY and not is_over:
+            is_over = self._max_tokens <= FEWEST_TOKENS
+            self._max_tokens = max(FEWEST_TOKENS, self._max_tokens // 2)
+            what = f"out of memory: from now on {self._max_tokens} tokens in one pass, with no effect on the loss"
+            self._notes += [] if is_over else [what]
+        if is_over:
+            times = mail.failures[failure.kind]
+            self._fail(job_id, f"{failure.error}{f' ({times} times)' if times > 1 else ''}", failure.kind)
+        else:
+            await self._queue.put(job_id)
+
+    def _fail(self, job_id: str, error: str, kind: str = LOST) -> None:
         mail = self._mail.get(job_id)
         if mail is not None and not mail.done:
             mail.done = True
-            mail.reports.put_nowait({"error": error, "done": True})
+            retries = mail.failures.total() - (mail.failures[kind] > 0)
+            mail.reports.put_nowait({"error": error, "failure": kind, "retries": retries, "done": True})
 
 
 def gang_loop(settings: Mapping[str, Any]) -> None:
@@ -187,7 +235,7 @@ def _serve(settings: Mapping[str, Any]) -> None:
     from ray import train
     from ray.train.torch import get_device
 
-    from ray_unlearn.worker import NonFinite, Worker
+    from ray_unlearn.worker import Worker
 
     broker, gang = settings["broker"], settings["gang"]
     rank, num_workers = train.get_context().get_world_rank(), train.get_context().get_world_size()
@@ -221,17 +269,45 @@ def _serve(settings: Mapping[str, Any]) -> None:
             answer = ray.get(broker.report.remote(gang, job_id, number, dict(values))) if rank == 0 else None
             return bool(from_first(answer))
 
+        def give_up(failure: Failure, job_id: str = job.job_id) -> None:
+            ray.get(broker.fail.remote(gang, job_id, failure))
+
+        failure = None
         try:
-            run_trial(worker, job, report)
+            with _Watchdog(settings["timeout"] if rank == 0 else 0.0, give_up):
+                run_trial(worker, job, report)
         except Exception as error:
-            if isinstance(error, NonFinite) or (num_workers == 1 and not may_break_the_process(error)):
-                # All workers raised it together: the trial is over, the gang goes on.
-                if rank == 0:
-                    ray.get(broker.fail.remote(gang, job.job_id, describe(error)))
-                continue
-            # The others wait for this one in a collective, or the device is lost: a new start is the way out.
-            ray.get(broker.fail.remote(gang, job.job_id, describe(error)))
-            raise
+            failure = Failure(kind_of(error), describe(error))
+            is_shared = isinstance(error, NonFinite)
+            if not is_shared and (num_workers > 1 or may_break_the_process(error)):
+                # The others wait for this one in a collective, or the device is lost: a new start is the way out.
+                give_up(failure)
+                raise
+            # All workers raised it together: the trial is over, the gang goes on.
+            if rank == 0:
+                give_up(failure)
+        if failure is not None and failure.kind in MEMORY:
+            worker.free_memory()
+
+
+class _Watchdog:
+    """Ends this process when a job takes longer than so many seconds (0: never): its gang starts anew."""
+
+    def __init__(self, seconds: float, give_up: Callable[[Failure], None]) -> None:
+        def fire() -> None:
+            give_up(Failure(TIMEOUT, f"took longer than {seconds:g} s"))
+            os._exit(1)
+
+        self._timer = threading.Timer(seconds, fire) if seconds else None
+
+    def __enter__(self) -> None:
+        if self._timer:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *error: object) -> None:
+        if self._timer:
+            self._timer.cancel()
 
 
 def may_break_the_process(error: Exception) -> bool:
@@ -252,45 +328,106 @@ def describe(error: BaseException) -> str:
 class Gangs:
     """All gangs of one search and their broker, seen from the driver. Ray must be initialised."""
 
-    def __init__(self, task: Task, config: GangConfig, count: int, storage: Path) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: GangConfig,
+        count: int,
+        storage: Path,
+        say: Callable[[str], None] = lambda what: None,
+        timeout: float = 0.0,
+    ) -> None:
+        """say: gets what the user should know while it runs. timeout: seconds that one job may take; 0: any."""
         import ray
 
         self.count = count
-        self._config, self._storage = config, storage
+        self._config, self._storage, self._say, self._timeout = config, storage, say, timeout
         self._threads: list[threading.Thread] = []
-        self._closed = False
-        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000}
-        self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count)
+        self._closed = threading.Event()
+        # On the driver's node: who loses that one has lost the search anyway.
+        here = ray.get_runtime_context().get_node_id()
+        place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+        options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": place}
+        self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count, config.max_tokens)
 
     def __enter__(self) -> Gangs:
         for gang in range(self.count):
             thread = threading.Thread(target=self._run, args=(gang,), daemon=True, name=f"gang-{gang}")
             thread.start()
             self._threads.append(thread)
+        threading.Thread(target=self._tell, daemon=True, name="news").start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Let the gangs finish and free their places; a trial in flight ends at its next report."""
         import ray
 
-        self._closed = True
+        self._closed.set()
         ray.get(self.broker.close.remote())
-        deadline = time.monotonic() + CLOSE_SECONDS
+        in_hurry = kind is not None and not issubclass(kind, Exception)
+        deadline = time.monotonic() + (HURRY_SECONDS if in_hurry else CLOSE_SECONDS)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         ray.kill(self.broker)
 
+    def _tell(self) -> None:
+        """Pass on the broker's notes, and say what is missing where no gang gets to work."""
+        import ray
+
+        idle_since, is_said = time.monotonic(), False
+        while not self._closed.wait(1.0):
+            try:
+                notes, at_work = ray.get(self.broker.news.remote(), timeout=10)
+            except (ray.exceptions.RayError, TimeoutError):
+                continue
+            if self._closed.is_set():
+                return
+            for note in notes:
+                self._say(note)
+            if at_work:
+                idle_since, is_said = time.monotonic(), False
+            elif not is_said and time.monotonic() - idle_since > WAIT_SECONDS:
+                self._say(self._describe_wait())
+                is_said = True
+
+    def _describe_wait(self) -> str:
+        import ray
+
+        needs = {"CPU": self._config.cpus_per_worker, "GPU": self._config.gpus_per_worker}
+        free, have = ray.available_resources(), ray.cluster_resources()
+        wanted = ", ".join(
+            f"{amount * self._config.num_workers:g} {name} ({free.get(name, 0.0):g} of {have.get(name, 0.0):g} free)"
+            for name, amount in needs.items()
+            if amount
+        )
+        return f"waiting: no gang could start for {WAIT_SECONDS:g} s. One needs {wanted}"
+
     def _run(self, gang: int) -> None:
         import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
         from ray.train.torch import TorchTrainer
 
         resources: dict[str, float] = {"CPU": self._config.cpus_per_worker}
         if self._config.gpus_per_worker:
             resources["GPU"] = self._config.gpus_per_worker
+        broker = self.broker
+
+        class Deaths(UserCallback):
+            """Runs in the gang's controller."""
+
+            def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+                error = next(iter(worker_exceptions.values()))
+                failure = Failure(kind_of_death(error), f"its workers died: {describe(error)}")
+                broker.workers_died.remote(gang, failure)
+
         trainer = TorchTrainer(
             gang_loop,
-            train_loop_config={"broker": self.broker, "gang": gang, "config": self._config},
+            train_loop_config={
+                "broker": broker,
+                "gang": gang,
+                "config": self._config,
+                "timeout": self._timeout,
+            },
             scaling_config=ScalingConfig(
                 num_workers=self._config.num_workers,
                 use_gpu=self._config.gpus_per_worker > 0,
@@ -300,22 +437,23 @@ class Gangs:
                 name=f"gang-{gang}",
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=MAX_STARTS),
+                callbacks=[Deaths()],  # type: ignore[list-item]
             ),
         )
-        done_before = -1
+        taken_before = -1
         reason = f"the workers died {MAX_STARTS} times in a row"
         try:
-            # Each round has its own budget of failures; a round in which no job ended is the last.
-            while (done := ray.get(self.broker.num_done.remote(gang))) > done_before:
-                done_before = done
+            # Each round has its own budget of failures; a round in which no job was begun is the last.
+            while (taken := ray.get(self.broker.num_taken.remote(gang))) > taken_before:
+                taken_before = taken
                 try:
                     trainer.fit()
                     break
                 except Exception as error:
                     reason = describe(error)
-                    if self._closed:
+                    if self._closed.is_set():
                         return  # a call to Ray would start it anew
-            if not self._closed:
+            if not self._closed.is_set():
                 ray.get(self.broker.gang_ended.remote(gang, reason))
         except ray.exceptions.RayError:
             return  # the broker is gone: the search is over

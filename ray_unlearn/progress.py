@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,12 +37,19 @@ class PlainProgress:
 
     def __init__(self, console: Console, total: int) -> None:
         self._console, self._total = console, total
-        self._done = 0
+        self._done = self._done_before = 0
         self._best: float | None = None
         self._began = 0.0
 
     def stage(self, what: str) -> None:
         self._line(what)
+
+    def resumed(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            if row["status"] != "interpolated":
+                self._count(row)
+        self._done_before = self._done
+        self.stage(f"{self._done} of {self._total} trials are there already")
 
     def started(self, trial: TrialConfig, number: int) -> None:
         self._began = self._began or time.monotonic()
@@ -63,9 +70,10 @@ class PlainProgress:
             self._best = max(row["objective"], self._best if self._best is not None else row["objective"])
 
     def _eta(self) -> str:
-        if not self._done:
+        done = self._done - self._done_before
+        if not done:
             return "?"
-        seconds = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
         return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
     def _line(self, text: str) -> None:

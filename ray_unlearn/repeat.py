@@ -101,7 +101,7 @@ def resolve_run(
 
 def run_again(run: Mapping[str, Any], config: SearchConfig, task: Task) -> dict[str, Any]:
     """The same trial, here: what `describe_run` says of it. Raises RuntimeError where it fails."""
-    from ray_unlearn.search import held_out_job, held_out_judge, rerun_row
+    from ray_unlearn.finals import held_out_job, held_out_judge, rerun_row
 
     trial = TrialConfig.from_json(run["job"]["trial"])
     # In the cache, because all nodes of a cluster see it.

@@ -12,7 +12,6 @@ of the paper and its public script, which has no retain term.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ import numpy as np
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.benchmarks.synthetic import EXPERIMENTS, HOMES, Experiment, load_experiment
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
-from ray_unlearn.results import REPRODUCTION, TRAJECTORY_SCHEMA, write_file, write_table
+from ray_unlearn.results import REPRODUCTION, TRAJECTORY_SCHEMA, write_json, write_table
 from ray_unlearn.statistics import compare_pairs
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import package_versions
@@ -237,7 +236,7 @@ def reproduce_synthetic(
         "claims": [_answer(claim, runs, tasks) for claim in CLAIMS],
         "measured_too": [_answer(claim, runs, tasks) for claim in MEASURED_TOO],
     }
-    write_file(folder / REPRODUCTION, json.dumps(meta, indent=2, sort_keys=True).encode())
+    write_json(folder / REPRODUCTION, meta)
 
 
 def run_experiment(

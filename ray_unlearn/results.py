@@ -1,6 +1,8 @@
 """What a search leaves behind: the one writer and the one reader.
 
     results/<search>/
+        ledger.jsonl    every event of every trial's life, checksummed, see ledger.py: the truth; the files below can
+                        be made again from it
         search.json     the resolved configuration, spaces, versions, starting and retrained model's metrics
         trials/benchmark=<b>/method=<m>/<trial_id>.parquet     one row: settings, scores, seconds
         curves/benchmark=<b>/method=<m>/<trial_id>.parquet     one row an evaluation point
@@ -20,7 +22,8 @@
 
 Trial columns: trial_id, number (order of suggestion), benchmark, method, scale, status (completed, pruned,
 failed; interpolated: no trial, but a point on the line from the starting model to that trial's, at `alpha`),
-error, every setting and every method parameter under its own name (null where the method has no such
+error, failure (why it failed: a kind of failures.py), retries (how often it was begun anew, for whatever reason),
+every setting and every method parameter under its own name (null where the method has no such
 parameter), alpha (1 for a trial's own model), objective, forget, utility, epoch (of the evaluation point that
 counts), epochs_run (epochs really trained: fewer than `epochs` for a pruned trial), seed, wall_seconds
 (suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
@@ -32,9 +35,10 @@ Files are written under a temporary name and renamed; nothing written is ever re
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +46,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_unlearn.config import UserError
+from ray_unlearn.ledger import LEDGER, History, read_ledger
+from ray_unlearn.storage import Patience, write_file
 
 COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
 INTERPOLATED = "interpolated"
 """No trial: a point on the line from the starting model to a completed trial's."""
 CANDIDATES = (COMPLETED, INTERPOLATED)
 """What can be on the front and be chosen."""
+
+CHECKSUM = "checksum"
+Row = dict[str, Any]
 
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
 _HEAD = {
@@ -58,6 +67,8 @@ _HEAD = {
     "scale": _TEXT,
     "status": _TEXT,
     "error": _TEXT,
+    "failure": _TEXT,
+    "retries": _INTEGER,
 }
 _SETTINGS = {
     "retain_weight": _NUMBER,
@@ -152,42 +163,42 @@ WEIGHT_SCHEMA = pa.schema(
 class Writer:
     """Writes one search's folder. Every file appears whole or not at all."""
 
-    def __init__(self, folder: Path, trials: pa.Schema, curves: pa.Schema) -> None:
+    def __init__(self, folder: Path, trials: pa.Schema, curves: pa.Schema, patience: Patience | None = None) -> None:
         self.folder = folder
-        self._trials, self._curves = trials, curves
-
-    @classmethod
-    def create(cls, folder: Path, trials: pa.Schema, curves: pa.Schema) -> Writer:
-        """Raises UserError where the folder cannot be made or is taken."""
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{folder}: is there already. Give another --out, or remove it") from None
-        except OSError as error:
-            raise UserError(
-                f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out"
-            ) from None
-        return cls(folder, trials, curves)
+        self._trials, self._curves, self._patience = trials, curves, patience or Patience()
 
     def write_search(self, meta: Mapping[str, Any]) -> None:
-        write_json(self.folder / "search.json", meta)
+        path = self.folder / "search.json"
+        self._patience.persist(lambda: write_json(path, meta), path)
 
-    def write_trial(self, row: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> None:
-        place = Path(f"benchmark={row['benchmark']}") / f"method={row['method']}" / f"{row['trial_id']}.parquet"
-        if curve:
-            write_table(self.folder / "curves" / place, self._curves, curve)
-        write_table(self.folder / "trials" / place, self._trials, [row])
+    def as_written(self, row: Mapping[str, Any], curve: Sequence[Mapping[str, Any]] = ()) -> tuple[Row, list[Row]]:
+        """A trial's row and its curve as they will be read: every column, in its type. Raises ValueError on columns
+        outside the schema."""
+        return _table(self._trials, [row]).to_pylist()[0], _table(self._curves, curve).to_pylist()
 
-    def write_final(self, row: Mapping[str, Any]) -> None:
-        write_table(self.folder / "finals" / f"{row['trial_id']}.parquet", self._trials, [row])
+    def trial_files(self, row: Row, curve: Sequence[Row], points: Sequence[Row]) -> dict[str, bytes]:
+        """What is to be written of a trial that has ended and of the points on its line, by name."""
+        files = {f"curves/{trial_place(row)}": render_table(self._curves, curve)} if curve else {}
+        return files | {f"trials/{trial_place(each)}": render_table(self._trials, [each]) for each in (row, *points)}
 
-    def write_examples(self, trial_id: str, split: str, examples: Sequence[Mapping[str, Any]]) -> None:
+    def has_trial(self, row: Mapping[str, Any]) -> bool:
+        return (self.folder / "trials" / trial_place(row)).is_file()
+
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        for name, content in files.items():
+            path = self.folder / name
+            self._patience.persist(partial(write_file, path, content), path)
+
+    def write_final(self, row: Mapping[str, Any]) -> str:
+        return self._write(f"finals/{row['trial_id']}.parquet", self._trials, [row])
+
+    def write_examples(self, trial_id: str, split: str, examples: Sequence[Mapping[str, Any]]) -> str:
         rows = [{"trial_id": trial_id, "split": split, **example} for example in examples]
-        write_table(self.folder / "examples" / f"{trial_id}.parquet", EXAMPLE_SCHEMA, rows)
+        return self._write(f"examples/{trial_id}.parquet", EXAMPLE_SCHEMA, rows)
 
     def write_weights(
         self, trial_id: str, weights: Sequence[Sequence[float]], num_tokens: Sequence[int], start_nll: Sequence[float]
-    ) -> None:
+    ) -> str:
         """weights: [epochs][forget sequences], any scale; an epoch in which nothing was learnt is left out."""
         rows = [
             {
@@ -202,33 +213,48 @@ class Writer:
             if sum(epoch_weights) > 0
             for example, weight in enumerate(epoch_weights)
         ]
-        write_table(self.folder / "weights" / f"{trial_id}.parquet", WEIGHT_SCHEMA, rows)
+        return self._write(f"weights/{trial_id}.parquet", WEIGHT_SCHEMA, rows)
+
+    def _write(self, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> str:
+        """The name of what was written."""
+        self.write_files({name: render_table(schema, rows)})
+        return name
+
+
+def trial_place(row: Mapping[str, Any]) -> str:
+    """A trial's file under trials/ and curves/."""
+    return f"benchmark={row['benchmark']}/method={row['method']}/{row['trial_id']}.parquet"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_file(path, json.dumps(values, indent=2, sort_keys=True).encode())
+    """With a checksum of its own, so that `verify` sees every damage."""
+    content = {name: value for name, value in values.items() if name != CHECKSUM}
+    write_file(path, json.dumps(content | {CHECKSUM: json_checksum(content)}, indent=2, sort_keys=True).encode())
+
+
+def json_checksum(values: Mapping[str, Any]) -> str:
+    """CRC-32 of the values but for the checksum itself, in hexadecimal."""
+    content = {name: value for name, value in values.items() if name != CHECKSUM}
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One checksummed Parquet file, whole or not at all. Raises ValueError on columns outside the schema."""
+    """One such file, whole or not at all."""
+    write_file(path, render_table(schema, rows))
+
+
+def render_table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A Parquet file's content, with page checksums. Raises ValueError on columns outside the schema."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(_table(schema, rows), buffer, write_page_checksum=True)
+    return buffer.getvalue().to_pybytes()
+
+
+def _table(schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:
-        raise ValueError(f"{path.name}: columns outside the schema: {sorted(unknown)}")
-    table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, write_page_checksum=True)
-    write_file(path, buffer.getvalue().to_pybytes())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        raise ValueError(f"columns outside the schema: {sorted(unknown)}")
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -254,13 +280,9 @@ class SearchResults:
 
 def read_search(folder: Path) -> SearchResults:
     """Raises UserError where the folder holds no search."""
-    try:
-        meta = json.loads((folder / "search.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: holds no search (no search.json). Give the folder that `tune` printed") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder / 'search.json'}: cannot be read ({error}). Restore it from a copy") from None
     damaged: list[str] = []
+    history = read_ledger(folder)
+    meta = _read_meta(folder, history, damaged)
 
     def tables(name: str, schema: pa.Schema | None = None) -> Iterator[tuple[Path, pa.Table]]:
         for path in sorted((folder / name).rglob("*.parquet")):
@@ -275,8 +297,10 @@ def read_search(folder: Path) -> SearchResults:
     def rows(name: str, schema: pa.Schema | None = None) -> list[dict[str, Any]]:
         return [row for _, table in tables(name, schema) for row in table.to_pylist()]
 
-    trials = sorted(rows("trials"), key=lambda row: row["number"])
-    curves, finals, examples = rows("curves"), rows("finals"), rows("examples", EXAMPLE_SCHEMA)
+    trials, curves = _read_trials(history, rows, damaged)
+    finals, examples = rows("finals"), rows("examples", EXAMPLE_SCHEMA)
+    if (finalists := meta.get("finalists")) is not None:  # a search that went on may have had others before
+        finals = [row for row in finals if row["trial_id"] in finalists]
     weights = {path.stem: table for path, table in tables("weights", WEIGHT_SCHEMA)}
     comparison = None
     try:
@@ -286,6 +310,36 @@ def read_search(folder: Path) -> SearchResults:
     except (TypeError, ValueError, OSError):
         damaged.append("comparison.json")
     return SearchResults(folder, meta, trials, curves, finals, damaged, examples, weights, comparison)
+
+
+def _read_meta(folder: Path, history: History, damaged: list[str]) -> dict[str, Any]:
+    """search.json, or where it is damaged what the ledger has of it."""
+    try:
+        return dict(json.loads((folder / "search.json").read_text()))
+    except FileNotFoundError:
+        if history.meta is None:
+            raise UserError(
+                f"{folder}: holds no search (no search.json). Give the folder that `tune` printed"
+            ) from None
+    except (TypeError, ValueError, OSError) as error:
+        if history.meta is None:
+            raise UserError(f"{folder / 'search.json'}: cannot be read ({error}). Restore it from a copy") from None
+    damaged.append("search.json")
+    return history.meta
+
+
+def _read_trials(history: History, rows: Callable[[str], list[Row]], damaged: list[str]) -> tuple[list[Row], list[Row]]:
+    """Rows and curves of all trials that have ended, in the order of suggestion: from the ledger, which is one file
+    and the truth, and where it is damaged or not there from the files of the trials."""
+    lives = [life for life in history.lives().values() if life.row is not None]
+    found = [row for life in lives for row in (life.row, *life.points) if row is not None]
+    curves = [point for life in lives for point in life.curve]
+    if history.damaged or not history.events:
+        damaged += [LEDGER] * bool(history.damaged)
+        known = {row["trial_id"] for row in found}
+        found += [row for row in rows("trials") if row["trial_id"] not in known]
+        curves += [row for row in rows("curves") if row["trial_id"] not in known]
+    return sorted(found, key=lambda row: row["number"]), curves
 
 
 @dataclass(frozen=True)

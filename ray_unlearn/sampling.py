@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.trial import TrialState
 from scipy.stats import qmc
@@ -47,19 +48,32 @@ class MethodStudy:
         self, space: Space, trials: int, pareto: bool, seed: int, sampler: str = TPE, utility_floor: float = 0.0
     ) -> None:
         quieten()
-        self._pareto, self._floor, self._sampler = pareto, utility_floor, sampler
-        first = min(FIRST_POINTS, max(1, trials // 2))
-        self._study = optuna.create_study(
-            directions=["maximize"] * (2 if pareto else 1), sampler=_build_sampler(sampler, trials, first, seed)
-        )
+        self._space, self._pareto, self._floor = space, pareto, utility_floor
+        self._sampler, self._trials, self._seed = sampler, trials, seed
+        self._first = min(FIRST_POINTS, max(1, trials // 2))
+        self._study = optuna.create_study(directions=["maximize"] * (2 if pareto else 1))
         self._distributions = build_distributions(space)
         # QMC has nothing to wait for: its first points are all of its points.
-        enqueued = {RANDOM: 0, QMC: trials}.get(sampler, first)
-        for point in first_points(space, enqueued, seed):
-            self._study.enqueue_trial(point)
+        self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, self._first), seed)
+        self._asked = 0
         self._open: dict[str, optuna.trial.Trial] = {}
 
-    def ask(self, trial_id: str) -> dict[str, float]:
+    def ask(self, trial_id: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The next settings. values: those that were suggested for this trial before, by a search that now goes on.
+
+        They follow from the seed, the trial's place and what was told so far, and from nothing else: a search that
+        goes on proposes what it would have proposed without the break.
+        """
+        known = self._points[self._asked] if self._asked < len(self._points) else None
+        if values is not None:
+            known = {name: values[name] for name in self._distributions}
+        kind = self._sampler
+        if known is not None:
+            self._study.enqueue_trial(known)
+            kind = NSGA2 if kind == NSGA2 else RANDOM  # NSGA-II marks its generations; the others have nothing to do
+        seed = int(np.random.SeedSequence([self._seed, self._asked]).generate_state(1)[0])
+        self._study.sampler = _build_sampler(kind, self._trials, self._first, seed)
+        self._asked += 1
         trial = self._study.ask(self._distributions)
         self._open[trial_id] = trial
         return dict(trial.params)

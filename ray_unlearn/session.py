@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import ray
 
@@ -60,6 +60,21 @@ def ray_session(gang: GangConfig, count: int, address: str | None) -> Iterator[N
                     f"the Ray cluster has {have.get(name, 0.0):g} {name}, and {count} gang(s) of {gang.num_workers} "
                     f"worker(s) need {amount:g}. Lower --concurrent or the number of workers"
                 )
+        check_nodes(gang, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
+
+
+def check_nodes(gang: GangConfig, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Raise RuntimeError where one worker asks for more than any node (by resource) has: it would wait for ever.
+
+    A gang is packed on one node where it fits and spread over several where it must be; a worker is never split.
+    """
+    for name, amount in {"CPU": gang.cpus_per_worker, "GPU": gang.gpus_per_worker}.items():
+        most = max((node.get(name, 0.0) for node in nodes), default=0.0)
+        if amount > most:
+            raise RuntimeError(
+                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}. Give fewer "
+                "with --gpus-per-worker" + (", or more workers to a trial" if name == "GPU" else "")
+            )

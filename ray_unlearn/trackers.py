@@ -122,10 +122,16 @@ class Tracker(StaysHere, Callback):
     def __init__(self, name: str, config: SearchConfig, folder: Path, say: Callable[[str], None]) -> None:
         self._name, self._config, self._folder, self._say = name, config, folder, say
         self._inner: Callback | None = None
+        self._is_out = False
         self._shown: dict[str, Shown] = {}
         self._failed: set[str] = set()
+        """By Tune's ids: the trials that are open, and those of them that have reported their failure."""
 
     def setup(self, *positional: Any, **info: Any) -> None:
+        """Once more where Tune is begun anew: then with a new logger."""
+        if self._is_out:
+            return
+        self._shown.clear()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._inner = build_logger(self._name, self._config.name, self._folder)
@@ -158,6 +164,10 @@ class Tracker(StaysHere, Callback):
         """For Tune a trial that reported its failure has completed like any other."""
         self._end(iteration, trial, "on_trial_error" if trial.trial_id in self._failed else "on_trial_complete", info)
 
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """It starts anew, as another trial of the same name."""
+        self._end(iteration, trial, "on_trial_error", info)
+
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._end(iteration, trial, "on_trial_error", info)
 
@@ -177,7 +187,7 @@ class Tracker(StaysHere, Callback):
                 self._leave_out(error)
 
     def _leave_out(self, error: Exception) -> None:
-        self._inner = None
+        self._inner, self._is_out = None, True
         self._say(f"{self._name} is left out from here on ({describe_failure(error)}); the search goes on")
 
 

@@ -53,6 +53,8 @@ class Job:
     """Attacks on the model as it is at the end."""
     seed: int = 0
     """Of the attacks."""
+    max_tokens: int = 0
+    """Tokens in one worker's forward pass; 0: the gang's."""
     weights: bool = False
     """Whether the last report has each forget sequence's gradient weight by epoch (of a trial), or its NLL a token
     (of the starting model)."""
@@ -94,6 +96,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     model or the data raise; the caller turns that into a failed trial.
     """
     trial = job.trial
+    worker.max_tokens = job.max_tokens or worker.gang.max_tokens
     worker.restore()
     seconds = {"train_seconds": 0.0, "evaluate_seconds": 0.0}
     mark = worker.clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from ray_unlearn.alternates import build_alternates
 from ray_unlearn.benchmarks import Benchmark, Probe, Profile, Prompts, Split, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, TrialConfig
 from ray_unlearn.data import Pack, Sequences, pack, pack_trees, plan_epoch, share
+from ray_unlearn.failures import NonFinite
 from ray_unlearn.logprobs import CORRECT, MOMENTS, Answers, AnswerScorer, causal_model, decoder_layers, score_answers
 from ray_unlearn.losses import (
     DISTRIBUTION,
@@ -51,10 +53,6 @@ CPU_SCORING_TOKENS = 1024
 """Tokens of one forward pass without gradients on a CPU: more is slower there, for want of cache."""
 Item = tuple[np.ndarray, int]
 """A sequence's token ids, int32 [n], and where its answer starts."""
-
-
-class NonFinite(ArithmeticError):
-    """A loss or a metric became nan or inf: this trial has failed, the gang has not."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,7 @@ class Worker:
 
     def __init__(self, task: Task, gang: GangConfig, device: torch.device) -> None:
         self.task, self.gang, self.device = task, gang, device
+        self.max_tokens = gang.max_tokens
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         if device.type == "cpu":
             torch.set_num_threads(gang.threads_per_worker)
@@ -269,7 +268,7 @@ class Worker:
         losses = [StepLosses(*row) for row in sums.tolist()]
         where = f"in epoch {epoch + 1} (learning rate {trial.learning_rate:g})"
         if not torch.isfinite(sums).all():
-            raise NonFinite(f"the loss is not finite {where}")
+            raise NonFinite(f"the loss is not finite {where}", is_nan=bool(sums.isnan().any()))
         if self.engine.skipped_steps:  # DeepSpeed leaves such steps out and goes on
             raise NonFinite(f"the gradient is not finite in {self.engine.skipped_steps} step(s) {where}")
         return losses
@@ -281,7 +280,7 @@ class Worker:
 
     def _step(self, batch: _Batch) -> Tensor:
         """One optimizer step; this worker's share of (forget loss, retain loss), [2]."""
-        parts = share(batch.lengths, self.num_workers, self.gang.max_tokens)[self.rank]
+        parts = share(batch.lengths, self.num_workers, self.max_tokens)[self.rank]
         record = torch.zeros(2, device=self.device)
         for i, part in enumerate(parts):
             loss, terms, learnt = self._micro_batch(batch, sorted(part))
@@ -512,7 +511,7 @@ class Worker:
         profile = self._benchmark.measure(scores, answers, split)
         for name, value in profile.metrics.items():
             if not math.isfinite(value):
-                raise NonFinite(f"metric {name} is {value}")
+                raise NonFinite(f"metric {name} is {value}", is_nan=math.isnan(value))
         return profile
 
     def _packs(self, sequences: Sequences, trees: bool = False) -> Iterator[tuple[list[int], Pack]]:
@@ -521,7 +520,7 @@ class Worker:
         groups = sequences.by_prompt() if trees else [[i] for i in range(len(sequences))]
         answers, starts = sequences.answer_lengths, sequences.answer_starts
         lengths = [int(starts[group[0]] - trees + answers[group].sum()) for group in groups]
-        budget = min(self.gang.max_tokens, CPU_SCORING_TOKENS) if self.device.type == "cpu" else self.gang.max_tokens
+        budget = min(self.max_tokens, CPU_SCORING_TOKENS) if self.device.type == "cpu" else self.max_tokens
         for part in share(lengths, self.num_workers, budget)[self.rank]:
             chosen = [groups[g] for g in part]
             members = [i for group in chosen for i in group]
@@ -749,6 +748,12 @@ class Worker:
         largest = torch.tensor(peak, dtype=torch.int64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
+
+    def free_memory(self) -> None:
+        """Give back what a trial that ran out of memory held."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def clock(self) -> float:
         """Seconds; the GPU's queued work is waited for."""

@@ -177,11 +177,11 @@ def test_importances_find_the_parameter_that_matters_and_say_nothing_of_few_tria
 def folder(tmp_path):
     """A search of two methods with unequal budgets."""
     schema = trial_schema("wmdp", ["beta"], ["forget_accuracy"])
-    writer = Writer.create(tmp_path / "search", schema, curve_schema("wmdp", []))
+    writer = Writer(tmp_path / "search", schema, curve_schema("wmdp", []))
     writer.write_search({"chosen": "simnpo-0001", "spaces": {n: asdict(s) for n, s in SPACES.items()}})
     failed = {"status": "failed", "error": "lost"}
     for number, trial in enumerate([row("simnpo-0001"), row("simnpo-0002", **failed), row("npo-0001")]):
-        writer.write_trial({**trial, "number": number, "benchmark": "wmdp"}, [])
+        writer.write_files(writer.trial_files({**trial, "number": number, "benchmark": "wmdp"}, [], []))
     return writer.folder
 
 

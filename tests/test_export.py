@@ -145,7 +145,7 @@ def test_an_adapter_on_its_base_is_the_merged_model_and_an_interpolated_one_lies
 
 def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tmp_path, tiny_model, monkeypatch):
     """The whole export, and its repetition, with a worker in this process in the place of a gang."""
-    from ray_unlearn.search import held_out_job
+    from ray_unlearn.finals import held_out_job
 
     task = tiny_task(tiny_model)
     config = SearchConfig(

@@ -10,7 +10,22 @@ from types import SimpleNamespace
 import pytest
 
 from ray_unlearn.config import GangConfig, TrialConfig
-from ray_unlearn.gang import MAX_DELIVERIES, MAX_STARTS, Gangs, _Broker, describe
+from ray_unlearn.failures import (
+    DEVICE_MEMORY,
+    HOST_MEMORY,
+    INF,
+    LOST,
+    NAN,
+    PREEMPTED,
+    RAISED,
+    RETRIES,
+    TIMEOUT,
+    Failure,
+    NonFinite,
+    kind_of,
+    kind_of_death,
+)
+from ray_unlearn.gang import FEWEST_TOKENS, MAX_STARTS, Gangs, _Broker, describe
 from ray_unlearn.trial import Job
 from tests.tiny import tiny_task
 
@@ -31,7 +46,7 @@ async def soon(awaitable):
 
 def test_a_worker_waits_for_the_verdict_after_every_report():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         await broker.submit(Job("a"))
         await taken(broker)
         first = asyncio.create_task(broker.report(0, "a", 1, point()))
@@ -81,7 +96,7 @@ def test_many_jobs_keep_every_gang_busy_and_come_back_as_they_end(monkeypatch):
 
 def test_a_stopped_job_ends_at_its_report_and_the_next_one_is_taken():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         for name in "ab":
             await broker.submit(Job(name))
         await taken(broker)
@@ -96,7 +111,7 @@ def test_a_stopped_job_ends_at_its_report_and_the_next_one_is_taken():
 
 def test_a_job_in_flight_is_delivered_again_and_reported_once():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         await broker.submit(Job("a"))
         assert await broker.hello(0)
         await taken(broker)
@@ -114,22 +129,102 @@ def test_a_job_in_flight_is_delivered_again_and_reported_once():
     asyncio.run(life())
 
 
-def test_a_job_that_keeps_killing_its_workers_fails():
+def test_a_job_that_keeps_killing_its_workers_fails_and_the_gang_goes_on():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         await broker.submit(Job("a"))
         reading = asyncio.create_task(broker.next("a"))
-        for _ in range(MAX_DELIVERIES):
+        for _ in range(RETRIES[LOST] + 1):
+            assert await broker.hello(0)
             await taken(broker)
-        assert await broker.take(0) == "idle"
-        assert "lost" in (await soon(reading))["error"]
+        assert await broker.hello(0)
+        report = await soon(reading)
+        assert (report["failure"], report["retries"]) == (LOST, RETRIES[LOST])
+        await broker.submit(Job("b"))
+        assert (await soon(taken(broker))).job_id == "b"
 
     asyncio.run(life())
 
 
+@pytest.mark.parametrize(("kind", "tries"), [(kind, RETRIES[kind] + 1) for kind in (NAN, RAISED, TIMEOUT)])
+def test_a_job_is_tried_again_as_often_as_its_kind_of_failure_allows(kind, tries):
+    async def life():
+        broker = _Broker([], 1, 64)
+        await broker.submit(Job("a"))
+        for _ in range(tries):
+            await taken(broker)
+            await broker.fail(0, "a", Failure(kind, "what happened"))
+        report = await soon(broker.next("a"))
+        assert report["failure"] == kind
+        assert report["retries"] == tries - 1
+        assert report["error"].startswith("what happened")
+
+    asyncio.run(life())
+
+
+def test_out_of_memory_halves_the_tokens_of_a_pass_for_all_and_says_it():
+    async def life():
+        broker = _Broker([], 1, 100)
+        await broker.submit(Job("a"))
+        assert (await taken(broker)).max_tokens == 100
+        await broker.fail(0, "a", Failure(DEVICE_MEMORY, "CUDA out of memory"))
+        assert (await taken(broker)).max_tokens == 50
+        notes, _ = await broker.news()
+        assert len(notes) == 1
+        assert "50 tokens" in notes[0]
+        await broker.fail(0, "a", Failure(DEVICE_MEMORY, "CUDA out of memory"))
+        assert (await taken(broker)).max_tokens == FEWEST_TOKENS
+        await broker.fail(0, "a", Failure(DEVICE_MEMORY, "CUDA out of memory"))
+        report = await soon(broker.next("a"))
+        assert report["failure"] == DEVICE_MEMORY, "no smaller pass is left"
+
+    asyncio.run(life())
+
+
+def test_a_preempted_node_costs_a_job_none_of_its_other_retries():
+    async def life():
+        broker = _Broker([], 1, 64)
+        await broker.submit(Job("a"))
+        for _ in range(5):
+            assert await broker.hello(0)
+            await taken(broker)
+            await broker.workers_died(0, Failure(PREEMPTED, "the node was preempted"))
+        await broker.hello(0)
+        assert (await soon(taken(broker))).job_id == "a"
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (NonFinite("loss", is_nan=True), NAN),
+        (NonFinite("loss", is_nan=False), INF),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), HOST_MEMORY),
+        (MemoryError(), HOST_MEMORY),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), DEVICE_MEMORY),
+        (ValueError("bad"), RAISED),
+    ],
+)
+def test_a_failure_is_told_by_what_was_raised(error, kind):
+    assert kind_of(error) == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("The node was preempted"), PREEMPTED),
+        (RuntimeError("Task was killed due to the node running low on memory"), HOST_MEMORY),
+        (RuntimeError("The actor died unexpectedly"), LOST),
+    ],
+)
+def test_a_death_is_told_by_what_ray_says(error, kind):
+    assert kind_of_death(error) == kind
+
+
 def test_a_gang_that_starts_for_nothing_is_given_up():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         answers = [await broker.hello(0) for _ in range(MAX_STARTS + 1)]
         assert answers == [True] * MAX_STARTS + [False]
 
@@ -138,7 +233,7 @@ def test_a_gang_that_starts_for_nothing_is_given_up():
 
 def test_a_gang_whose_jobs_are_stopped_has_not_started_for_nothing():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         for start in range(2 * MAX_STARTS):
             assert await broker.hello(0)
             name = str(start)
@@ -148,14 +243,14 @@ def test_a_gang_whose_jobs_are_stopped_has_not_started_for_nothing():
             await soon(broker.next(name))
             await broker.stop(name)
             assert await soon(report) is False
-        assert await broker.num_done(0) == 2 * MAX_STARTS
+        assert await broker.num_taken(0) == 2 * MAX_STARTS
 
     asyncio.run(life())
 
 
 def test_when_the_last_gang_is_gone_every_job_fails_with_the_reason():
     async def life():
-        broker = _Broker([], 2)
+        broker = _Broker([], 2, 64)
         for name in "ab":
             await broker.submit(Job(name))
         await taken(broker, gang=0)
@@ -170,7 +265,7 @@ def test_when_the_last_gang_is_gone_every_job_fails_with_the_reason():
 
 def test_a_client_that_vanished_does_not_keep_the_gang_once_its_job_is_stopped():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         for name in "ab":
             await broker.submit(Job(name))
         await taken(broker)
@@ -187,7 +282,7 @@ def test_a_client_that_vanished_does_not_keep_the_gang_once_its_job_is_stopped()
 
 def test_a_closed_broker_ends_the_trial_in_flight_and_the_gang():
     async def life():
-        broker = _Broker([], 1)
+        broker = _Broker([], 1, 64)
         await broker.submit(Job("a"))
         await taken(broker)
         await broker.close()

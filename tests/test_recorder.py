@@ -1,14 +1,20 @@
 """The recorder without Ray: reports go in, verdicts and rows come out."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
 import pytest
 
 from ray_unlearn.config import GangConfig, SearchConfig
+from ray_unlearn.finals import choose
+from ray_unlearn.ledger import Ledger, read_ledger
+from ray_unlearn.recorder import Recorder
+from ray_unlearn.results import Writer, curve_schema, read_search, read_table, trial_schema
 from ray_unlearn.sampling import MethodStudy
-from ray_unlearn.search import Recorder, _Verdicts, choose
+from ray_unlearn.search import _Events, _Verdicts
 from ray_unlearn.space import Range, Space
+from ray_unlearn.storage import Patience
 
 SPACE = Space("ga", {"epochs": 10, "evaluations": 1}, {"learning_rate": Range(1e-5, 1e-3, log=True)}, ())
 
@@ -24,8 +30,12 @@ class Told:
 
 
 @pytest.fixture
-def recorder():
+def recorder(tmp_path):
+    """Builds a recorder on a folder; again on the same one, it goes on there."""
+    stack = contextlib.ExitStack()
+
     def build(**choices) -> Recorder:
+        stack.close()  # the last one's process is gone
         config = SearchConfig(
             **{
                 **{"name": "s", "benchmark": "toy", "scale": "mini", "methods": ("ga", "graddiff"), "trials": 8},
@@ -34,13 +44,20 @@ def recorder():
             }
         )
         pareto = config.objective == "pareto"
-        studies = {name: MethodStudy(SPACE, 8, pareto, 0) for name in config.methods}
-        recorder = Recorder(config, studies, dict.fromkeys(config.methods, SPACE), Told())
+        studies = {name: MethodStudy(SPACE, config.trials, pareto, 0, config.sampler) for name in config.methods}
+        schemas = trial_schema("toy", [], ["accuracy"]), curve_schema("toy", ["accuracy"])
+        ledger = stack.enter_context(Ledger(tmp_path, Patience()))
+        history = ledger.open()
+        spaces, watcher = dict.fromkeys(config.methods, SPACE), Told()
+        recorder = Recorder(config, studies, spaces, Writer(tmp_path, *schemas), ledger, watcher)
         recorder.stopped = []
-        recorder.attach(Told(), recorder.stopped.append)
+        recorder.attach(recorder.stopped.append)
+        recorder.recall(history)
+        ledger.append("described", meta={"name": "s"})
         return recorder
 
-    return build
+    with stack:
+        yield build
 
 
 def report(epoch: int, objective: float, **values) -> dict:
@@ -53,14 +70,19 @@ def report(epoch: int, objective: float, **values) -> dict:
 def live(recorder: Recorder, tune_id: str, reports: list[dict]) -> dict:
     """One trial as Tune leads it: a verdict on every report but the last; its row."""
     recorder.suggest(tune_id)
+    trial = SimpleNamespace(trial_id=tune_id)
+    _Events(recorder).on_trial_start(0, [], trial)
     for values in reports:
-        result, trial = {"report": json.dumps(values)}, SimpleNamespace(trial_id=tune_id)
+        result = {"report": json.dumps(values)}
         goes_on = values["done"] or _Verdicts(recorder).on_trial_result(None, trial, result) == "CONTINUE"
-        recorder.on_trial_result(0, [], trial, result)
+        _Events(recorder).on_trial_result(0, [], trial, result)
         if not goes_on:
             break
-    recorder.on_trial_complete(0, [], trial)
+    _Events(recorder).on_trial_complete(0, [], trial)
     return recorder.rows[-1]
+
+
+DIVERGED = {"error": "NonFinite: the loss", "failure": "nan", "retries": 0, "done": True}
 
 
 def curve(*scores: float) -> list[dict]:
@@ -116,9 +138,9 @@ def test_a_trial_is_judged_by_its_best_point_so_far(recorder):
 
 def test_a_failed_trial_says_how_far_it_came(recorder):
     search = recorder(methods=("ga",))
-    failed = live(search, "a", [report(2, 0.5), {"error": "NonFinite", "done": True}])
+    failed = live(search, "a", [report(2, 0.5), DIVERGED])
     assert (failed["status"], failed["epochs_run"]) == ("failed", 2)
-    nothing = live(search, "b", [{"error": "NonFinite", "done": True}])
+    nothing = live(search, "b", [DIVERGED])
     assert (nothing["status"], nothing["epochs_run"]) == ("failed", 0)
 
 
@@ -129,3 +151,107 @@ def test_a_pruned_trial_is_chosen_only_where_none_completed():
     assert choose([failed, pruned, completed], 0.9) is completed
     assert choose([failed, pruned], 0.9) is pruned
     assert choose([failed], 0.9) is None
+
+
+def suggestions(recorder: Recorder, count: int) -> list:
+    return [recorder.suggest(f"t{i}") for i in range(count)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "qmc", "random"])
+def test_a_search_that_was_killed_goes_on_as_if_nothing_had_been(recorder, sampler, tmp_path_factory):
+    """Killed over the seventh trial: what comes after is what would have come without it."""
+    trials = 5 if sampler == "gp" else 8  # it takes its time
+
+    def run(search: Recorder, first: int, last: int) -> list[dict]:
+        return [live(search, f"t{i}", curve(0.2, 0.3, score_of(i))) for i in range(first, last)]
+
+    def score_of(i: int) -> float:
+        return (7 * i % 10) / 10
+
+    choices = {"sampler": sampler, "prune": False, "methods": ("ga", "graddiff"), "trials": trials}
+    search = recorder(**choices)
+    before = run(search, 0, 6)
+    lost = search.suggest("in flight")
+    search = recorder(**choices)
+    assert [row["trial_id"] for row in search.rows] == [row["trial_id"] for row in before]
+    again = search.suggest("again")
+    assert again == lost, "what was in flight comes first, with its settings"
+    assert search.num_left == 2 * trials - 6
+    search = recorder(**choices)
+    rest = run(search, 6, 2 * trials)
+    assert search.suggest("one more") is None
+    assert search.num_left == 0
+    rows = read_search(search.writer.folder).trials
+    assert [row["number"] for row in rows] == list(range(2 * trials))
+    assert len({row["trial_id"] for row in rows}) == 2 * trials
+    seen = [row["learning_rate"] for row in [*before, *rest]]
+
+    undisturbed = []
+    fresh = MethodStudy(SPACE, trials, False, 0, sampler), MethodStudy(SPACE, trials, False, 0, sampler)
+    for i in range(2 * trials):
+        study = fresh[i % 2]
+        undisturbed.append(study.ask(str(i))["learning_rate"])
+        study.tell(str(i), rows[i])
+    assert seen == undisturbed
+
+
+def test_files_of_trials_that_a_kill_kept_back_are_written_when_the_search_goes_on(recorder, tmp_path):
+    search = recorder(methods=("ga",))
+    row = live(search, "a", curve(0.3, 0.6, 0.5))
+    for path in tmp_path.rglob("*.parquet"):
+        path.unlink()
+    recorder(methods=("ga",))
+    (path,) = (tmp_path / "trials").rglob("*.parquet")
+    assert read_table(path) == [row]
+    (path,) = (tmp_path / "curves").rglob("*.parquet")
+    assert [point["objective"] for point in read_table(path)] == [0.3, 0.6, 0.5]
+
+
+def test_a_trial_that_begins_anew_is_judged_once_and_reports_anew(recorder, tmp_path):
+    search = recorder(methods=("ga",))
+    live(search, "a", curve(0.5, 0.5, 0.5))
+    search.suggest("b")
+    early = report(2, 0.6)
+    assert search.goes_on("b", early)
+    search.reported("b", early)
+    search.restarted("b", "lost")
+    assert search.stopped == ["ga-0001"]
+    assert search.goes_on("b", report(2, 0.6)), "the verdict of then"
+    for values in curve(0.6, 0.6, 0.6):
+        search.reported("b", values)
+    search.ended("b")
+    assert search.rows[-1]["retries"] == 1
+    kinds = [event["event"] for event in read_ledger(tmp_path).events if event.get("trial_id") == "ga-0001"]
+    assert kinds == ["judged", "retried", "ended"]
+    assert len([c for c in read_search(tmp_path).curves if c["trial_id"] == "ga-0001"]) == 3
+
+
+def test_verdicts_of_then_hold_when_the_search_goes_on(recorder):
+    search = recorder(methods=("ga",))
+    live(search, "a", curve(0.5, 0.5, 0.5))
+    live(search, "b", curve(0.4, 0.6, 0.6))
+    search = recorder(methods=("ga",))
+    assert live(search, "c", curve(0.45, 0.9, 0.9))["status"] == "pruned", "the best of three is told 0.5"
+    assert live(search, "d", curve(0.9, 0.9, 0.9))["status"] == "completed"
+
+
+def test_a_trial_whose_process_dies_too_often_is_lost_and_its_job_stopped(recorder):
+    search = recorder(methods=("ga",))
+    search.suggest("a")
+    _Events(search).on_trial_recover(0, [], SimpleNamespace(trial_id="a"))
+    _Events(search).on_trial_error(0, [], SimpleNamespace(trial_id="a"))
+    assert (search.rows[0]["status"], search.rows[0]["failure"], search.rows[0]["retries"]) == ("failed", "lost", 1)
+    assert search.stopped == ["ga-0000", "ga-0000"]
+
+
+def test_what_a_damaged_line_said_is_taken_from_the_files(recorder, tmp_path):
+    search = recorder(methods=("ga",))
+    rows = [live(search, name, curve(0.1, 0.2, 0.3)) for name in "abc"]
+    ledger = tmp_path / "ledger.jsonl"
+    lines = ledger.read_bytes().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if b'"ended"' in line)
+    lines[number] = lines[number].replace(b'"completed"', b'"complEted"')
+    ledger.write_bytes(b"".join(lines))
+    results = read_search(tmp_path)
+    assert results.trials == rows
+    assert "ledger.jsonl" in results.damaged

@@ -18,11 +18,11 @@ def row(trial_id: str, method: str, number: int, **values):
 
 
 def written(folder: Path) -> Path:
-    writer = Writer.create(folder / "search", TRIALS, CURVES)
+    writer = Writer(folder / "search", TRIALS, CURVES)
     writer.write_search({"name": "search"})
     curve = {"trial_id": "simnpo-0000", "benchmark": "toy", "method": "simnpo", "step": 3, "toy/accuracy": 0.4}
-    writer.write_trial(row("simnpo-0000", "simnpo", 1, beta=2.5, gamma=0.0), [curve])
-    writer.write_trial(row("ga-0000", "ga", 0), [])
+    writer.write_files(writer.trial_files(row("simnpo-0000", "simnpo", 1, beta=2.5, gamma=0.0), [curve], []))
+    writer.write_files(writer.trial_files(row("ga-0000", "ga", 0), [], []))
     return writer.folder
 
 
@@ -56,14 +56,9 @@ def test_a_damaged_file_is_named_and_the_others_are_read(tmp_path, damage):
 
 
 def test_a_column_outside_the_schema_is_refused(tmp_path):
-    writer = Writer.create(tmp_path / "search", TRIALS, CURVES)
+    writer = Writer(tmp_path / "search", TRIALS, CURVES)
     with pytest.raises(ValueError, match="delta"):
-        writer.write_trial(row("a", "simnpo", 0, delta=1.0), [])
-
-
-def test_a_folder_that_is_taken_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is there already"):
-        Writer.create(written(tmp_path), TRIALS, CURVES)
+        writer.write_files(writer.trial_files(row("a", "simnpo", 0, delta=1.0), [], []))
 
 
 def test_a_folder_without_a_search_says_so(tmp_path):

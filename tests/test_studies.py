@@ -1,7 +1,8 @@
 """The search's trials as Optuna shows them: read back with Optuna's own functions, and never in the search's way."""
 
-import json
+import contextlib
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from ray_unlearn.config import GangConfig, SearchConfig
-from ray_unlearn.results import SearchResults, Writer, curve_schema, read_search, trial_schema
+from ray_unlearn.ledger import Ledger
+from ray_unlearn.recorder import Recorder
+from ray_unlearn.results import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
 from ray_unlearn.sampling import MethodStudy
-from ray_unlearn.search import Recorder
 from ray_unlearn.space import Range, Space
+from ray_unlearn.storage import Patience
 from ray_unlearn.studies import FILE, StudiesView, update_studies
 
 RANGES = {"learning_rate": Range(1e-6, 1e-2, log=True), "batch_size": Range(4, 64, log=True, integer=True)}
@@ -25,6 +28,9 @@ TRIALS = 4
 
 
 class Watcher:
+    def resumed(self, rows):
+        return None
+
     def started(self, trial, number):
         return None
 
@@ -32,56 +38,61 @@ class Watcher:
         return None
 
 
-def build_recorder(folder: Path, objective: str, view: bool = True) -> Recorder:
-    """Of a search in `folder` that has just begun."""
+@contextlib.contextmanager
+def open_recorder(folder: Path, objective: str, view: bool = True) -> Iterator[Recorder]:
+    """Of a search in `folder` that has just begun, or goes on."""
+    folder.mkdir(exist_ok=True)
     config = SearchConfig(
         **{"name": folder.name, "benchmark": "wmdp", "scale": "mini", "methods": tuple(SPACES), "trials": TRIALS},
         **{"concurrent": 1, "objective": objective, "utility_floor": 0.9, "seed": 3, "gang": GangConfig()},
         model="m",
     )
-    parameters = dict.fromkeys(("beta", "gamma"))
-    writer = Writer.create(folder, trial_schema("wmdp", parameters, METRICS), curve_schema("wmdp", METRICS))
+    schemas = trial_schema("wmdp", ("beta", "gamma"), METRICS), curve_schema("wmdp", METRICS)
     pareto = objective == "pareto"
     shown = StudiesView(folder, config.name, SPACES, pareto, 0.9) if view else None
     studies = {name: MethodStudy(space, TRIALS, pareto, 3, utility_floor=0.9) for name, space in SPACES.items()}
-    recorder = Recorder(config, studies, SPACES, writer, shown)
-    recorder.attach(Watcher(), lambda job: None)
-    return recorder
+    with Ledger(folder, Patience()) as ledger:
+        history = ledger.open()
+        recorder = Recorder(config, studies, SPACES, Writer(folder, *schemas), ledger, Watcher(), shown)
+        recorder.attach(lambda trial_id: None)
+        recorder.recall(history)
+        ledger.append("described", meta=meta(folder.name, objective))
+        yield recorder
 
 
-def report(epoch: int, score: float) -> str:
+def report(epoch: int, score: float) -> dict:
     scores = {"objective": score, "forget": score, "utility": 1 - score / 4, "epoch": epoch, "step": 10 * epoch}
     costs = {"train_seconds": 1.0, "evaluate_seconds": 1.0, "peak_memory_bytes": 1}
     losses = {"forget_loss": 1.0, "retain_loss": 2.0}
     metrics = dict(zip(METRICS, (1 - score, 0.5 + score / 2), strict=True))
-    return json.dumps({**scores, **costs, **losses, "metrics": metrics, "done": epoch == 4})
+    return {**scores, **costs, **losses, "metrics": metrics, "done": epoch == 4}
 
 
-def run_trials(recorder: Recorder) -> list[dict]:
-    """All of them, one of which is pruned and one of which fails; what was suggested."""
+def run_trials(recorder: Recorder, numbers: Iterable[int] = range(2 * TRIALS)) -> list[dict]:
+    """Those of that number, of which the fifth is pruned and the sixth fails; what was suggested."""
     suggested = []
-    for number in range(2 * TRIALS):
+    for number in numbers:
         tune_id = f"t{number}"
-        suggested.append(json.loads(recorder.suggest(tune_id)["trial"]))
+        suggested.append(recorder.suggest(tune_id).to_json())
         score = suggested[-1]["learning_rate"] ** 0.1
         reports = [report(2, score / 2), report(4, score)]
         if number == 4:
-            recorder._pruned.add(tune_id)
+            recorder._open[tune_id].is_pruned = True
             reports.pop()
         if number == 5:
-            reports[1] = json.dumps({"error": "Traceback\n  somewhere\nNonFinite: the loss is nan", "done": True})
-        trial = SimpleNamespace(trial_id=tune_id)
-        for text in reports:
-            recorder.on_trial_result(0, [], trial, {"report": text})
-        recorder.on_trial_complete(0, [], trial)
+            error = "Traceback\n  somewhere\nNonFinite: the loss is nan"
+            reports[1] = {"error": error, "failure": "nan", "retries": 0, "done": True}
+        for values in reports:
+            recorder.reported(tune_id, values)
+        recorder.ended(tune_id)
     return suggested
 
 
 @pytest.fixture(params=["combined", "pareto"])
 def search(request, tmp_path) -> SearchResults:
-    recorder = build_recorder(tmp_path / "s1", request.param)
-    run_trials(recorder)
-    (tmp_path / "s1" / "search.json").write_text(json.dumps(meta("s1", request.param)))
+    with open_recorder(tmp_path / "s1", request.param) as recorder:
+        run_trials(recorder)
+    write_json(tmp_path / "s1" / "search.json", meta("s1", request.param))
     return read_search(tmp_path / "s1")
 
 
@@ -157,6 +168,19 @@ def test_a_view_that_is_lost_or_behind_is_completed_from_the_results(search):
     check(search)
 
 
+def test_a_search_that_goes_on_goes_on_in_its_view_too(tmp_path):
+    for lost in (False, True):
+        folder = tmp_path / f"s{lost}"
+        with open_recorder(folder, "combined") as recorder:
+            run_trials(recorder, range(5))
+        if lost:
+            (folder / FILE).unlink()
+        with open_recorder(folder, "combined") as recorder:
+            run_trials(recorder, range(5, 2 * TRIALS))
+        write_json(folder / "search.json", meta(folder.name, "combined"))
+        check(read_search(folder))
+
+
 def test_points_on_a_trial_s_line_are_no_trials_of_a_study(search):
     point = {**search.trials[0], "trial_id": "simnpo-0000@0.5", "status": "interpolated"}
     search.trials.append(point)
@@ -166,24 +190,26 @@ def test_points_on_a_trial_s_line_are_no_trials_of_a_study(search):
 
 def test_a_search_asks_for_the_same_settings_with_and_without_the_view(tmp_path):
     for objective in ("combined", "pareto"):
-        with_view = run_trials(build_recorder(tmp_path / f"{objective}-a", objective))
-        without = run_trials(build_recorder(tmp_path / f"{objective}-b", objective, view=False))
+        with open_recorder(tmp_path / f"{objective}-a", objective) as recorder:
+            with_view = run_trials(recorder)
+        with open_recorder(tmp_path / f"{objective}-b", objective, view=False) as recorder:
+            without = run_trials(recorder)
         assert with_view == without
         assert not (tmp_path / f"{objective}-b" / FILE).exists()
 
 
 def test_a_view_that_cannot_be_written_is_said_once_and_ends_nothing(tmp_path, capsys):
-    recorder = build_recorder(tmp_path / "s", "combined")
-    (tmp_path / "s" / FILE).mkdir()
-    run_trials(recorder)
+    (tmp_path / "s" / FILE).mkdir(parents=True)
+    with open_recorder(tmp_path / "s", "combined") as recorder:
+        run_trials(recorder)
     assert len(recorder.rows) == 2 * TRIALS
     assert capsys.readouterr().err.count("no longer added") == 1
 
 
 def test_a_dead_process_s_lock_holds_nobody_up_and_a_trial_costs_milliseconds(tmp_path):
-    recorder = build_recorder(tmp_path / "s", "combined")
-    (tmp_path / "s" / f"{FILE}.lock").symlink_to(FILE)  # Optuna's own writers would wait 30 s for it
-    run_trials(recorder)
+    with open_recorder(tmp_path / "s", "combined") as recorder:
+        (tmp_path / "s" / f"{FILE}.lock").symlink_to(FILE)  # Optuna's own writers would wait 30 s for it
+        run_trials(recorder)
     view = StudiesView(tmp_path / "s", "s", SPACES, False, 0.9)
     seconds = []
     for number in range(200):
@@ -196,8 +222,8 @@ def test_a_dead_process_s_lock_holds_nobody_up_and_a_trial_costs_milliseconds(tm
 
 
 def test_somebody_else_may_write_to_the_file_meanwhile(tmp_path):
-    recorder = build_recorder(tmp_path / "s", "combined")
-    run_trials(recorder)
+    with open_recorder(tmp_path / "s", "combined") as recorder:
+        run_trials(recorder)
     study = load(tmp_path / "s", "simnpo")
     study.set_user_attr("note", "from the dashboard")
     update_studies(SimpleNamespace(folder=tmp_path / "s", curves=[], trials=recorder.rows, meta=meta("s", "combined")))

@@ -129,6 +129,23 @@ def test_a_logger_that_fails_is_left_out_with_one_line_without_secrets(tracked, 
     assert "s3cret" not in said[0]
 
 
+def test_a_trial_that_starts_anew_has_failed_and_starts_once_more(tracked):
+    inner = Heard()
+    tracker, _ = tracked(inner)
+    of_tune = SimpleNamespace(trial_id="a", config={"trial": json.dumps(TRIAL.to_json())})
+    tracker.on_trial_start(0, [], of_tune)
+    tracker.on_trial_recover(0, [], of_tune)
+    lead(tracker, [report(4)])
+    assert [call[0] for call in inner.calls] == ["setup", "start", "error", "start", "result", "complete"]
+
+
+def test_a_logger_that_was_left_out_stays_out_where_tune_is_begun_anew(tracked):
+    tracker, said = tracked(Heard(fails_at="setup"))
+    tracker.setup()
+    lead(tracker, [report(4)])
+    assert len(said) == 1
+
+
 def test_a_logger_that_cannot_be_built_is_left_out(monkeypatch, tmp_path):
     def refuse(*values):
         raise ValueError("no project")

@@ -13,7 +13,7 @@ from ray_unlearn.objective import pareto_front
 from ray_unlearn.report.text import is_number, method_label, score, setting, trial_label
 from ray_unlearn.results import CANDIDATES, INTERPOLATED, SearchResults
 
-HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error")
+HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error", "failure", "retries")
 SCORES = ("objective", "forget", "utility", "epoch")
 TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds")
 COSTS = ("seed", "epochs_run", *TIMES, "peak_memory_bytes")

@@ -341,6 +341,13 @@ def all_trials(results: SearchResults) -> tuple[Table, list[Row]]:
         ),
         Column("peak_memory_bytes", "peak memory", "bytes", "cost"),
         Column("trial_id", "id", "text", "trial"),
+        Column(
+            "failure",
+            "failure",
+            "text",
+            "trial",
+            "Kind of failure: nan, inf, out of memory, timeout, preempted, raised, lost",
+        ),
         Column("error", "error", "error", "trial"),
     ]
     order = sorted(

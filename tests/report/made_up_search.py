@@ -294,10 +294,10 @@ def write_folder(
             scores = {"forget": forget, "utility": 1.0, "objective": forget}
             measured = {"wmdp/forget_accuracy": 0.7 - 0.45 * forget, "wmdp/retain_accuracy": 0.65}
             finals.append(attacked({**model, "trial_id": name, "method": name, **scores, **measured}))
-    writer = Writer.create(folder, trial_schema("wmdp", PARAMETERS, METRICS | ATTACKED), curve_schema("wmdp", METRICS))
+    writer = Writer(folder, trial_schema("wmdp", PARAMETERS, METRICS | ATTACKED), curve_schema("wmdp", METRICS))
     writer.write_search(build_meta(**changes))
     for row, curve in trials:
-        writer.write_trial(row, curve)
+        writer.write_files(writer.trial_files(row, curve, []))
     for row in finals or []:
         writer.write_final(row)
     if made_up:

@@ -1,0 +1,344 @@
+"""What becomes of a search when things break: real searches, real kills, one table.
+
+    python -m tests.faults.table [--only worker,driver] [--injections 4] [--seed 0]
+
+The miniature synthetic benchmark, two methods of `--trials` trials each on two gangs, settings from quasi-random points
+(so that they do not depend on which trial ended first). First the undisturbed search. Then, for every kind of fault, as
+many searches as it takes: the fault comes at random moments, `ray_unlearn tune --resume` goes on where the command has
+ended, and at last the table of results is compared with the undisturbed one: trials asked, finished, repeated though
+finished, lost, extra, and whether every setting and score is the same to the bit. Recovery is the time from the fault
+to the next trial that ends. Each search has its own cluster and folders; nothing else on the machine is touched.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ray_unlearn.ledger import LEDGER, read_ledger
+from ray_unlearn.results import read_search
+
+OPTIONS = ("--benchmark", "synthetic", "--scale", "mini", "--methods", "simnpo,ga", "--sampler", "qmc")
+OPTIONS += ("--concurrent", "2", "--robustness", "none")
+VARYING = ("seconds", "peak_memory", "retries")
+"""Parts of the names of columns that differ between two runs of one search."""
+LIMIT = 400.0
+"""Seconds after which a command that has not ended hangs."""
+MOST_RESUMES = 5
+
+
+@dataclass
+class Search:
+    """One search, from its first command through every --resume."""
+
+    folder: Path
+    """Its place for everything: results, Ray's files."""
+    trials: int
+    commands: list[int] = field(default_factory=list)
+    """Exit codes."""
+    faults: int = 0
+    recoveries: list[float] = field(default_factory=list)
+
+    def start(self, *options: str) -> subprocess.Popen:
+        """The command in a session of its own, as a terminal or a job would have it."""
+        if not options and self.results is not None:
+            options = ("--resume", str(self.results))
+        options = options or (*OPTIONS, "--trials", str(self.trials), "--out", str(self.folder / "results"))
+        environment = {**os.environ, "RAY_TMPDIR": str(self.folder / "ray"), "PYTHONUNBUFFERED": "1"}
+        log = (self.folder / "output.txt").open("a")
+        command = [sys.executable, "-m", "ray_unlearn.cli", "tune", *options]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+    @property
+    def results(self) -> Path | None:
+        return next((path.parent for path in self.folder.glob(f"results/*/{LEDGER}")), None)
+
+    def num_ended(self) -> int:
+        return sum(event["event"] == "ended" for event in self.events())
+
+    def events(self) -> list[dict[str, Any]]:
+        return read_ledger(self.results).events if self.results else []
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = LIMIT) -> bool:
+    """Whether it came true before the process ended or the time was up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.1)
+    return False
+
+
+def processes_of(process: subprocess.Popen, name: str) -> list[psutil.Process]:
+    """The command's descendants whose command line has that word."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kill_one(name: str) -> Callable[[Search, subprocess.Popen, random.Random], None]:
+    def inject(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+        victims = processes_of(process, name)
+        if victims:
+            chance.choice(victims).send_signal(signal.SIGKILL)
+
+    return inject
+
+
+def send(number: int) -> Callable[[Search, subprocess.Popen, random.Random], None]:
+    return lambda search, process, chance: process.send_signal(number)
+
+
+def kill_everything(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    for victim in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        try:
+            victim.send_signal(signal.SIGKILL)
+        except psutil.Error:
+            continue
+
+
+def storage_goes_away(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """The results' folder is gone for a while, as with a network share."""
+    assert search.results is not None
+    away = search.folder / "away"
+    search.results.rename(away)
+    time.sleep(chance.uniform(3, 8))
+    away.rename(search.folder / "results" / read_name(away))
+
+
+def read_name(folder: Path) -> str:
+    return next(e["meta"]["name"] for e in read_ledger(folder).events if e["event"] == "described")
+
+
+def fill_disk(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """Everything that is free on the results' disk is taken for a while."""
+    with (search.folder / "results" / "ballast").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    time.sleep(chance.uniform(3, 8))
+    (search.folder / "results" / "ballast").unlink()
+
+
+def damage_files(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """The driver is killed; then a file of an ended trial is truncated, has a bit flipped or is emptied, and
+    `verify` must name it."""
+    kill_everything(search, process, chance)
+    process.wait()
+    assert search.results is not None
+    files = sorted(search.results.glob("trials/**/*.parquet"))
+    victim = chance.choice(files)
+    content = bytearray(victim.read_bytes())
+    how = chance.choice(["truncated", "flipped", "empty", "deleted"])
+    if how == "flipped":
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    if how == "deleted":
+        victim.unlink()
+    else:
+        victim.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "empty": b""}[how])
+    verify = [sys.executable, "-m", "ray_unlearn.cli", "verify", str(search.results)]
+    found = subprocess.run(verify, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found
+    assert str(victim.relative_to(search.results)) in found.stdout, (how, found.stdout)
+    assert subprocess.run([*verify, "--repair"], capture_output=True, check=False).returncode == 0
+
+
+def cut_ledger(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """Everything is killed, and the ledger ends in the middle of a line."""
+    kill_everything(search, process, chance)
+    process.wait()
+    assert search.results is not None
+    path = search.results / LEDGER
+    content = path.read_bytes()
+    path.write_bytes(content[: -chance.randrange(1, 40)])
+
+
+@dataclass(frozen=True)
+class Fault:
+    title: str
+    inject: Callable[[Search, subprocess.Popen, random.Random], None]
+    per_search: int = 1
+    """Injections into one search."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+FAULTS = {
+    "worker": Fault("SIGKILL of a worker", kill_one("RayTrainWorker"), 2),
+    "controller": Fault("SIGKILL of a gang's controller", kill_one("TrainController"), 2),
+    "actor": Fault("SIGKILL of a trial's actor", kill_one("GangTrial"), 2),
+    "broker": Fault("SIGKILL of the broker", kill_one("_Broker")),
+    "raylet": Fault("SIGKILL of the node (its raylet)", kill_one("raylet/raylet")),
+    "gcs": Fault("SIGKILL of the GCS", kill_one("gcs_server")),
+    "driver": Fault("SIGKILL of the driver", send(signal.SIGKILL)),
+    "everything": Fault("SIGKILL of everything", kill_everything),
+    "sigterm": Fault("SIGTERM", send(signal.SIGTERM)),
+    "interrupt": Fault("Ctrl-C", send(signal.SIGINT)),
+    "disk": Fault("full disk, then freed", fill_disk),
+    "storage": Fault("storage away for a while", storage_goes_away),
+    "files": Fault("a trial's file damaged after a kill", damage_files),
+    "ledger": Fault("the ledger cut off after a kill", cut_ledger),
+}
+
+
+def run_search(fault: Fault | None, folder: Path, trials: int, chance: random.Random) -> Search:
+    """A search through all its faults to its end."""
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    search = Search(folder, trials)
+    while True:
+        process = search.start()
+        try:
+            while fault is not None and search.faults < fault.per_search:
+                before = search.num_ended()
+                total = 2 * trials
+                target = min(before + chance.randrange(1, max(2, total // (fault.per_search + 1))), total - 1)
+                if not wait_until(lambda target=target: search.num_ended() >= target, process):
+                    break
+                time.sleep(chance.uniform(0, 1.5))
+                if process.poll() is not None:
+                    break
+                before, hit = search.num_ended(), time.monotonic()
+                fault.inject(search, process, chance)
+                search.faults += 1
+                if wait_until(lambda before=before: search.num_ended() > before, process):
+                    search.recoveries.append(time.monotonic() - hit)
+                    hit = 0.0
+            process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            kill_everything(search, process, chance)
+            search.commands.append(-999)
+            return search
+        search.commands.append(process.returncode)
+        end_leftovers(folder)
+        if process.returncode == 0 or len(search.commands) > MOST_RESUMES:
+            return search
+
+
+def end_leftovers(folder: Path) -> None:
+    """Processes of this search's own cluster that outlive its command: none should, seconds after its end."""
+    deadline = time.monotonic() + 20
+    while (left := list(_cluster_of(folder))) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    for process in left:
+        process.kill()
+
+
+def _cluster_of(folder: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if any(str(folder / "ray") in word for word in process.cmdline()):
+                yield process
+        except psutil.Error:
+            continue
+
+
+def table_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every trial's settings and scores."""
+    rows = read_search(folder).trials
+    return {row["trial_id"]: {k: v for k, v in row.items() if not any(part in k for part in VARYING)} for row in rows}
+
+
+def repeated(search: Search) -> int:
+    """Trials that were begun again after they had ended."""
+    ended: set[str] = set()
+    count = 0
+    for event in search.events():
+        if event["event"] == "running" and event["trial_id"] in ended:
+            count += 1
+        if event["event"] == "ended":
+            count += event["trial_id"] in ended
+            ended.add(event["trial_id"])
+    return count
+
+
+def row_of(title: str, searches: list[Search], right: dict[str, dict[str, Any]]) -> list[str]:
+    asked = finished = lost = extra = again = same = 0
+    for search in searches:
+        table = table_of(search.results) if search.results else {}
+        asked += len(right)
+        finished += sum(row["status"] == "completed" for row in table.values())
+        lost += len(set(right) - set(table))
+        extra += len(set(table) - set(right))
+        again += repeated(search)
+        same += table == right
+    recoveries = [seconds for search in searches for seconds in search.recoveries]
+    recovery = f"{statistics.median(recoveries):.0f} s" if recoveries else "by --resume"
+    codes = Counter(code for search in searches for code in search.commands[:-1])
+    ends = ", ".join(f"{code} ({count}x)" for code, count in sorted(codes.items())) or "goes on"
+    faults = sum(search.faults for search in searches)
+    return [title, *map(str, (faults, asked, finished, again, lost, extra)), recovery, ends, f"{same}/{len(searches)}"]
+
+
+HEAD = ["fault", "injected", "asked", "finished", "repeated", "lost", "extra", "recovery", "exit codes before", "equal"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="kinds of faults, comma-separated; all if not given")
+    parser.add_argument("--injections", type=int, default=4, help="of each kind")
+    parser.add_argument("--trials", type=int, default=5, help="of each of the two methods")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="where to leave the searches' folders")
+    options = parser.parse_args()
+    names = [name for name in options.only.split(",") if name] or list(FAULTS)
+    with tempfile.TemporaryDirectory(prefix="f") as temporary:
+        place = options.keep or Path(temporary)
+        undisturbed = run_search(None, place / "u", options.trials, random.Random(options.seed))
+        assert undisturbed.commands == [0], (place / "u" / "output.txt").read_text()
+        assert undisturbed.results is not None
+        right = table_of(undisturbed.results)
+        print(" | ".join(HEAD), flush=True)
+        for name in names:
+            fault = FAULTS[name]
+            searches = []
+            for number in range(-(-options.injections // fault.per_search)):
+                folder = place / f"{name}{number}"
+                if name == "disk" and not mount_small(folder / "results"):
+                    print(f"{fault.title} | not run: no tmpfs can be mounted here", flush=True)
+                    break
+                try:
+                    chance = random.Random(f"{options.seed} {name} {number}")
+                    searches.append(run_search(fault, folder, options.trials, chance))
+                    row = row_of(fault.title, searches[-1:], right)
+                finally:
+                    if name == "disk":
+                        keep = folder / "kept"
+                        shutil.copytree(folder / "results", keep, ignore=shutil.ignore_patterns("ballast"))
+                        subprocess.run(["umount", str(folder / "results")], check=True)
+                        shutil.copytree(keep, folder / "results", dirs_exist_ok=True)
+                print("  one search: " + " | ".join(row), file=sys.stderr, flush=True)
+            if searches:
+                print(" | ".join(row_of(fault.title, searches, right)), flush=True)
+
+
+def mount_small(folder: Path) -> bool:
+    """A disk of 8 MiB at `folder`."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+
+if __name__ == "__main__":
+    main()
