@@ -155,7 +155,7 @@ class Tracker(StaysHere, Callback):
         report = json.loads(result["report"])
         if "error" in report:
             self._failed.add(trial.trial_id)
-        else:
+        elif trial.trial_id in self._shown:
             # Trials differ in how often they are scored: by epochs their curves lie side by side.
             values = flat_results(report, self._config.benchmark) | {"training_iteration": int(report["epoch"])}
             self._hand("on_trial_result", iteration, [], self._shown[trial.trial_id], values, **info)
