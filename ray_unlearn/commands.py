@@ -394,8 +394,8 @@ def evaluate(options: EvaluateOptions) -> int:
             options.address,
             for_profile=options.profile is not None,
         )
-        asked = {"model": Path(options.model).name, "start": options.start and Path(options.start).name, "scale": scale}
-        asked |= {"utility_floor": options.utility_floor}
+        asked: dict[str, Any] = {"model": Path(options.model).name, "scale": scale}
+        asked |= {"start": options.start and Path(options.start).name, "utility_floor": options.utility_floor}
         device = "cuda" if gang.gpus_per_worker else "cpu"
         harness = run_harness(str(absolute(options.model)), options.harness, options.harness_tasks, device)
         write_evaluation(folder, benchmark, tasks["model"], asked, evaluation, harness)
