@@ -242,7 +242,7 @@ def resume(options: ResumeOptions) -> int:
 
 
 @contextlib.contextmanager
-def failures_named(log: Path) -> Iterator[None]:
+def failures_named(log: Path, way_on: str = "") -> Iterator[None]:
     """Turn what Ray, the disk or a worker raises into SearchFailed: one line, and the log has the rest."""
     from ray.exceptions import RayError
 
@@ -251,7 +251,7 @@ def failures_named(log: Path) -> Iterator[None]:
     except (RuntimeError, OSError, RayError) as error:
         traceback.print_exc()  # into the log
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SearchFailed(f"{first}. The log is {log}") from None
+        raise SearchFailed(f"{first}. The log is {log}{way_on}") from None
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,8 @@ def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], kee
     console = Console(file=screen, force_terminal=interactive)
     total = search.config.trials * len(search.config.methods)
     progress = (LiveProgress if interactive else PlainProgress)(console, total)
-    with failures_named(folder / "log.txt"):
+    way_on = f". Mend that, then go on with: ray_unlearn tune --resume {folder}"
+    with failures_named(folder / "log.txt", way_on):
         try:
             status = run_search(
                 search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local

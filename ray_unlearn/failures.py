@@ -22,6 +22,8 @@ RETRIES: Mapping[str, int] = {
 """By kind, how often one trial is tried again."""
 MEMORY = (DEVICE_MEMORY, HOST_MEMORY)
 """Kinds after which a worker takes half as many tokens at a time."""
+_KILLED_FOR_MEMORY = ("running low on memory", "OUT_OF_MEMORY")
+"""What Ray says of a process that its memory monitor killed."""
 
 
 class NonFinite(ArithmeticError):
@@ -52,10 +54,11 @@ def kind_of(error: BaseException) -> str:
 
 
 def kind_of_death(error: BaseException) -> str:
-    """What ended a worker's process, by what Ray says of it."""
-    text = str(error).lower()
-    if getattr(error, "preempted", False) or "preempt" in text:
+    """What ended a worker's process, by what Ray says of it. A kill by the system itself cannot be told from others:
+    Ray then only lists what it may have been."""
+    text = str(error)
+    if getattr(error, "preempted", False) or "preempt" in text.lower():
         return PREEMPTED
-    if "outofmemory" in type(error).__name__.lower() or ("memory" in text and "killed" in text):
+    if type(error).__name__ == "OutOfMemoryError" or any(sign in text for sign in _KILLED_FOR_MEMORY):
         return HOST_MEMORY
     return LOST

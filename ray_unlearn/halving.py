@@ -4,7 +4,8 @@ A trial is judged at rungs, shares of its epochs. It goes on if it is among the 
 trials that have reached the rung so far, itself included (n of them: the best ceil(n / REDUCTION)); nobody waits for
 others. This is the stopping variant of ASHA (Li et al., arXiv:1810.05934): the first to arrive goes on, there being
 nothing to compare it with, the second goes on if it is the better one, and whoever is stopped stays stopped, even if
-later trials are worse. Methods never compete, so that all of them keep the same budget of trials.
+later trials are worse. Methods never compete, so that all of them keep the same budget of trials. In a search of
+thousands, those of a rung that arrived longest ago are compared with no more.
 
 With one score the order is that score's. With several it is by fronts: first those that no trial at the rung
 dominates, then those that only they dominate, and so on (MO-ASHA, Schmucker et al., arXiv:2106.12639); inside a front
@@ -13,6 +14,7 @@ by an epsilon-net (Salinas et al., arXiv:2106.05680), so that those who go on st
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +25,8 @@ RUNGS = (0.2, 0.4)
 """Shares of a trial's epochs at which it is judged. These and the reduction did best in tests.perf.pruning."""
 REDUCTION = 4
 """One trial in so many goes on from a rung."""
+LOOKS_BACK = 1000
+"""So many trials at a rung are compared at most, the latest: a verdict takes longer the more there are."""
 
 
 def rung_epochs(epochs: int, rungs: Sequence[float] = RUNGS) -> dict[int, int]:
@@ -39,7 +43,7 @@ class Halving:
 
     def __init__(self, reduction: int = REDUCTION) -> None:
         self._reduction = reduction
-        self._told: dict[tuple[str, int], list[Sequence[float]]] = {}
+        self._told: dict[tuple[str, int], deque[Sequence[float]]] = {}
 
     def goes_on(self, method: str, rung: int, scores: Sequence[float]) -> bool:
         """Whether the latest trial to reach the rung goes on from it.
@@ -47,7 +51,7 @@ class Halving:
         Its scores (larger is better) are those of its best evaluation point so far: that one would count if it were
         stopped here, and they say more about the best one at last than the latest do.
         """
-        told = self._told.setdefault((method, rung), [])
+        told = self._told.setdefault((method, rung), deque(maxlen=LOOKS_BACK))
         told.append(scores)
         quota = -(-len(told) // self._reduction)
         return len(told) - 1 in best(np.array(told, float), quota)

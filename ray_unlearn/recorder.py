@@ -203,11 +203,13 @@ class Recorder:
         here.reports.append(error)
         self.ended(tune_id)
 
-    def put_back(self) -> None:
-        """Nobody runs the open trials any more: they are the next to be suggested."""
+    def put_back(self, jobs_are_gone: bool = False) -> None:
+        """Nobody leads the open trials any more: they are the next to be suggested."""
         for here in self._open.values():
-            self._stop(here.trial.trial_id)
+            if not jobs_are_gone:
+                self._stop(here.trial.trial_id)
             here.reports.clear()
+            here.retries += 1
             self._waiting.append(here)
         self._open.clear()
 

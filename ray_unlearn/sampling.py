@@ -13,6 +13,10 @@ whole trial's, because the samplers are not alike:
 - NSGA-II breeds from completed trials: who is pruned leaves no children. QMC and random learn from nothing.
 
 With two objectives the utility floor is a constraint for TPE, GP and NSGA-II; the combined objective has it inside.
+
+TPE and GP take longer over a proposal the more trials they have seen (tests.perf.growth), so a long search would slow
+down without end. When a study of theirs has LOOKS_BACK trials, it begins again with the best and the newest of them.
+Shorter searches know nothing of it.
 """
 
 from __future__ import annotations
@@ -27,8 +31,9 @@ from optuna.trial import TrialState
 from scipy.stats import qmc
 
 from ray_unlearn.config import GP, NSGA2, QMC, RANDOM, TPE
+from ray_unlearn.halving import best
 from ray_unlearn.results import COMPLETED, PRUNED
-from ray_unlearn.space import Space
+from ray_unlearn.space import Range, Space
 
 FIRST_POINTS = 8
 """Trials of each method that come before the model-based ones: published settings, then quasi-random."""
@@ -37,8 +42,12 @@ GP_STARTS_AT = 2
 GENERATIONS = 5
 """NSGA-II's generations in one search; Optuna's own population of 50 would make a search of 20 trials random."""
 SMALLEST_POPULATION = 4
+LOOKS_BACK = {TPE: 1000, GP: 200}
+"""By sampler, the trials at which a study begins again with half of them: a fifth are the best, the rest the newest."""
 FEWEST_FOR_IMPORTANCES = 8
 """Completed trials of a method under which its parameters' importances would be noise."""
+MOST_FOR_IMPORTANCES = 300
+"""Of more, so many are taken, spread over the search: fANOVA takes seconds for them, and its time grows faster."""
 
 
 class MethodStudy:
@@ -48,15 +57,19 @@ class MethodStudy:
         self, space: Space, trials: int, pareto: bool, seed: int, sampler: str = TPE, utility_floor: float = 0.0
     ) -> None:
         quieten()
-        self._space, self._pareto, self._floor = space, pareto, utility_floor
+        self._pareto, self._floor = pareto, utility_floor
         self._sampler, self._trials, self._seed = sampler, trials, seed
         self._first = min(FIRST_POINTS, max(1, trials // 2))
-        self._study = optuna.create_study(directions=["maximize"] * (2 if pareto else 1))
+        self._study = self._new_study()
         self._distributions = build_distributions(space)
         # QMC has nothing to wait for: its first points are all of its points.
         self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, self._first), seed)
         self._asked = 0
         self._open: dict[str, optuna.trial.Trial] = {}
+        self._known = 0
+
+    def _new_study(self) -> optuna.Study:
+        return optuna.create_study(directions=["maximize"] * (2 if self._pareto else 1))
 
     def ask(self, trial_id: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
         """The next settings. values: those that were suggested for this trial before, by a search that now goes on.
@@ -94,6 +107,26 @@ class MethodStudy:
             else:
                 trial.report(row["objective"], row["epochs_run"])
             self._study.tell(trial, state=TrialState.PRUNED)
+        self._known += 1
+        if self._known == LOOKS_BACK.get(self._sampler):
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """A study of the best and the newest trials that ended, and of those that are open."""
+        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+        feasible = [trial for trial in completed if all(value <= 0 for value in trial.constraints.values())]
+        leading, keep = feasible or completed, LOOKS_BACK[self._sampler] // 2
+        first = best(np.array([trial.values for trial in leading]), keep // 5) if leading else []
+        kept = {leading[i].number for i in first}
+        others = [trial.number for trial in ended if trial.number not in kept]
+        kept |= set(others[len(kept) - keep :])
+        self._study = self._new_study()
+        self._study.add_trials([trial for trial in ended if trial.number in kept])
+        for trial_id, trial in self._open.items():
+            self._study.enqueue_trial(trial.params)
+            self._open[trial_id] = self._study.ask(self._distributions)
+        self._known = len(kept)
 
 
 def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samplers.BaseSampler:
@@ -112,17 +145,22 @@ def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samp
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:
     """Published settings (a missing key takes the middle of its range), then scrambled Sobol points."""
-    points = [
-        {name: warm.get(name, range_.at(0.5)) for name, range_ in space.ranges.items()} for warm in space.warm_starts
-    ][:count]
+    ranges = _ordered(space)
+    points = [{name: warm.get(name, range_.at(0.5)) for name, range_ in ranges.items()} for warm in space.warm_starts][
+        :count
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the number of points need not be a power of 2
-        shares = qmc.Sobol(len(space.ranges), seed=seed).random(count - len(points)) if count > len(points) else []
+        shares = qmc.Sobol(len(ranges), seed=seed).random(count - len(points)) if count > len(points) else []
     points += [
-        {name: range_.at(float(s)) for (name, range_), s in zip(space.ranges.items(), row, strict=True)}
-        for row in shares
+        {name: range_.at(float(s)) for (name, range_), s in zip(ranges.items(), row, strict=True)} for row in shares
     ]
     return points
+
+
+def _ordered(space: Space) -> dict[str, Range]:
+    """By name: a search that goes on has read its space from a file, and must draw in the same order."""
+    return dict(sorted(space.ranges.items()))
 
 
 def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, float]:
@@ -132,6 +170,9 @@ def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, fl
     FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
     """
     completed = [row for row in rows if row["status"] == COMPLETED]
+    if len(completed) > MOST_FOR_IMPORTANCES:
+        places = np.linspace(0, len(completed) - 1, MOST_FOR_IMPORTANCES).round().astype(int)
+        completed = [completed[i] for i in places]
     if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
         return {}
     quieten()
@@ -153,7 +194,7 @@ def quieten() -> None:
 
 
 def build_distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
-    return {name: _distribution(range_) for name, range_ in space.ranges.items()}
+    return {name: _distribution(range_) for name, range_ in _ordered(space).items()}
 
 
 def _distribution(range_: Any) -> optuna.distributions.BaseDistribution:

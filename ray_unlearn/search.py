@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -40,7 +41,7 @@ from ray_unlearn.finals import (
 )
 from ray_unlearn.gang import Gangs
 from ray_unlearn.interruption import signals_as_interrupts
-from ray_unlearn.ledger import History, Ledger
+from ray_unlearn.ledger import Event, History, Ledger
 from ray_unlearn.objective import Judge, describe_objective
 from ray_unlearn.recorder import Recorder, Watcher, rungs_of
 from ray_unlearn.results import Writer, curve_schema, read_search, write_json
@@ -163,6 +164,11 @@ class _Verdicts(StaysHere, FIFOScheduler):
         goes_on = self._recorder.goes_on(trial.trial_id, json.loads(result["report"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nobody in particular: the controller starts what waits, in its order. FIFOScheduler's would look through
+        every trial of the search at each of Tune's steps to say the same."""
+        return None
+
 
 def run_search(
     config: SearchConfig,
@@ -208,10 +214,9 @@ def run_search(
         try:
             status = "complete"
             best = best_of_methods(recorder.rows, config.utility_floor)
-            if recorder.num_left or not finals_are_done(
-                task, best, folder, history.finals(), keep_model, config.utility_floor
-            ):
-                status = _run_gangs(config, task, folder, recorder, history, keep_model, watcher, describe)
+            done = history.finals()
+            if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, config.utility_floor):
+                status = _run_cluster(config, task, recorder, done, keep_model, watcher, describe)
         except KeyboardInterrupt:
             describe(status="partial", finished=_now())
             raise
@@ -226,17 +231,37 @@ def run_search(
     return status
 
 
-def _run_gangs(
+def _run_cluster(
     config: SearchConfig,
     task: Task,
-    folder: Path,
     recorder: Recorder,
-    history: History,
+    done: Mapping[str, Event],
     keep_model: bool,
     watcher: Watcher,
     describe: Callable[..., None],
 ) -> str:
-    """The part of a search for which gangs are needed; "complete" or "partial"."""
+    """What is left of a search, on a Ray cluster; "complete" or "partial". Where the cluster or the broker is lost on
+    the way it is started anew, as long as that brings trials to their end."""
+    while True:
+        left = recorder.num_left
+        try:
+            return _run_gangs(config, task, recorder, done, keep_model, watcher, describe)
+        except RayError as error:
+            recorder.put_back(jobs_are_gone=True)
+            if recorder.num_left == left:
+                raise
+            watcher.stage(f"lost the search's place on the cluster ({str(error).splitlines()[0]}); starting anew")
+
+
+def _run_gangs(
+    config: SearchConfig,
+    task: Task,
+    recorder: Recorder,
+    done: Mapping[str, Event],
+    keep_model: bool,
+    watcher: Watcher,
+    describe: Callable[..., None],
+) -> str:
     benchmark = load_benchmark(config.loaded_from)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
@@ -257,14 +282,12 @@ def _run_gangs(
         describe(**describe_anchors(judge), notes=[*task.notes, *report["notes"]], hardware=report["hardware"])
         recorder.attach(lambda trial_id: ray.get(gangs.broker.stop_trial.remote(trial_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
-        trackers = build_trackers(config, folder, watcher.stage)
+        trackers = build_trackers(config, recorder.writer.folder, watcher.stage)
         if tune_trials(config, gangs, judge, recorder, Path(scratch), trackers) != "complete":
             return "partial"  # whoever interrupted it wants the results now
         best = best_of_methods(recorder.rows, config.utility_floor)
         watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
-        finalists = run_finals(
-            config, gangs, task, best, recorder.writer, recorder.ledger, history.finals(), keep_model
-        )
+        finalists = run_finals(config, gangs, task, best, recorder.writer, recorder.ledger, done, keep_model)
         describe(finalists=finalists)
     return "complete"
 

@@ -18,6 +18,8 @@ ENVIRONMENT = {
     # Every result reaches us through our own callback, at once.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_RESULT_BUFFER_LENGTH": "0",
+    # Tune's own state of all trials, which nobody reads: written once, at the end, and not again and again.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # What trials print goes to our log once a worker; deprecations of torch by DeepSpeed are not the user's.
@@ -75,6 +77,6 @@ def check_nodes(gang: GangConfig, nodes: Sequence[Mapping[str, float]]) -> None:
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
         if amount > most:
             raise RuntimeError(
-                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}. Give fewer "
-                "with --gpus-per-worker" + (", or more workers to a trial" if name == "GPU" else "")
+                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}. Lower "
+                "--gpus-per-worker, or add such a node"
             )

@@ -173,6 +173,12 @@ def test_importances_find_the_parameter_that_matters_and_say_nothing_of_few_tria
     assert importances([r | {"objective": 0.5} for r in rows], SPACE) == {}
 
 
+def test_importances_of_a_long_search_come_from_trials_spread_over_it(monkeypatch):
+    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 4, retain_weight=i * 7 % 10, objective=i / 29) for i in range(29)]
+    monkeypatch.setattr("ray_unlearn.sampling.MOST_FOR_IMPORTANCES", 15)
+    assert importances(rows, SPACE) == importances(rows[::2], SPACE)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A search of two methods with unequal budgets."""

@@ -79,3 +79,8 @@ def test_inside_a_front_those_come_first_that_stand_far_apart():
 
 def test_equal_points_of_a_front_are_all_ordered_once():
     assert spread_out(np.full((4, 2), 0.5)) == [0, 1, 2, 3]
+
+
+def test_only_the_latest_trials_at_a_rung_are_compared(monkeypatch):
+    monkeypatch.setattr("ray_unlearn.halving.LOOKS_BACK", 4)
+    assert verdicts(Halving(2), [0.9, 0.8, 0.7, 0.1, 0.2, 0.3]) == [True, *[False] * 4, True], "second of 0.7 to 0.3"

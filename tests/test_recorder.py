@@ -255,3 +255,11 @@ def test_what_a_damaged_line_said_is_taken_from_the_files(recorder, tmp_path):
     results = read_search(tmp_path)
     assert results.trials == rows
     assert "ledger.jsonl" in results.damaged
+
+
+def test_tune_is_not_made_to_look_through_all_trials_at_every_step(recorder):
+    class Controller:
+        def get_trials(self) -> None:
+            raise AssertionError("a step that costs more the more trials there are")
+
+    assert _Verdicts(recorder()).choose_trial_to_run(Controller()) is None

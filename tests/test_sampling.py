@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from ray_unlearn import sampling
 from ray_unlearn.config import GP, NSGA2, RANDOM, SAMPLERS, TPE
 from ray_unlearn.sampling import MethodStudy, first_points
 from ray_unlearn.space import Range, Space
@@ -143,3 +144,46 @@ def test_gp_does_not_come_back_to_where_a_trial_was_pruned():
 
     assert closest("failed") < 0.05, "with nothing told, it proposes the same again"
     assert closest("pruned") > 0.2
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "qmc", "random"])
+def test_the_order_in_which_a_file_names_the_ranges_changes_nothing(sampler):
+    ranges = {"beta": Range(0.1, 10.0, log=True), "alpha": Range(0.0, 1.0), "gamma": Range(0.0, 2.0)}
+    spaces = [Space("npo", {}, dict(order), ()) for order in (ranges.items(), reversed(ranges.items()))]
+    asked = []
+    for space in spaces:
+        study = MethodStudy(space, 12, False, 3, sampler)
+        values = []
+        for i in range(12):
+            values.append(study.ask(str(i)))
+            study.tell(str(i), {"status": "completed", "objective": values[-1]["alpha"]})
+        asked.append(values)
+    assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize("pareto", [False, True])
+def test_a_long_search_goes_on_with_its_best_and_its_newest_trials(monkeypatch, pareto):
+    def propose(trials: int) -> tuple[MethodStudy, list[dict[str, float]]]:
+        study = MethodStudy(SPACE, trials, pareto, 0, TPE, utility_floor=0.0)
+        points = [study.ask("open")]
+        for number in range(trials - 1):
+            points.append(study.ask(str(number)))
+            study.tell(str(number), outcome(points[-1], {1: "failed", 4: "pruned"}.get(number % 6, "completed")))
+        return study, points
+
+    endless = propose(100)[1]
+    monkeypatch.setitem(sampling.LOOKS_BACK, TPE, 40)
+    study, points = propose(100)
+    assert points[:41] == endless[:41], "up to its limit nothing is different"
+    assert len({tuple(point.values()) for point in points[-20:]}) == 20, "it does not draw the same again"
+    trials = study._study.trials
+    assert len(trials) < 41
+    assert [t.params for t in trials if t.state == TrialState.RUNNING] == [points[0]], "open trials stay open"
+    study.tell("open", outcome(points[0]))
+    ended = [outcome(p, "") for n, p in enumerate(points[1:-20]) if n % 6 not in (1, 4)]
+    values = [[row["forget"], row["utility"]] if pareto else [row["objective"]] for row in ended]
+    kept = [t.values for t in trials if t.state == TrialState.COMPLETE]
+    if pareto:
+        assert max(f * u for f, u in values) in [f * u for f, u in kept]
+    else:
+        assert sorted(values)[-1] in kept

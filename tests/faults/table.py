@@ -7,7 +7,8 @@ The miniature synthetic benchmark, two methods of `--trials` trials each on two 
 many searches as it takes: the fault comes at random moments, `ray_unlearn tune --resume` goes on where the command has
 ended, and at last the table of results is compared with the undisturbed one: trials asked, finished, repeated though
 finished, lost, extra, and whether every setting and score is the same to the bit. Recovery is the time from the fault
-to the next trial that ends. Each search has its own cluster and folders; nothing else on the machine is touched.
+until every trial that was in flight then has ended, where the command itself goes on. Each search has its own cluster
+and folders; nothing else on the machine is touched.
 """
 
 import argparse
@@ -51,13 +52,18 @@ class Search:
     """Exit codes."""
     faults: int = 0
     recoveries: list[float] = field(default_factory=list)
+    options: tuple[str, ...] = ()
+    """Of its commands, beside the usual ones."""
+    environment: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *options: str) -> subprocess.Popen:
-        """The command in a session of its own, as a terminal or a job would have it."""
-        if not options and self.results is not None:
+    def start(self) -> subprocess.Popen:
+        """The next command, in a session of its own, as a terminal or a job would have it."""
+        options: tuple[str, ...] = (*OPTIONS, "--trials", str(self.trials), "--out", str(self.folder / "results"))
+        if self.results is not None:
             options = ("--resume", str(self.results))
-        options = options or (*OPTIONS, "--trials", str(self.trials), "--out", str(self.folder / "results"))
+        options += self.options
         environment = {**os.environ, "RAY_TMPDIR": str(self.folder / "ray"), "PYTHONUNBUFFERED": "1"}
+        environment |= self.environment
         log = (self.folder / "output.txt").open("a")
         command = [sys.executable, "-m", "ray_unlearn.cli", "tune", *options]
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
@@ -68,6 +74,11 @@ class Search:
 
     def num_ended(self) -> int:
         return sum(event["event"] == "ended" for event in self.events())
+
+    def open_trials(self) -> set[str]:
+        """Those that have been suggested and have not ended."""
+        lives = read_ledger(self.results).lives() if self.results else {}
+        return {name for name, life in lives.items() if life.row is None}
 
     def events(self) -> list[dict[str, Any]]:
         return read_ledger(self.results).events if self.results else []
@@ -176,13 +187,20 @@ def cut_ledger(search: Search, process: subprocess.Popen, chance: random.Random)
     path.write_bytes(content[: -chance.randrange(1, 40)])
 
 
+def set_trap(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """The next trial that trains springs it."""
+    (search.folder / "trap").touch()
+
+
 @dataclass(frozen=True)
 class Fault:
     title: str
     inject: Callable[[Search, subprocess.Popen, random.Random], None]
     per_search: int = 1
     """Injections into one search."""
-    environment: dict[str, str] = field(default_factory=dict)
+    trap: str = ""
+    """What sitecustomize.py in trap/ does where `inject` sets it."""
+    options: tuple[str, ...] = ()
 
 
 FAULTS = {
@@ -198,6 +216,8 @@ FAULTS = {
     "interrupt": Fault("Ctrl-C", send(signal.SIGINT)),
     "disk": Fault("full disk, then freed", fill_disk),
     "storage": Fault("storage away for a while", storage_goes_away),
+    "bomb": Fault("a trial allocates more than there is", set_trap, 2, "bomb"),
+    "hang": Fault("a trial hangs (--trial-timeout 30)", set_trap, 1, "hang", ("--trial-timeout", "30")),
     "files": Fault("a trial's file damaged after a kill", damage_files),
     "ledger": Fault("the ledger cut off after a kill", cut_ledger),
 }
@@ -207,6 +227,11 @@ def run_search(fault: Fault | None, folder: Path, trials: int, chance: random.Ra
     """A search through all its faults to its end."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
     search = Search(folder, trials)
+    if fault is not None and fault.trap:
+        places = [str(Path(__file__).with_name("trap")), *filter(None, [os.environ.get("PYTHONPATH")])]
+        search.environment = {"PYTHONPATH": os.pathsep.join(places), "FAULT": fault.trap}
+        search.environment["FAULT_FILE"] = str(folder / "trap")
+        search.options = fault.options
     while True:
         process = search.start()
         try:
@@ -219,12 +244,11 @@ def run_search(fault: Fault | None, folder: Path, trials: int, chance: random.Ra
                 time.sleep(chance.uniform(0, 1.5))
                 if process.poll() is not None:
                     break
-                before, hit = search.num_ended(), time.monotonic()
+                in_flight, hit = search.open_trials(), time.monotonic()
                 fault.inject(search, process, chance)
                 search.faults += 1
-                if wait_until(lambda before=before: search.num_ended() > before, process):
+                if wait_until(lambda in_flight=in_flight: not in_flight & search.open_trials(), process):
                     search.recoveries.append(time.monotonic() - hit)
-                    hit = 0.0
             process.wait(LIMIT)
         except subprocess.TimeoutExpired:
             kill_everything(search, process, chance)

@@ -8,13 +8,15 @@ Record with a space file that has `evaluations` = `epochs`, so that every epoch 
 
 A replay starts the recorded trials in a random order on so many gangs, an epoch a tick, and stops those that lose at
 a rung. A trial is scored after every epoch, or at so many evaluation points and, with pruning, at the rungs. Printed
-per setting, as mean and standard deviation over searches and orders: epochs without pruning over epochs with it, and
-what is lost of the hypervolume of forget and utility (reference point 0, 0) and of the best objective, once by
-completed trials alone, once by all, up to where they got.
+per setting, as mean and standard deviation over searches and orders: epochs without pruning over epochs with it; the
+same of seconds, every epoch and every evaluation at what it took in that trial on average; and what is lost of the
+hypervolume of forget and utility (reference point 0, 0) and of the best objective, once by completed trials alone,
+once by all, up to where they got.
 """
 
 import argparse
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 
 from ray_unlearn.halving import REDUCTION, RUNGS, Halving, rung_epochs
 from ray_unlearn.objective import hypervolume
-from ray_unlearn.results import COMPLETED, read_search
+from ray_unlearn.results import COMPLETED, INTERPOLATED, read_search
 from ray_unlearn.trial import evaluation_epochs
 
 SETTINGS = [(2, (0.2, 0.5)), (2, (0.2, 0.4, 0.6)), (2, (0.1, 0.2, 0.4)), (3, (0.2,)), (3, (0.2, 0.5))]
@@ -38,12 +40,22 @@ class Recorded:
 
     method: str
     curve: np.ndarray
+    epoch_seconds: float
+    evaluation_seconds: float
+    """Of one epoch, and of scoring one model."""
+
+    def points(self, evaluations: int, rungs: Sequence[float]) -> list[int]:
+        """The epochs after which it is scored."""
+        return evaluation_epochs(len(self.curve), evaluations or len(self.curve), rungs)
+
+    def seconds(self, epochs: int, evaluations: int, rungs: Sequence[float]) -> float:
+        """What its first epochs take."""
+        scored = sum(epoch <= epochs for epoch in self.points(evaluations, rungs))
+        return epochs * self.epoch_seconds + scored * self.evaluation_seconds
 
     def best(self, epochs: int, evaluations: int, rungs: Sequence[float]) -> np.ndarray:
         """Objective, forget, utility at the best evaluation point of the first epochs."""
-        points = [
-            e - 1 for e in evaluation_epochs(len(self.curve), evaluations or len(self.curve), rungs) if e <= epochs
-        ]
+        points = [epoch - 1 for epoch in self.points(evaluations, rungs) if epoch <= epochs]
         return self.curve[max(points, key=lambda i: self.curve[i, 0])]
 
 
@@ -52,15 +64,18 @@ def read_pool(folder: Path) -> list[Recorded]:
     by_trial: dict[str, list] = {}
     for point in results.curves:
         by_trial.setdefault(point["trial_id"], []).append(point)
+    # Those on a trial's line were scored within its evaluate_seconds.
+    on_lines = Counter(row["trial_id"].rpartition("@")[0] for row in results.trials if row["status"] == INTERPOLATED)
     pool = []
     for row in results.trials:
         points = sorted(by_trial.get(row["trial_id"], []), key=lambda point: point["epoch"])
         if row["status"] == COMPLETED:
             if len(points) != row["epochs"]:
                 raise SystemExit(f"{folder}: {row['trial_id']} was not evaluated after every epoch")
-            pool.append(
-                Recorded(row["method"], np.array([[p["objective"], p["forget"], p["utility"]] for p in points]))
-            )
+            curve = np.array([[p["objective"], p["forget"], p["utility"]] for p in points])
+            scored = len(points) + on_lines[row["trial_id"]]
+            seconds = row["train_seconds"] / row["epochs"], row["evaluate_seconds"] / scored
+            pool.append(Recorded(row["method"], curve, *seconds))
     return pool
 
 
@@ -114,17 +129,20 @@ def compare(
     reduction: int,
     rungs: Sequence[float],
 ) -> np.ndarray:
-    """[searches * orders, 5]: epochs ratio; lost hypervolume, lost objective by completed trials; the same by all."""
+    """[searches * orders, 6]: ratio of epochs, of seconds; lost hypervolume, lost objective by completed trials; the
+    same by all."""
     rows = []
     for pool in pools:
         base = measure([(trial, len(trial.curve)) for trial in pool], True, evaluations, ())
+        whole = sum(trial.seconds(len(trial.curve), evaluations, ()) for trial in pool)
         for seed in range(orders):
             order = np.random.default_rng(seed).permutation(len(pool))
             ended = replay([pool[i] for i in order], gangs, evaluations, pareto, reduction, rungs)
             ratio = sum(len(trial.curve) for trial in pool) / sum(epoch for _, epoch in ended)
+            faster = whole / sum(trial.seconds(epoch, evaluations, rungs) for trial, epoch in ended)
             found = [measure(ended, whole_only, evaluations, rungs) for whole_only in (True, False)]
             lost = [1 - new / old for pair in found for new, old in zip(pair, base, strict=True)]
-            rows.append([ratio, *lost])
+            rows.append([ratio, faster, *lost])
     return np.array(rows)
 
 
@@ -144,9 +162,10 @@ def main() -> None:
             table = compare(pools, options.orders, options.gangs, options.evaluations, pareto, reduction, rungs)
             mean, spread = table.mean(axis=0), table.std(axis=0)
             mark = "*" if (reduction, rungs) == (REDUCTION, RUNGS) else " "
-            lost = "   ".join(f"{100 * m:5.1f} ±{100 * s:4.1f} %" for m, s in zip(mean[1:], spread[1:], strict=True))
+            lost = "   ".join(f"{100 * m:5.1f} ±{100 * s:4.1f} %" for m, s in zip(mean[2:], spread[2:], strict=True))
             print(
-                f"{mark} 1/{reduction} at {rungs!s:<16} {mean[0]:4.2f} ±{spread[0]:4.2f} x fewer epochs   lost {lost}"
+                f"{mark} 1/{reduction} at {rungs!s:<16} {mean[0]:4.2f} ±{spread[0]:4.2f} x fewer epochs, "
+                f"{mean[1]:4.2f} ±{spread[1]:4.2f} x fewer seconds   lost {lost}"
             )
 
 

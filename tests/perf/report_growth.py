@@ -1,11 +1,12 @@
-"""How reading a search and writing its report grow with the number of trials.
+"""How reading a search, going on with it and writing its report grow with the number of trials.
 
-    python -m tests.perf.report_growth [--trials 1000,10000,100000]
+    python -m tests.perf.report_growth [--trials 1000,10000,100000] [--stages read,report,resume] [--folder DIR]
 
-Made-up trials of three methods with their curves, one Parquet file a trial and one a curve, as a search leaves
-them. Each number runs in a process of its own, so that its peak memory is its own (above that of the imports).
-Seconds are of the clock, and in brackets of the processor.
-The last column reads the same trials and curves from one file a method: what joining a search's files would give.
+Made-up trials of three methods with their curves, in a ledger as a search leaves it. `read` is what every command does
+first, `resume` what `tune --resume` does before its first new trial: the recorder takes up the ledger, every study asks
+and tells again. Each number runs in a process of its own, so that its peak memory (above that of the imports) is its
+own. Seconds are of the clock, and in brackets of the processor. With --folder the ledger of each number is kept there
+and used again.
 """
 
 import argparse
@@ -20,35 +21,55 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 METHODS = ("simnpo", "npo", "ga")
 
 
-def write_files(folder: Path, num_trials: int) -> None:
-    """The search's folder as its writer leaves it, without the writer's fsync: nobody needs it after a crash."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def write_ledger(folder: Path, num_trials: int) -> None:
+    """The search's ledger as its recorder leaves it, without its fsync: nobody needs it after a crash."""
+    import os
+
     from made_up_search import ATTACKED, METRICS, PARAMETERS, build_meta, simulate
 
-    from ray_unlearn.results import curve_schema, trial_schema, write_json
+    from ray_unlearn.config import TrialConfig
+    from ray_unlearn.ledger import Ledger
+    from ray_unlearn.results import Writer, curve_schema, trial_schema, write_json
+    from ray_unlearn.storage import Patience
 
-    write_json(folder / "search.json", build_meta())
-    trials = zip(*simulate(num_trials, METHODS), strict=True)
-    schemas = trial_schema("wmdp", PARAMETERS, METRICS | ATTACKED), curve_schema("wmdp", METRICS)
-    for name, schema, kinds in zip(("trials", "curves"), schemas, trials, strict=True):
-        places = {m: folder / name / "benchmark=wmdp" / f"method={m}" for m in METHODS}
-        for place in places.values():
-            place.mkdir(parents=True)
-        found: dict[str, list] = {method: [] for method in METHODS}
-        for rows in kinds:
-            rows = rows if isinstance(rows, list) else [rows]
-            if not rows:
-                continue
-            columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
-            table = pa.table(columns, schema)
-            method = rows[0]["method"]
-            pq.write_table(table, places[method] / f"{rows[0]['trial_id']}.parquet", write_page_checksum=True)
-            found[method].append(table)
-        for method, tables in found.items():
-            path = folder / "joined" / name / f"{method}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.concat_tables(tables), path, write_page_checksum=True)
+    folder.mkdir(parents=True)
+    meta = build_meta()
+    write_json(folder / "search.json", meta)
+    writer = Writer(folder, trial_schema("wmdp", PARAMETERS, METRICS | ATTACKED), curve_schema("wmdp", METRICS))
+    fsync, os.fsync = os.fsync, lambda file: None
+    with Ledger(folder, Patience()) as ledger:
+        ledger.open()
+        ledger.append("described", meta=meta)
+        for row, curve in zip(*simulate(num_trials, METHODS), strict=True):
+            row, curve = writer.as_written(row, curve)
+            trial = TrialConfig(row["trial_id"], row["method"], {"beta": 1.0, "gamma": 0.0}, learning_rate=1e-5)
+            ledger.append("suggested", trial=trial.to_json(), number=row["number"], settings_hash="")
+            ledger.append("ended", trial_id=row["trial_id"], row=row, points=[], curve=curve, files={})
+    os.fsync = fsync
+
+
+def resume(folder: Path, num_trials: int) -> None:
+    """What `tune --resume` does with the ledger; the files of trials are taken to be there."""
+    from types import SimpleNamespace
+
+    from ray_unlearn.config import GangConfig, SearchConfig
+    from ray_unlearn.ledger import read_ledger
+    from ray_unlearn.recorder import Recorder
+    from ray_unlearn.sampling import MethodStudy
+    from ray_unlearn.space import Range, Space
+
+    ranges = {"learning_rate": Range(1e-6, 1e-3, log=True)}
+    spaces = {name: Space(name, {}, ranges, ()) for name in METHODS}
+    each = num_trials // len(METHODS) + 1
+    studies = {name: MethodStudy(space, each, False, 0) for name, space in spaces.items()}
+    config = SearchConfig(
+        **{"name": "s", "benchmark": "wmdp", "scale": "mini", "methods": METHODS, "trials": each, "concurrent": 1},
+        **{"objective": "combined", "utility_floor": 0.9, "seed": 0, "gang": GangConfig(), "model": "m"},
+    )
+    silent = SimpleNamespace(resumed=lambda rows: None, has_trial=lambda row: True)
+    recorder = Recorder(config, studies, spaces, silent, silent, silent)
+    recorder.recall(read_ledger(folder))
+    assert len(recorder.rows) == num_trials
 
 
 class Stopwatch:
@@ -68,52 +89,62 @@ def peak_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure(folder: Path, num_trials: int) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
+def measure(folder: Path, num_trials: int, stages: list[str]) -> dict[str, Any]:
     import ray_unlearn.report.figure
     import ray_unlearn.report.page  # noqa: F401
     from ray_unlearn.report import write_files as write_report_files
     from ray_unlearn.results import read_search
 
-    before, watch = peak_bytes(), Stopwatch()
-    results = read_search(folder)
-    found: dict[str, Any] = {"read": watch.lap()}
-    assert len(results.trials) == num_trials
-    write_report_files(results)
-    found |= {"report": watch.lap(), "memory": (peak_bytes() - before) / 2**20}
-    rows = [
-        row
-        for path in (folder / "joined").rglob("*.parquet")
-        for row in pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
-    ]
-    assert len(rows) > num_trials
-    return found | {"joined": watch.lap(), "page": (folder / "report" / "report.html").stat().st_size / 2**20}
+    before, laps, results = peak_bytes(), [], None
+    for stage in stages:
+        if stage == "report" and results is None:
+            results = read_search(folder)
+        watch = Stopwatch()
+        if stage == "read":
+            found = read_search(folder)
+        elif stage == "report":
+            write_report_files(results)
+        elif stage == "resume":
+            resume(folder, num_trials)
+        else:
+            raise SystemExit(f"--stages: no stage {stage!r}")
+        laps.append((stage, *watch.lap()))
+        if stage == "read":
+            assert len(found.trials) == num_trials
+            results = found
+    page = folder / "report" / "report.html"
+    return {
+        "laps": laps,
+        "memory": (peak_bytes() - before) / 2**20,
+        "page": f", page {page.stat().st_size / 2**20:.1f} MiB" if page.exists() else "",
+        "ledger": (folder / "ledger.jsonl").stat().st_size / 2**20,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", default="1000,10000,100000")
-    numbers = [int(number) for number in parser.parse_args().trials.split(",")]
+    parser.add_argument("--trials", default="1000,10000")
+    parser.add_argument("--stages", default="read,report,resume")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     first = None
-    for number in numbers:
+    for number in (int(text) for text in options.trials.split(",")):
         with tempfile.TemporaryDirectory() as name:
-            write_files(Path(name), number)
+            folder = (options.folder or Path(name)) / str(number)
+            if not folder.exists():
+                write_ledger(folder, number)
             with context.Pool(1) as pool:
-                found = pool.apply(measure, (Path(name), number))
+                found = pool.apply(measure, (folder, number, options.stages.split(",")))
         thousands = number / 1000
-        parts = [
-            f"{name} {wall / thousands:.2f} s ({processor / thousands:.2f})"
-            for name, (wall, processor) in ((name, found[name]) for name in ("read", "report", "joined"))
-        ]
+        parts = [f"{stage} {wall / thousands:.2f} s ({cpu / thousands:.2f})" for stage, wall, cpu in found["laps"]]
         print(
-            f"{number:>7,} trials   a thousand: {', '.join(parts)}, {found['memory'] / thousands:.1f} MiB   "
-            f"in all: {found['read'][0] + found['report'][0]:.0f} s, peak {found['memory']:.0f} MiB, "
-            f"page {found['page']:.1f} MiB",
+            f"{number:>7,} trials   a thousand: {', '.join(parts)}   in all: "
+            f"{', '.join(f'{stage} {wall:.1f} s' for stage, wall, _ in found['laps'])}; "
+            f"peak {found['memory']:.0f} MiB{found['page']}; ledger {found['ledger']:.0f} MiB",
             flush=True,
         )
-        spent = (found["read"][1] + found["report"][1]) / thousands
+        spent = sum(cpu for _, _, cpu in found["laps"]) / thousands
         first = spent if first is None else first
         assert spent <= 1.5 * first, f"{number:,} trials cost more than in proportion"
 
