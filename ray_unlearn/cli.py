@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from ray_unlearn import __version__
-from ray_unlearn.config import SAMPLERS, Robustness, SearchFailed, UserError
+from ray_unlearn.config import SAMPLERS, UTILITY_FLOOR, Robustness, SearchFailed, UserError
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 and 143 interrupted."""
@@ -179,7 +179,7 @@ def tune(
     objective: Annotated[
         Objective, typer.Option(help="combined: one number. pareto: forget and utility side by side.")
     ] = Objective.combined,
-    utility_floor: UtilityFloorOption = 0.95,
+    utility_floor: UtilityFloorOption = UTILITY_FLOOR,
     sampler: Annotated[
         Sampler,
         typer.Option(
@@ -199,6 +199,10 @@ def tune(
     relearn_epochs: RelearnEpochsOption = 3,
     relearn_order: RelearnOrderOption = RelearnOrder.random,
     samples: SamplesOption = 8,
+    log_to: Annotated[
+        str,
+        typer.Option(help="Show trials while they run in any of tensorboard, wandb, mlflow, comma-separated; or none."),
+    ] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
@@ -247,6 +251,7 @@ def tune(
         harvest=harvest,
         robustness=_robustness(robustness, relearn_share, relearn_epochs, relearn_order, samples),
         under=_names(under),
+        log_to=_names(log_to),
         seed=seed,
         address=address,
         out=out,
@@ -323,7 +328,7 @@ def evaluate(
     workers: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
     zero: ZeroOption = Zero.stage2,
-    utility_floor: UtilityFloorOption = 0.95,
+    utility_floor: UtilityFloorOption = UTILITY_FLOOR,
     seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the evaluation's own folder.")] = Path("results"),
@@ -469,13 +474,25 @@ def methods(
 
 
 @app.command()
+def benchmarks(
+    name: Annotated[
+        str | None, typer.Argument(help="One benchmark, or the .toml file of your own data. (default: all of them)")
+    ] = None,
+) -> None:
+    """Print every benchmark: what is forgotten, where its data come from, its scales, its exact objective."""
+    from ray_unlearn.benchmarks_page import describe_benchmarks
+
+    print(describe_benchmarks(name))
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder that `tune` or `reproduce` printed.")],
 ) -> None:
     """Write a search's or a reproduction's report again: HTML page, pictures, tables."""
-    from ray_unlearn.report import write_report
+    from ray_unlearn.commands import report_again
 
-    for path in write_report(folder):
+    for path in report_again(folder):
         print(path)
 
 

@@ -24,11 +24,12 @@ from ray_unlearn.interruption import exit_code
 from ray_unlearn.ledger import LEDGER, read_ledger
 from ray_unlearn.losses import find_method
 from ray_unlearn.model import check_model, check_pattern, check_trained, count_parameters, load_config
+from ray_unlearn.objective import describe_objective
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
-from ray_unlearn.report import describe_frontier, write_report
+from ray_unlearn.report import describe_frontier, write_files, write_report
 from ray_unlearn.reproduce import check_name, reproduce_synthetic
-from ray_unlearn.results import COMPLETED, INTERPOLATED, read_reproduction, read_search, write_json
+from ray_unlearn.results import COMPLETED, INTERPOLATED, REPRODUCTION, read_reproduction, read_search, write_json
 from ray_unlearn.robustness import judged_metrics
 from ray_unlearn.space import Space, file_method, load_space, read_spaces
 
@@ -72,6 +73,7 @@ class TuneOptions:
     harvest: bool
     robustness: Robustness
     under: tuple[str, ...]
+    log_to: tuple[str, ...]
     seed: int
     address: str | None
     out: Path
@@ -295,6 +297,7 @@ def resolve_search(
         definition=str(Path(options.benchmark).absolute()) if options.benchmark.endswith(".toml") else None,
         data=str(request.data) if request.data else None,
         split=options.split,
+        log_to=options.log_to,
         spaces=tuple(path.name for path in options.spaces),
         address=options.address,
         trial_timeout=options.trial_timeout,
@@ -392,13 +395,16 @@ def evaluate(options: EvaluateOptions) -> int:
             options.address,
             for_profile=options.profile is not None,
         )
-        asked = {"model": Path(options.model).name, "start": options.start and Path(options.start).name, "scale": scale}
+        asked: dict[str, Any] = {"model": Path(options.model).name, "scale": scale}
+        asked |= {"start": options.start and Path(options.start).name, "utility_floor": options.utility_floor}
         device = "cuda" if gang.gpus_per_worker else "cpu"
         harness = run_harness(str(absolute(options.model)), options.harness, options.harness_tasks, device)
         write_evaluation(folder, benchmark, tasks["model"], asked, evaluation, harness)
         if options.profile is not None:
             write_model_profile(options.profile, benchmark, tasks["model"], profiles)
     print(describe_evaluation(benchmark, evaluation))
+    if evaluation.scores:
+        print(describe_objective(benchmark, options.utility_floor))
     for task, found in harness.items():
         print(f"lm-evaluation-harness, {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
@@ -460,6 +466,18 @@ def compare(options: CompareOptions) -> int:
     print(f"\nReport:  {options.folder / 'report' / 'report.html'}")
     missing = {row["method"] for row in finalists} - {entry["method"] for entry in comparison["finalists"]}
     return PARTIAL if missing else 0
+
+
+def report_again(folder: Path) -> list[Path]:
+    """Write a search's or a reproduction's report, and what Optuna's view of the search lacks; the files."""
+    if (folder / REPRODUCTION).is_file():
+        return write_report(folder)
+    from ray_unlearn.studies import FILE, update_studies
+
+    results = read_search(folder)
+    files = write_files(results)
+    update_studies(results)
+    return [*files, folder / FILE] if (folder / FILE).is_file() else files
 
 
 def export(options: ExportOptions) -> int:
@@ -612,6 +630,10 @@ def check_tune(options: TuneOptions) -> None:
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
     check_robustness(options.robustness, options.under)
+    if options.log_to:
+        from ray_unlearn.trackers import check_trackers
+
+        check_trackers(options.log_to)
     if options.lora < 0:
         raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
     check_pattern(options.train)
@@ -801,6 +823,7 @@ def unused(folder: Path) -> Path:
 def describe_plan(search: ResolvedSearch) -> str:
     config, task = search.config, search.task
     gang = config.gang
+    benchmark = load_benchmark(config.loaded_from)
     lines = [
         f"benchmark   {config.benchmark} ({config.scale})",
         f"model       {config.model} ({search.num_parameters:,} parameters)",
@@ -817,4 +840,4 @@ def describe_plan(search: ResolvedSearch) -> str:
         )
         fixed = ", ".join(f"{key} {value}" for key, value in space.fixed.items())
         lines.append(f"{name:<11} {ranges}; fixed: {fixed}; {len(space.warm_starts)} warm start(s)")
-    return "\n".join(lines)
+    return "\n".join([*lines, describe_objective(benchmark, config.utility_floor, config.under)])

@@ -26,6 +26,7 @@ from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import METHOD_TITLES, SearchConfig
 from ray_unlearn.failures import INF, NAN
 from ray_unlearn.objective import hypervolume, pareto_front
+from ray_unlearn.report.parameters import NEAR, describe_edge
 from ray_unlearn.results import CANDIDATES, COMPLETED, INTERPOLATED, write_table
 from ray_unlearn.space import Space
 from ray_unlearn.statistics import (
@@ -41,8 +42,6 @@ Row = Mapping[str, Any]
 
 SEED_BASE = 1000
 """The first of a comparison's seeds lies so far above the search's."""
-EDGE = 0.05
-"""A best setting within this share of its range's ends says that the range should be wider."""
 MOST_UNEQUAL = {"trials": 1.0, "epochs": 1.1, "device_seconds": 3.0}
 """How many times the least-served method's budget another one's may be. Seconds differ by what methods compute (GA
 reads no retain set) and by what else the machine did; trials are dealt out evenly."""
@@ -95,10 +94,13 @@ def describe_unequal(budgets: Mapping[str, Mapping[str, float]]) -> str:
 def find_edges(best: Mapping[str, Row], spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
     """Settings of each method's best point that lie at an end of their range."""
     return [
-        {"method": method, "parameter": name, "value": row[name], "low": range_.low, "high": range_.high}
+        {
+            **{"method": method, "parameter": name, "value": row[name], "low": range_.low, "high": range_.high},
+            "end": "lower" if share <= NEAR else "upper",
+        }
         for method, row in best.items()
         for name, range_ in spaces[method].ranges.items()
-        if not EDGE < range_.share(row[name]) < 1 - EDGE
+        if not NEAR < (share := range_.share(row[name])) < 1 - NEAR
     ]
 
 
@@ -198,7 +200,8 @@ def summarise(
         "hypervolume": {method: {"value", "low", "high"}},
         "differences": [{"better", "other", "measure", "value", "low", "high", "verdict", "sentence", "n", "p"}],
         "warnings": [str], "budget": {method: {"trials", "epochs", "device_seconds"}},
-        "importances": {method: {parameter: share}}, "edges": [{"method", "parameter", "value", "low", "high"}]}.
+        "importances": {method: {parameter: share}}, "edges": [{"method", "parameter", "value", "low", "high",
+        "end": "lower" | "upper"}]}.
 
     A method's best point, of which `differences` speaks, is the first of its finalists: the one that the search would
     choose. To pick it by these runs would favour whoever has more finalists.
@@ -210,7 +213,7 @@ def summarise(
     best: dict[str, Row] = {}
     for row in finalists:
         best.setdefault(row["method"], row)
-    budgets, edges = count_budgets(trials), find_edges(best, spaces)
+    budgets = count_budgets(trials)
     warnings = [describe_limits(len(seeds))]
     if unequal := describe_unequal(budgets):
         warnings.append(f"The methods had unequal budgets: {unequal}. Who had more had more chances to find something.")
@@ -224,7 +227,6 @@ def summarise(
                 f"{row['trial_id']}: {len(failed)} of {len(failed) + len(completed[row['trial_id']])} runs failed "
                 f"({failed[0]['error']}); the figures are of the others"
             )
-    warnings += [_describe_edge(edge) for edge in edges]
     return {
         "seeds": list(seeds),
         "finalists": [
@@ -237,7 +239,7 @@ def summarise(
         "warnings": warnings,
         "budget": budgets,
         "importances": {method: dict(shares) for method, shares in importances.items()},
-        "edges": edges,
+        "edges": find_edges(best, spaces),
     }
 
 
@@ -303,14 +305,6 @@ def _describe_difference(better: str, other: str, measure: str, difference: Diff
     }
 
 
-def _describe_edge(edge: Mapping[str, Any]) -> str:
-    return (
-        f"{METHOD_TITLES.get(edge['method'], edge['method'])}'s best point lies at the edge of a search range: "
-        f"{edge['parameter']} is {edge['value']:.3g} in {edge['low']:.3g} to {edge['high']:.3g}. A wider range may "
-        "hold a better one"
-    )
-
-
 def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:
     """Lines for people: the finalists, what tells them apart, what to mind."""
     lines = []
@@ -321,4 +315,5 @@ def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:
         )
         lines.append(f"{entry['trial_id']} over {entry['n']} seeds: {scores}")
     lines += [d["sentence"] for d in comparison["differences"]]
-    return lines + [f"Note: {warning}" for warning in comparison["warnings"]]
+    warnings = [*comparison["warnings"], *map(describe_edge, comparison["edges"])]
+    return lines + [f"Note: {warning}" for warning in warnings]

@@ -39,6 +39,10 @@ ATTACKS = {
 """By attack, the first word of its metrics' names."""
 
 
+UTILITY_FLOOR = 0.95
+"""Least utility, relative to the starting model, unless another is asked for."""
+
+
 class UserError(Exception):
     """Something that the user can fix, said in one line: what is wrong, where, and the way out."""
 
@@ -183,6 +187,8 @@ class SearchConfig:
     """The TOML file that describes the benchmark, where it is the user's own."""
     data: str | None = None
     split: str | None = None
+    log_to: tuple[str, ...] = ()
+    """Trackers that are told of every trial while the search runs, see trackers.py."""
     spaces: tuple[str, ...] = ()
     """Search-space files given in place of the shipped ones, by name."""
     address: str | None = None

@@ -19,7 +19,7 @@ from typing import Any
 from ray_unlearn.benchmarks import Benchmark, Profile, Task
 from ray_unlearn.config import GangConfig, Robustness
 from ray_unlearn.gang import Gangs
-from ray_unlearn.objective import Judge
+from ray_unlearn.objective import Judge, describe_objective
 from ray_unlearn.prepare import available_splits, last_profiles, write_profile
 from ray_unlearn.results import COMPLETED, trial_schema, write_json, write_table
 from ray_unlearn.robustness import describe_metrics, judged_metrics
@@ -100,7 +100,7 @@ def write_evaluation(
     about = {
         "asked": dict(asked),
         "benchmark": benchmark.name,
-        "objective_text": benchmark.objective,
+        "objective_text": describe_objective(benchmark, asked["utility_floor"]),
         "split": task.split,
         "lm_evaluation_harness": {name: dict(found) for name, found in harness.items()},
         "absent": {who: dict(profile.absent) for who, profile in evaluation.profiles.items()},

@@ -434,7 +434,7 @@ class Gangs:
                 use_gpu=self._config.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # mypy takes it for Tune's
                 name=f"gang-{gang}",
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=MAX_STARTS),

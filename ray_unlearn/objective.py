@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,6 +93,92 @@ class Judge:
         assert self.retrained is not None
         names = [(prefix + name, self.retrained[name]) for name in self.leaks]
         return harmonic_mean([two_sided(metrics[name], self.start[name], goal) for name, goal in names])
+
+
+def describe_objective(benchmark: Benchmark, floor: float, under: tuple[str, ...] = ()) -> str:
+    """One paragraph for people: what `Judge` and `combined` compute for this benchmark, utility floor and attacks."""
+    return " ".join(
+        filter(
+            None,
+            [
+                _describe_forget(benchmark),
+                _describe_under(benchmark, under),
+                _describe_utility(benchmark),
+                _describe_combined(floor),
+                f"Privacy is measured and never searched on: {listing(benchmark.privacy)}."
+                if benchmark.privacy
+                else "Privacy is not measured: that takes data like the forget set that no model saw.",
+                benchmark.remark,
+            ],
+        )
+    )
+
+
+def _describe_forget(benchmark: Benchmark) -> str:
+    aims = [aim for aim in benchmark.aims if not aim.only_if_alone]
+    mean = "the harmonic mean of how close" if len(aims) > 1 else "how close"
+    sources = ["the retrained model's, where one is at hand"]
+    if held_out := {aim.hold_out: aim.metric for aim in aims if aim.hold_out is not None}:
+        pairs = listing([f"{own} for {metric}" for own, metric in held_out.items()])
+        sources.append(f"else the starting model's on data that it never saw, where there are any ({pairs})")
+    sources += [
+        f"else {aim.never_knew:g} for {aim.metric}, as of a model that does not know"
+        for aim in aims
+        if aim.never_knew is not None
+    ]
+    without = [aim.metric for aim in aims if aim.hold_out is None and aim.never_knew is None]
+    if without and len(without) < len(aims):
+        sources.append(f"else {listing(without)} {'is' if len(without) == 1 else 'are'} left out")
+    sentences = [
+        f"Forget is two-sided: {mean} {listing([_noted(benchmark, aim.metric) for aim in aims])} "
+        f"{'are' if len(aims) > 1 else 'is'} to that of a model that never saw the forget set, 1 at that value, 0 at "
+        "the starting model's and as far beyond it on the other side, linear between.",
+        f"That value is {'; '.join(sources)}.",
+    ]
+    sentences += [
+        f"Where none of these can be had, it is how close {_noted(benchmark, aim.metric)} is to {aim.never_knew:g}."
+        for aim in benchmark.aims
+        if aim.only_if_alone
+    ]
+    return " ".join(sentences)
+
+
+def _describe_under(benchmark: Benchmark, under: tuple[str, ...]) -> str:
+    """Of the attacks that every trial goes through; empty without any."""
+    parts = [f"the same of the {ATTACKS[attack]} model" for attack in under if attack != "sample"]
+    if "sample" in under:
+        leaks = listing(list(dict.fromkeys(benchmark.leaks.values())))
+        parts.append(f"how close the worst of several sampled answers ({leaks}) is to the retrained model's answer")
+    return f"A trial's forget score is the lowest of this and of {listing(parts)}." if parts else ""
+
+
+def _describe_utility(benchmark: Benchmark) -> str:
+    keeps = benchmark.keeps
+    useless = list(dict.fromkeys(f"{keep.useless:.3g}" for keep in keeps))
+    at = useless[0] if len(useless) == 1 else listing([f"{k.useless:.3g} for {k.metric}" for k in keeps])
+    mean = "the harmonic mean of " if len(keeps) > 1 else ""
+    return (
+        f"Utility is {mean}{listing([_noted(benchmark, keep.metric) for keep in keeps])}, relative to the starting "
+        f"model: 1 at its value or better, 0 at that of a model that knows nothing ({at}), linear between."
+    )
+
+
+def _describe_combined(floor: float) -> str:
+    scaled = f", times utility / {floor:g} where utility is under the floor of {floor:g}" if floor else ""
+    constraint = f", with a utility of at least {floor:g} as a constraint for the samplers that learn" if floor else ""
+    return (
+        f"The combined objective is the harmonic mean of forget and utility{scaled}; --objective pareto searches "
+        f"forget and utility side by side{constraint}. No other metric is searched on."
+    )
+
+
+def _noted(benchmark: Benchmark, metric: str) -> str:
+    return f"{metric} ({benchmark.metrics[metric]})"
+
+
+def listing(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def two_sided(value: float, start: float, goal: float) -> float:

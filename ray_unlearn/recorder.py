@@ -20,6 +20,7 @@ from ray_unlearn.losses import METHODS
 from ray_unlearn.results import COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.space import Space
+from ray_unlearn.studies import StudiesView
 
 
 class Watcher(Protocol):
@@ -52,9 +53,10 @@ class Recorder:
         writer: Writer,
         ledger: Ledger,
         watcher: Watcher,
+        view: StudiesView | None = None,
     ) -> None:
         self._config, self._studies, self._spaces = config, studies, spaces
-        self.writer, self.ledger, self._watcher = writer, ledger, watcher
+        self.writer, self.ledger, self._watcher, self._view = writer, ledger, watcher, view
         self._open: dict[str, _Open] = {}
         self._waiting: deque[_Open] = deque()
         self._halving = Halving()
@@ -106,7 +108,7 @@ class Recorder:
         if row["status"] != INTERPOLATED:
             if row["trial_id"] not in self._asked[row["method"]]:  # its suggestion is in a damaged line
                 self._ask_again(trial_of(row, METHODS[row["method"]].parameters), row["number"])
-            self._studies[row["method"]].tell(row["trial_id"], row)
+            self._tell(row, curve)
         self.rows += [dict(row), *points]
         if not self.writer.has_trial(row):
             files = self.writer.trial_files(dict(row), curve, points)
@@ -229,8 +231,13 @@ class Recorder:
         )
         self.writer.write_files(files)
         self.rows += [row, *points]
-        self._studies[trial.method].tell(trial.trial_id, row)
+        self._tell(row, curve)
         self._watcher.finished(row)
+
+    def _tell(self, row: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
+        self._studies[row["method"]].tell(row["trial_id"], row)
+        if self._view is not None:
+            self._view.add(row, curve)
 
 
 def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:

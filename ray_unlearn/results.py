@@ -16,6 +16,8 @@
         model/          the chosen model, as `transformers` loads it
         comparison.json the finalists over several seeds, with statistics, where they have been compared
         report/         pages and pictures
+        optuna.log      the trials as Optuna's studies, see studies.py; nothing reads it back
+        log/            what --log-to wrote, see trackers.py
         log.txt         what Ray and DeepSpeed had to say
 
 Trial columns: trial_id, number (order of suggestion), benchmark, method, scale, status (completed, pruned,

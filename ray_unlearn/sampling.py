@@ -1,6 +1,6 @@
 """Optuna, seen from the search: one study a method, the same number of first points for each.
 
-The only file that imports optuna. A study is told full-fidelity values of completed trials and no others. A failed
+A study is told full-fidelity values of completed trials and no others. A failed
 trial is told FAIL, which no sampler reads. A pruned one is told PRUNED, with no value that could be mistaken for a
 whole trial's, because the samplers are not alike:
 
@@ -56,13 +56,12 @@ class MethodStudy:
     def __init__(
         self, space: Space, trials: int, pareto: bool, seed: int, sampler: str = TPE, utility_floor: float = 0.0
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        quieten()
         self._pareto, self._floor = pareto, utility_floor
         self._sampler, self._trials, self._seed = sampler, trials, seed
         self._first = min(FIRST_POINTS, max(1, trials // 2))
         self._study = self._new_study()
-        self._distributions = {name: _distribution(range_) for name, range_ in _ordered(space).items()}
+        self._distributions = build_distributions(space)
         # QMC has nothing to wait for: its first points are all of its points.
         self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, self._first), seed)
         self._asked = 0
@@ -176,9 +175,9 @@ def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, fl
         completed = [completed[i] for i in places]
     if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
         return {}
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    quieten()
     study = optuna.create_study(direction="maximize")
-    distributions = {name: _distribution(range_) for name, range_ in space.ranges.items()}
+    distributions = build_distributions(space)
     kinds = {name: int if range_.integer else float for name, range_ in space.ranges.items()}
     for row in completed:
         values = {name: kind(row[name]) for name, kind in kinds.items()}
@@ -186,6 +185,16 @@ def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, fl
         study.add_trial(trial)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def quieten() -> None:
+    """Optuna tells of every trial, and warns that its constraints and metric names are new."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def build_distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {name: _distribution(range_) for name, range_ in _ordered(space).items()}
 
 
 def _distribution(range_: Any) -> optuna.distributions.BaseDistribution:

@@ -1,4 +1,4 @@
-"""Ray Tune over gangs: ask, run, record. The only file that imports ray.tune.
+"""Ray Tune over gangs: ask, run, record.
 
 Tune schedules; the settings come from Optuna through a searcher of our own that serves all methods in turn,
 each from its own study, so that every method gets the same number of trials in one run. A trial's Tune actor
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -42,7 +42,7 @@ from ray_unlearn.finals import (
 from ray_unlearn.gang import Gangs
 from ray_unlearn.interruption import signals_as_interrupts
 from ray_unlearn.ledger import Event, History, Ledger
-from ray_unlearn.objective import Judge
+from ray_unlearn.objective import Judge, describe_objective
 from ray_unlearn.recorder import Recorder, Watcher, rungs_of
 from ray_unlearn.results import Writer, curve_schema, read_search, write_json
 from ray_unlearn.robustness import describe_metrics
@@ -50,6 +50,8 @@ from ray_unlearn.sampling import MethodStudy, importances
 from ray_unlearn.session import SLIVER, ray_session
 from ray_unlearn.space import Space
 from ray_unlearn.storage import Patience
+from ray_unlearn.studies import StudiesView
+from ray_unlearn.trackers import StaysHere, build_trackers
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import git_revision, package_versions
 
@@ -100,19 +102,7 @@ class GangTrial(tune.Trainable):
         return None
 
 
-_STAYS_HERE: dict[int, Any] = {}
-
-
-class _StaysHere:
-    """Tune pickles its callbacks and searcher to its own disk state, and may copy them. Ours hold open files
-    and studies, and are rebuilt from our results, not from Tune's: a copy is the thing itself."""
-
-    def __reduce__(self) -> Any:
-        _STAYS_HERE[id(self)] = self
-        return _STAYS_HERE.__getitem__, (id(self),)
-
-
-class _Events(_StaysHere, Callback):
+class _Events(StaysHere, Callback):
     """Tune's view of the recorder: what became of each trial."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -136,7 +126,7 @@ class _Events(_StaysHere, Callback):
         self._recorder.lost(trial.trial_id)
 
 
-class _Suggestions(_StaysHere, Searcher):
+class _Suggestions(StaysHere, Searcher):
     """Tune's view of the recorder: what to try next. Outcomes reach the studies through the recorder."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -163,7 +153,7 @@ def trial_job(config: SearchConfig) -> Job:
     return Job("", rungs=rungs_of(config), line=config.line, robustness=attacks)
 
 
-class _Verdicts(_StaysHere, FIFOScheduler):
+class _Verdicts(StaysHere, FIFOScheduler):
     """Tune's view of the recorder: which trials go on. They start in the order in which they were suggested."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -217,7 +207,8 @@ def run_search(
             writer.write_search(meta)
 
         describe(status="running")
-        recorder = Recorder(config, build_studies(config, spaces), spaces, writer, ledger, watcher)
+        view = StudiesView(folder, config.name, spaces, config.objective == "pareto", config.utility_floor)
+        recorder = Recorder(config, build_studies(config, spaces), spaces, writer, ledger, watcher, view)
         if history.events:
             recorder.recall(history, _unknown_rows(folder, history))
         try:
@@ -291,7 +282,8 @@ def _run_gangs(
         describe(**describe_anchors(judge), notes=[*task.notes, *report["notes"]], hardware=report["hardware"])
         recorder.attach(lambda trial_id: ray.get(gangs.broker.stop_trial.remote(trial_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
-        if tune_trials(config, gangs, judge, recorder, Path(scratch)) != "complete":
+        trackers = build_trackers(config, recorder.writer.folder, watcher.stage)
+        if tune_trials(config, gangs, judge, recorder, Path(scratch), trackers) != "complete":
             return "partial"  # whoever interrupted it wants the results now
         best = best_of_methods(recorder.rows, config.utility_floor)
         watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
@@ -319,7 +311,14 @@ def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]
     return {name: shares for name, shares in found.items() if shares}
 
 
-def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Recorder, scratch: Path) -> str:
+def tune_trials(
+    config: SearchConfig,
+    gangs: Gangs,
+    judge: Judge,
+    recorder: Recorder,
+    scratch: Path,
+    trackers: Sequence[Callback] = (),
+) -> str:
     """Let Tune run all trials over the gangs; the recorder has their rows afterwards.
 
     Where Tune itself gives up (the system killed one of its actors for memory, say) it is begun anew with the trials
@@ -343,7 +342,7 @@ def tune_trials(config: SearchConfig, gangs: Gangs, judge: Judge, recorder: Reco
             run_config=RunConfig(
                 name=f"tune-{start}",
                 storage_path=str(scratch),
-                callbacks=[_Events(recorder)],
+                callbacks=[_Events(recorder), *trackers],
                 failure_config=FailureConfig(max_failures=RETRIES[LOST]),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -380,7 +379,7 @@ def describe_search(
         "command": command,
         "config": public_config(config),
         "git": git_revision(),
-        "objective_text": benchmark.objective,
+        "objective_text": describe_objective(benchmark, config.utility_floor, config.under),
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
         "data_fingerprint": data_fingerprint(task),
         "start": None,

@@ -136,9 +136,11 @@ def test_a_best_setting_within_a_twentieth_of_its_range_is_at_the_edge(settings,
     assert [edge["parameter"] for edge in edges] == found
 
 
-def test_an_edge_becomes_a_warning():
+def test_an_edge_is_said_once_and_as_the_report_says_it():
     found = summary(runs_of("simnpo-0001", 0.8, 0.8), [row("simnpo-0001", beta=8.0)])
-    assert any("SimNPO's best point lies at the edge" in w and "beta is 8" in w for w in found["warnings"])
+    said = "SimNPO's best trial has beta 8, within 5 % of the upper end of its range"
+    assert sum(said in line for line in describe_comparison(found)) == 1
+    assert not any("range" in warning for warning in found["warnings"]), "the report has it with the settings"
 
 
 def test_budgets_count_trials_epochs_and_seconds_but_no_points_of_a_line():

@@ -10,7 +10,7 @@ START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
 def judge(retrained=None, under=(), **start: float) -> Judge:
     aims = (Aim("forget_accuracy", never_knew=0.25),)
     keeps = (Keep("general_accuracy", useless=0.25),)
-    benchmark = Benchmark("toy", "", {}, aims, keeps, load=None, measure=None, leaks={"forget": "forget_rouge"})
+    benchmark = Benchmark("toy", "", "", {}, aims, keeps, load=None, measure=None, leaks={"forget": "forget_rouge"})
     return Judge.build(benchmark, {**START, **start}, retrained, 0.95, under)
 
 
@@ -47,7 +47,7 @@ def test_the_retrained_models_value_is_the_goal_where_there_is_one():
 
 def test_an_aim_for_want_of_better_is_left_out_where_there_is_better():
     aims = (Aim("distance"), Aim("chance", never_knew=0.0, only_if_alone=True))
-    benchmark = Benchmark("toy", "", {}, aims, (), load=None, measure=None)
+    benchmark = Benchmark("toy", "", "", {}, aims, (), load=None, measure=None)
     assert [a.metric for a in Judge.build(benchmark, {}, {"distance": 0.0}, 0.9).aims] == ["distance"]
     assert [a.metric for a in Judge.build(benchmark, {}, None, 0.9).aims] == ["chance"]
 
@@ -78,7 +78,7 @@ def test_sampled_answers_are_judged_from_the_starting_models_to_the_retrained_mo
 
 def test_a_hold_out_says_what_a_model_that_never_knew_would_have():
     aims = (Aim("forget_probability", hold_out="hold_out_probability", never_knew=0.0),)
-    benchmark = Benchmark("toy", "", {}, aims, (), load=None, measure=None)
+    benchmark = Benchmark("toy", "", "", {}, aims, (), load=None, measure=None)
     start = {"forget_probability": 0.9, "hold_out_probability": 0.3}
     assert Judge.build(benchmark, start, None, 0.95).goal(aims[0]) == 0.3
     assert Judge.build(benchmark, start, {"forget_probability": 0.4}, 0.95).goal(aims[0]) == 0.4

@@ -28,6 +28,7 @@ BENCHMARKS = {
     "synthetic": "mixture of Markov chains with known truth (SimNPO, section 5)",
     "custom": "your own data: give the path of the TOML file that describes them in its place",
 }
+"""By name, what is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,10 @@ class Benchmark:
     """One benchmark: where its data and model come from, what is measured, and what is aimed at."""
 
     name: str
-    objective: str
-    """One paragraph for people: what the forget score and the utility are."""
+    source: str
+    """Where its data come from, in words."""
+    scales: str
+    """What can be run of it and on which models, in words."""
     metrics: Mapping[str, str]
     """Every metric that `measure` can give, with one line on what it is."""
     aims: tuple[Aim, ...]
@@ -163,6 +166,10 @@ class Benchmark:
     """Raises UserError where data or model are not as they must be."""
     measure: Callable[[Mapping[str, Scores], Mapping[str, list[str]], Split], Profile]
     """(scores by probe, generated answers by prompt set, the split) -> what can be measured from them."""
+    privacy: tuple[str, ...] = ()
+    """The metrics that say whether it can be told which data the model was trained on; never searched on."""
+    remark: str = ""
+    """What else must be known about the objective: sentences at the end of its paragraph (objective.py)."""
     build_task: Callable[[Request], Task] | None = None
     """For `ray_unlearn prepare`: the task with a base model in the place of the target; None where the
     benchmark makes its own models."""

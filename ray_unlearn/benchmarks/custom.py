@@ -194,7 +194,8 @@ def _check_keys(path: Path, where: str, found: Iterable[str], allowed: Sequence[
 def load(definition: Definition, request: Request) -> Task:
     """The task on the starting model."""
     task = build_task(definition, request)
-    return replace(task, notes=(*task.notes, describe_objective(definition)))
+    limits = describe_limits(definition)
+    return replace(task, notes=(*task.notes, limits)) if limits else task
 
 
 def build_task(definition: Definition, request: Request) -> Task:
@@ -465,8 +466,11 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
 
 def build_aims(definition: Definition) -> tuple[Aim, ...]:
     """With a retrained model its values are the goals of all of them, and the last one is not needed."""
-    kinds = ("exact_memorisation", "probability")
-    aims = [Aim(f"{FORGET}_{kind}", hold_out=f"{HOLD_OUT}_{kind}") for kind in kinds]
+    held_out = HOLD_OUT in definition.sets
+    aims = [
+        Aim(f"{FORGET}_{kind}", hold_out=f"{HOLD_OUT}_{kind}" if held_out else None)
+        for kind in ("exact_memorisation", "probability")
+    ]
     if "forget" in definition.questions:
         aims.append(Aim("forget_questions_above_chance", never_knew=0.0))
     return (*aims, Aim("forget_extraction_strength", never_knew=0.0, only_if_alone=True))
@@ -477,40 +481,19 @@ def build_keeps(definition: Definition) -> tuple[Keep, ...]:
     return (Keep("retain_probability", useless=0.0), *keep)
 
 
-def describe_goal(definition: Definition, has_retrained: bool) -> str:
-    """What the forget score is, in words."""
-    memory = "exact memorisation and probability of the forget set"
-    asked = "forget" in definition.questions
-    if has_retrained:
-        also = ", and accuracy on the forget questions," if asked else ""
-        return f"Forget: {memory}{also} like the retrained model's (1 there; 0 at the start's and as far beyond)."
+def describe_limits(definition: Definition) -> str:
+    """What cannot be told without a hold-out set, unless there is a retrained model; empty with one."""
     if HOLD_OUT in definition.sets:
-        also = ", and the forget questions at chance," if asked else ""
+        return ""
+    if "forget" in definition.questions:
         return (
-            f"Forget: {memory} as the starting model has them on the hold-out set{also} "
-            "(1 there; 0 at the start's and as far beyond)."
-        )
-    if asked:
-        return (
-            "Forget: the forget questions at chance (1 there; 0 at the start's accuracy and as far beyond). There is "
-            "no [hold_out], so nothing tells what a model that never saw the forget set would make of its text: "
-            "whether that is forgotten too little or too much CANNOT BE TOLD."
+            "There is no [hold_out], so without a retrained model nothing tells what a model that never saw the forget "
+            "set would make of its text: whether that is forgotten too little or too much CANNOT BE TOLD."
         )
     return (
-        "Forget: the extraction strength on the forget set at 0 (0 at the start's). There is no [hold_out] and no "
-        "[questions.forget], so without a retrained model nothing tells what a model that never saw the forget set "
-        "would do, and TOO MUCH FORGETTING CANNOT BE TOLD: a model that answers with noise scores as well. Give a "
-        "[hold_out] set, or make a retrained model with `ray_unlearn prepare`."
-    )
-
-
-def describe_objective(definition: Definition) -> str:
-    questions = ", and of the keep questions' accuracy above chance (harmonic mean)"
-    kept = questions if "keep" in definition.questions else ""
-    return (
-        f"{describe_goal(definition, False)} Where a retrained model is at hand (a row of its own in the tables), its "
-        "values of exact memorisation, probability and questions are the goals instead. Utility: what is left of the "
-        f"starting model's probability on the retain set{kept}."
+        "There is no [hold_out] and no [questions.forget], so without a retrained model nothing tells what a model "
+        "that never saw the forget set would do, and TOO MUCH FORGETTING CANNOT BE TOLD: a model that answers with "
+        "noise scores as well. Give a [hold_out] set, or make a retrained model with `ray_unlearn prepare`."
     )
 
 
@@ -555,12 +538,15 @@ def read_benchmark(path: Path) -> Benchmark:
     definition = read_definition(path.expanduser().absolute())
     return Benchmark(
         name=definition.name,
-        objective=describe_objective(definition),
+        source=f"{definition.path.name} and the files or hub tables that it names",
+        scales="full, with any model named",
         metrics=describe_metrics(definition),
         aims=build_aims(definition),
         keeps=build_keeps(definition),
         load=partial(load, definition),
         measure=measure,
+        privacy=tuple(_MEMBERSHIP) if HOLD_OUT in definition.sets else (),
+        remark=describe_limits(definition),
         build_task=partial(build_task, definition),
         check_start=partial(check_start, definition),
         leaks=LEAKS,
@@ -574,7 +560,8 @@ def _ask_for_file(request: Request) -> Task:
 LEAKS = {FORGET: "forget_rouge_l_recall"}
 BENCHMARK = Benchmark(
     name="custom",
-    objective="",
+    source="files of your own or tables on the hub, as the TOML file says",
+    scales="full, with any model named",
     metrics={},
     aims=(),
     keeps=(),

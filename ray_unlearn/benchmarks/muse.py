@@ -406,16 +406,8 @@ def _make_mini(folder: Path, world: muse_mini.World) -> None:
 
 BENCHMARK = Benchmark(
     name="muse",
-    objective=(
-        "Forget: closeness to a model that never read the forgotten texts, harmonic mean of three measures that need "
-        "no generation: exact memorisation and extraction strength of 128 tokens of forgotten text, and the "
-        "probability of the answers to few-shot questions on it; each is 1 at the retrained model's value, 0 at the "
-        "starting model's and as far beyond. Without a retrained model the first two aim at what the starting model "
-        "has on hold-out text that it never read, and the questions, for which there is no such text, are left out. "
-        "Utility: harmonic mean of the probability of the answers to retain questions and the exact memorisation of "
-        "retain text, relative to the starting model's. VerbMem, KnowMem (ROUGE-L F1, in [0, 1]) and PrivLeak (per "
-        "cent; 0 as the retrained model, below 0 forgotten too little, above 0 too much) are for finalists."
-    ),
+    source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
+    scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",
     metrics={
         **{
             f"{name}_{measure}": f"{text}, {name} text"
@@ -431,7 +423,8 @@ BENCHMARK = Benchmark(
         "forget_knowmem": "KnowMem: ROUGE-L F1 of greedy few-shot answers to forget questions",
         "retain_knowmem": "KnowMem: ROUGE-L F1 of greedy few-shot answers to retain questions",
         "min_k_auc": "Min-40 % AUC: chance that a hold-out text looks more familiar than a forgotten one",
-        "privleak": "PrivLeak: per cent by which that AUC differs from the retrained model's",
+        "privleak": "PrivLeak: per cent by which that AUC differs from the retrained model's; below 0 too little was "
+        "forgotten, above 0 too much",
     },
     aims=(
         Aim("forget_exact_memorisation", hold_out="holdout_exact_memorisation"),
@@ -443,6 +436,7 @@ BENCHMARK = Benchmark(
     measure=measure,
     build_task=build_task,
     compare_with_itself=compare_with_itself,
+    privacy=("min_k_auc", "privleak"),
     leaks={"forget": "forget_verbmem"},
     similarity=rouge_l_f1,
 )

@@ -221,12 +221,8 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
 
 BENCHMARK = Benchmark(
     name="synthetic",
-    objective=(
-        "Forget: how close the model's divergence from the true transitions is to the retrained model's, on both "
-        "forget chains (harmonic mean); 1 at the retrained model's value, 0 at the starting model's and as far "
-        "beyond it. Utility: the divergence on the retain chain, 1 at the starting model's value, 0 at that of "
-        "uniform guessing."
-    ),
+    source="generated: sequences of three Markov chains, two to forget and one to retain",
+    scales="mini and full (the paper's sizes); both make and train their own small models",
     metrics={
         "forget1_divergence": "KL(truth || model) on the first forget chain (length 20), nats a state",
         "forget2_divergence": "KL(truth || model) on the second forget chain (length 5), nats a state",

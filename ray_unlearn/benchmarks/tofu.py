@@ -396,17 +396,8 @@ METRICS = {
 
 BENCHMARK = Benchmark(
     name="tofu",
-    objective=(
-        "Forget: closeness to the retrained model, which never saw the forgotten authors: the Kolmogorov-Smirnov "
-        "distance of the truth ratios (1 at distance 0, 0 at the starting model's) and the exact memorisation (1 at "
-        "the retrained model's, 0 at the starting model's and as far beyond), harmonic mean. Without a retrained "
-        "model: the exact memorisation of authors that no model saw, where the data have such a part; else closeness "
-        "of the mean log truth ratio to 0, where a model cannot tell right from wrong answers. "
-        "Utility: harmonic mean of probability and truth ratio on retained authors, real authors and world facts, "
-        "relative to the starting model's. Finalists also get ROUGE-L, TOFU's model utility of nine parts, membership "
-        "attacks against the hold-out and OpenUnlearning's scores. The p-value called forget quality is reported and "
-        "never searched on."
-    ),
+    source=f"{HUB_NAME} on the hub; generated in the mini",
+    scales="mini (two tiny models, no network); full with any model named that was trained on all authors",
     metrics=METRICS,
     aims=(
         Aim("forget_ks_distance"),
@@ -418,5 +409,6 @@ BENCHMARK = Benchmark(
     measure=measure,
     build_task=build_task,
     compare_with_itself=compare_with_itself,
+    privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),
     leaks={"forget": "forget_rouge_l_recall"},
 )

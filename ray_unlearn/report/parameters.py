@@ -93,17 +93,20 @@ def edges(results: SearchResults) -> list[str]:
         best = best_trial(results, method)
         for axis in axes(results, method) if best else []:
             value = best.get(axis.name) if best else None
-            if not is_number(value):
-                continue
-            share = axis.share(value)
-            if NEAR < share < 1 - NEAR:
-                continue
-            end, limit = ("lower", axis.low) if share <= NEAR else ("upper", axis.high)
-            found.append(
-                f"{method_label(method)}'s best trial has {axis.name} {setting(axis.name, float(value))}, within 5 % "
-                f"of the {end} end of its range ({setting(axis.name, float(limit))}): better may lie beyond it."
-            )
+            if is_number(value) and not NEAR < (share := axis.share(value)) < 1 - NEAR:
+                edge = {"method": method, "parameter": axis.name, "value": value, "low": axis.low, "high": axis.high}
+                found.append(describe_edge(edge | {"end": "lower" if share <= NEAR else "upper"}))
     return found
+
+
+def describe_edge(edge: Mapping[str, Any]) -> str:
+    """edge: the method, its best point's parameter and value, the range's low and high, and which end is near."""
+    name = edge["parameter"]
+    value, limit = (setting(name, float(edge[key])) for key in ("value", "low" if edge["end"] == "lower" else "high"))
+    return (
+        f"{method_label(edge['method'])}'s best trial has {name} {value}, within {100 * NEAR:.0f} % of the "
+        f"{edge['end']} end of its range ({limit}): better may lie beyond it."
+    )
 
 
 def drawn(results: SearchResults) -> list[list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS
+from ray_unlearn.objective import listing
 from ray_unlearn.report.frontier import (
     Row,
     chosen_trial,
@@ -23,7 +24,6 @@ from ray_unlearn.report.text import (
     duration,
     elapsed_seconds,
     is_number,
-    listing,
     mean_and_spread,
     method_label,
     score,

@@ -95,11 +95,6 @@ def elapsed_seconds(created: str | None, finished: str | None) -> float | None:
         return None
 
 
-def listing(words: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from ray_unlearn.objective import listing
 from ray_unlearn.report.tables import Column, Table, methods
-from ray_unlearn.report.text import listing, method_label, score
+from ray_unlearn.report.text import method_label, score
 from ray_unlearn.results import SearchResults
 
 BY = {
