@@ -55,6 +55,8 @@ class Search:
     options: tuple[str, ...] = ()
     """Of its commands, beside the usual ones."""
     environment: dict[str, str] = field(default_factory=dict)
+    cluster: Any = None
+    """Several nodes, where the fault is the loss of one."""
 
     def start(self) -> subprocess.Popen:
         """The next command, in a session of its own, as a terminal or a job would have it."""
@@ -192,34 +194,56 @@ def set_trap(search: Search, process: subprocess.Popen, chance: random.Random) -
     (search.folder / "trap").touch()
 
 
+def start_nodes(search: Search) -> None:
+    """A head and two nodes with one CPU each, on which the search's two gangs have room."""
+    from ray.cluster_utils import Cluster
+
+    settings = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    search.cluster = Cluster(initialize_head=True, head_node_args={**settings, "temp_dir": str(search.folder / "ray")})
+    for _ in range(2):
+        search.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    search.options = ("--address", search.cluster.address)
+
+
+def lose_node(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """One node is gone at once, with all that ran on it; a new one comes, as an autoscaler would bring it."""
+    node = chance.choice([n for n in search.cluster.list_all_nodes() if n is not search.cluster.head_node])
+    search.cluster.remove_node(node, allow_graceful=False)
+    time.sleep(chance.uniform(2, 5))
+    search.cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+
+
 @dataclass(frozen=True)
 class Fault:
     title: str
     inject: Callable[[Search, subprocess.Popen, random.Random], None]
     per_search: int = 1
     """Injections into one search."""
+    nodes: bool = False
+    """Whether it needs a cluster of several."""
     trap: str = ""
     """What sitecustomize.py in trap/ does where `inject` sets it."""
     options: tuple[str, ...] = ()
 
 
 FAULTS = {
-    "worker": Fault("SIGKILL of a worker", kill_one("RayTrainWorker"), 2),
+    "worker": Fault("SIGKILL of a worker", kill_one("RayTrainWorker"), 4),
     "controller": Fault("SIGKILL of a gang's controller", kill_one("TrainController"), 2),
-    "actor": Fault("SIGKILL of a trial's actor", kill_one("GangTrial"), 2),
-    "broker": Fault("SIGKILL of the broker", kill_one("_Broker")),
-    "raylet": Fault("SIGKILL of the node (its raylet)", kill_one("raylet/raylet")),
+    "actor": Fault("SIGKILL of a trial's actor", kill_one("GangTrial"), 3),
+    "broker": Fault("SIGKILL of the broker", kill_one("_Broker"), 2),
+    "raylet": Fault("SIGKILL of the only node (its raylet)", kill_one("raylet/raylet")),
+    "node": Fault("loss of one node of three", lose_node, 2, nodes=True),
     "gcs": Fault("SIGKILL of the GCS", kill_one("gcs_server")),
-    "driver": Fault("SIGKILL of the driver", send(signal.SIGKILL)),
-    "everything": Fault("SIGKILL of everything", kill_everything),
-    "sigterm": Fault("SIGTERM", send(signal.SIGTERM)),
-    "interrupt": Fault("Ctrl-C", send(signal.SIGINT)),
-    "disk": Fault("full disk, then freed", fill_disk),
-    "storage": Fault("storage away for a while", storage_goes_away),
-    "bomb": Fault("a trial allocates more than there is", set_trap, 2, "bomb"),
-    "hang": Fault("a trial hangs (--trial-timeout 30)", set_trap, 1, "hang", ("--trial-timeout", "30")),
-    "files": Fault("a trial's file damaged after a kill", damage_files),
-    "ledger": Fault("the ledger cut off after a kill", cut_ledger),
+    "driver": Fault("SIGKILL of the driver", send(signal.SIGKILL), 3),
+    "everything": Fault("SIGKILL of everything", kill_everything, 3),
+    "sigterm": Fault("SIGTERM", send(signal.SIGTERM), 3),
+    "interrupt": Fault("Ctrl-C", send(signal.SIGINT), 3),
+    "disk": Fault("full disk, then freed", fill_disk, 2),
+    "storage": Fault("storage away for a while", storage_goes_away, 2),
+    "bomb": Fault("a trial allocates more than there is", set_trap, 2, trap="bomb"),
+    "hang": Fault("a trial hangs (--trial-timeout 30)", set_trap, trap="hang", options=("--trial-timeout", "30")),
+    "files": Fault("a trial's file damaged after a kill", damage_files, 3),
+    "ledger": Fault("the ledger cut off after a kill", cut_ledger, 3),
 }
 
 
@@ -232,6 +256,16 @@ def run_search(fault: Fault | None, folder: Path, trials: int, chance: random.Ra
         search.environment = {"PYTHONPATH": os.pathsep.join(places), "FAULT": fault.trap}
         search.environment["FAULT_FILE"] = str(folder / "trap")
         search.options = fault.options
+    if fault is not None and fault.nodes:
+        start_nodes(search)
+    try:
+        return _run_commands(search, fault, trials, chance)
+    finally:
+        if search.cluster is not None:
+            search.cluster.shutdown()
+
+
+def _run_commands(search: Search, fault: Fault | None, trials: int, chance: random.Random) -> Search:
     while True:
         process = search.start()
         try:
@@ -255,7 +289,8 @@ def run_search(fault: Fault | None, folder: Path, trials: int, chance: random.Ra
             search.commands.append(-999)
             return search
         search.commands.append(process.returncode)
-        end_leftovers(folder)
+        if search.cluster is None:
+            end_leftovers(search.folder)
         if process.returncode == 0 or len(search.commands) > MOST_RESUMES:
             return search
 
