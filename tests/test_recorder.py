@@ -86,8 +86,8 @@ DIVERGED = {"error": "NonFinite: the loss", "failure": "nan", "retries": 0, "don
 
 
 def curve(*scores: float) -> list[dict]:
-    """Reports after 2, 4 and 10 epochs."""
-    return [report(epoch, score) for epoch, score in zip((2, 4, 10), scores, strict=True)]
+    """Reports after 2, 5 and 10 epochs."""
+    return [report(epoch, score) for epoch, score in zip((2, 5, 10), scores, strict=True)]
 
 
 def test_a_trial_that_lags_behind_is_stopped_at_its_rung_and_keeps_its_row(recorder):
@@ -97,9 +97,9 @@ def test_a_trial_that_lags_behind_is_stopped_at_its_rung_and_keeps_its_row(recor
     early = live(search, "c", curve(0.2, 0.9, 0.9))  # ga
     live(search, "d", curve(0.2, 0.2, 0.2))  # graddiff, better than its own method's first
     late = live(search, "e", curve(0.4, 0.2, 0.9))  # ga
-    assert (good["status"], good["epochs_run"], good["epoch"], good["objective"]) == ("completed", 10, 4, 0.6)
+    assert (good["status"], good["epochs_run"], good["epoch"], good["objective"]) == ("completed", 10, 5, 0.6)
     assert (early["status"], early["epochs_run"], early["epoch"], early["objective"]) == ("pruned", 2, 2, 0.2)
-    assert (late["status"], late["epochs_run"], late["epoch"], late["objective"]) == ("pruned", 4, 2, 0.4)
+    assert (late["status"], late["epochs_run"], late["epoch"], late["objective"]) == ("pruned", 5, 2, 0.4)
     assert early["error"] is None
     assert search.stopped == ["ga-0001", "ga-0002"], "their gangs are free at once"
     assert [row["status"] for row in search.rows if row["method"] == "graddiff"] == ["completed", "completed"]
