@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 from ray_unlearn import cli, submit
 from ray_unlearn.config import SearchFailed, UserError
+from ray_unlearn.ledger import read_ledger
+from ray_unlearn.results import read_search
 from tests.cluster.test_rayjob import complaints, pods
 from tests.commands import parse
 
@@ -458,8 +460,8 @@ def answers(address: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(280)
-def test_a_search_a_wrong_use_and_a_stop_on_a_real_cluster(dashboard, tmp_path):
+@pytest.mark.timeout(420)
+def test_a_search_a_wrong_use_a_stop_and_a_resume_on_a_real_cluster(dashboard, tmp_path):
     import pyarrow.parquet as pq
 
     address, environment = dashboard
@@ -487,20 +489,30 @@ def test_a_search_a_wrong_use_and_a_stop_on_a_real_cluster(dashboard, tmp_path):
     assert wrong.returncode == 2, wrong.stderr
     assert "nosuch" in wrong.stdout
 
-    long = run("--no-follow", "--json", "--", "tune", *small, "--methods", "simnpo", "--trials", "200")
+    long = run("--no-follow", "--json", "--", "tune", *small, "--methods", "ga", "--trials", "4", "--concurrent", "1")
     job = json.loads(long.stdout)["job"]
     watcher = subprocess.Popen(command("--follow", job), cwd=ROOT, env=clean, stdout=subprocess.PIPE, text=True)
     assert watcher.stdout is not None
     seen = ""
     for line in watcher.stdout:
         seen += line
-        if re.search(r"\[1/200\]", line):
+        if re.search(r"\[1/4\]", line):
             break
-    assert "[1/200]" in seen
+    assert "[1/4]" in seen
     stopped = run("--stop", job, "--json")
     assert stopped.returncode == 0, stopped.stderr
     assert json.loads(stopped.stdout)["status"] == "STOPPED"
-    watcher.stdout.read()
+    seen += watcher.stdout.read()
     assert watcher.wait(60) == submit.STOPPED
+    (half,) = set((tmp_path / "results").glob("synthetic-*")) - {folder}
+    ended = [row["trial_id"] for row in read_search(half).trials]
+    assert 1 <= len(ended) < 4, "what had ended by then is kept, and nothing else"
+    assert f"ray_unlearn tune --resume {half}" in seen
+
+    rest = run("--", "tune", "--resume", str(half))
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert [row["trial_id"] for row in read_search(half).trials] == [f"ga-{i:04d}" for i in range(4)]
+    suggested = [e["trial"]["trial_id"] for e in read_ledger(half).events if e["event"] == "suggested"]
+    assert len(suggested) == len(set(suggested)) == 4
     assert run("--stop", "raysubmit_none").returncode == cli.USAGE
     assert not [line for text in (search.stderr, wrong.stdout, seen) for line in text.splitlines() if TOKEN in line]
