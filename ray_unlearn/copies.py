@@ -431,16 +431,17 @@ def whole_ledger(folder: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _files(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+def _files(folder: str | Path, head: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
     """(name, (time of writing in ns, size)) of what is to be copied."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        for name in names:
-            path = Path(root, name)
-            if not _is_hidden(name):
-                with contextlib.suppress(FileNotFoundError):  # replaced this moment
-                    here = path.stat()
-                    yield path.relative_to(folder).as_posix(), (here.st_mtime_ns, here.st_size)
+    with contextlib.suppress(FileNotFoundError):  # not made yet, or replaced this moment
+        for entry in os.scandir(folder):
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _files(entry.path, f"{head}{entry.name}/")
+            else:
+                here = entry.stat()
+                yield head + entry.name, (here.st_mtime_ns, here.st_size)
 
 
 def _say_nothing(what: str) -> None:
