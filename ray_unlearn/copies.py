@@ -351,7 +351,12 @@ class Copies:
             return
         with source:
             here = os.fstat(source.fileno())
-            self._place.put(name, source)
+            try:
+                self._place.put(name, source)
+            except BaseException:
+                with contextlib.suppress(Exception):  # a beginning of it may be there, and would pass for all of it
+                    self._place.remove(name)
+                raise
         self._done[name] = here.st_mtime_ns, here.st_size
 
     def _keep_place(self) -> None:
