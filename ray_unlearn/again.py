@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from ray_unlearn.benchmarks import Request, Split, Task, load_benchmark
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.data import Sequences
-from ray_unlearn.prepare import attach_retrained
+from ray_unlearn.prepare import attach_retrained, cache_folder
 
 LOCAL = "local.json"
 NOT_FOR_SHARING = "paths and addresses of one machine, for `ray_unlearn compare` and `export`: leave it out of copies"
@@ -59,7 +59,11 @@ def read_local(folder: Path) -> tuple[SearchConfig, Request, Path | None]:
         asked = values["request"]
         request = Request(**{**asked, "data": Path(asked["data"]) if asked["data"] else None})
         retrained = Path(values["retrained"]) if values["retrained"] else None
-        return SearchConfig.from_json(values["config"]), request, retrained
+        config = SearchConfig.from_json(values["config"])
+        if config.gang.reference_folder:  # this may be another machine than then
+            gang = replace(config.gang, reference_folder=str(cache_folder() / "reference"))
+            config = replace(config, gang=gang)
+        return config, request, retrained
     except FileNotFoundError:
         raise UserError(
             f"{folder}: has no {LOCAL}, which says where model and data are. Run this where the search ran"

@@ -17,7 +17,7 @@ from ray_unlearn.config import SAMPLERS, UTILITY_FLOOR, Robustness, SearchFailed
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 and 143 interrupted."""
-RESUMABLE = {"resume", "trials", "concurrent", "address", "keep_model", "trial_timeout"}
+RESUMABLE = {"resume", "trials", "concurrent", "address", "keep_model", "trial_timeout", "copy_to"}
 """Options of `tune` that a search which goes on may change."""
 DEFAULT_TRIALS = 20
 
@@ -153,8 +153,11 @@ def tune(
         typer.Option("--benchmark", "-b", help="wmdp, muse, tofu, synthetic, or the .toml file of your own data."),
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(help="Go on with the search in this folder, after anything; --trials may ask for more."),
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_URI",
+            help="Go on with the search in this folder, or at this copy, after anything; --trials may ask for more.",
+        ),
     ] = None,
     methods: Annotated[str, typer.Option(help="Methods to search, comma-separated.")] = "simnpo,npo,ga",
     space: Annotated[
@@ -207,6 +210,14 @@ def tune(
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
     keep_model: Annotated[bool, typer.Option(help="Keep the chosen model's weights.")] = True,
+    copy_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Copy the search's folder into this one while it runs: s3://bucket/prefix, gs://..., or what fsspec "
+            "opens; or none. (default: nowhere, or with --resume as before)",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would run, run nothing.")
     ] = False,
@@ -221,7 +232,8 @@ def tune(
                 f"--{others[0].replace('_', '-')}: a search goes on with its own settings. Leave it out, or leave out "
                 "--resume to search anew"
             )
-        again = commands.ResumeOptions(resume, trials, concurrent, trial_timeout, address, keep_model)
+        copy_to = copy_to or _copied_to(resume)
+        again = commands.ResumeOptions(_local(resume), trials, concurrent, trial_timeout, address, keep_model, copy_to)
         raise typer.Exit(commands.resume(again))
     if benchmark is None:
         raise UserError("tune: what to forget? Give --benchmark NAME, or --resume FOLDER to go on with a search")
@@ -256,8 +268,27 @@ def tune(
         address=address,
         out=out,
         keep_model=keep_model,
+        copy_to=None if copy_to == "none" else copy_to,
     )
     raise typer.Exit(commands.tune(options, dry_run))
+
+
+def _local(named: str) -> Path:
+    """The folder that a command is to read; a copy elsewhere is fetched first."""
+    if "://" not in named:
+        return Path(named)
+    from ray_unlearn.copies import fetch_search
+
+    return fetch_search(named)
+
+
+def _copied_to(named: str) -> str | None:
+    """Where a search that is named by its copy goes on being copied to."""
+    if "://" not in named:
+        return None
+    from ray_unlearn.copies import split
+
+    return split(named)[0]
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -374,7 +405,9 @@ def _names(listed: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
 
 
-FolderArgument = Annotated[Path, typer.Argument(help="The search's folder, as `tune` printed it.")]
+FolderArgument = Annotated[
+    str, typer.Argument(metavar="FOLDER_OR_URI", help="The search's folder, as `tune` printed it, or its copy.")
+]
 SameAddressOption = Annotated[str | None, typer.Option(help="Ray cluster to use. (default: the search's)")]
 
 
@@ -393,7 +426,7 @@ def compare(
     """Train each method's best again with new seeds, and say which differences hold."""
     from ray_unlearn import commands
 
-    options = commands.CompareOptions(folder, seeds, top, frontier, concurrent, allow_unequal, address)
+    options = commands.CompareOptions(_local(folder), seeds, top, frontier, concurrent, allow_unequal, address)
     raise typer.Exit(commands.compare(options))
 
 
@@ -412,7 +445,7 @@ def export(
     """Write a trial's model as a folder to pass on, with a model card and what it takes to make it again."""
     from ray_unlearn import commands
 
-    raise typer.Exit(commands.export(commands.ExportOptions(folder, trial, out, adapter, address)))
+    raise typer.Exit(commands.export(commands.ExportOptions(_local(folder), trial, out, adapter, address)))
 
 
 @app.command()
@@ -487,18 +520,23 @@ def benchmarks(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder that `tune` or `reproduce` printed.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER_OR_URI", help="The folder that `tune` or `reproduce` printed, or the copy of a search."
+        ),
+    ],
 ) -> None:
     """Write a search's or a reproduction's report again: HTML page, pictures, tables."""
     from ray_unlearn.commands import report_again
 
-    for path in report_again(folder):
+    for path in report_again(_local(folder)):
         print(path)
 
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="The folder that `tune` printed.")],
+    folder: FolderArgument,
     repair: Annotated[
         bool, typer.Option("--repair", help="Write damaged or missing files of trials again, from the ledger.")
     ] = False,
@@ -506,8 +544,9 @@ def verify(
     """Check every file of a search against its checksum, and name what is damaged or missing."""
     from ray_unlearn.verify import describe_findings, verify_search
 
-    findings = verify_search(folder, repair)
-    print(describe_findings(folder, findings))
+    here = _local(folder)
+    findings = verify_search(here, repair)
+    print(describe_findings(here, findings))
     raise typer.Exit(FAILED if any(not finding.is_repaired for finding in findings) else 0)
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from ray_unlearn.again import describe_local, load_search, read_local
 from ray_unlearn.benchmarks import Request, Task, load_benchmark
 from ray_unlearn.config import ATTACKS, GangConfig, Robustness, SearchConfig, SearchFailed, TrialConfig, UserError
+from ray_unlearn.copies import Copies, copied
 from ray_unlearn.engine_config import load_settings
 from ray_unlearn.fit import fitted
 from ray_unlearn.interruption import exit_code
@@ -78,6 +80,7 @@ class TuneOptions:
     address: str | None
     out: Path
     keep_model: bool
+    copy_to: str | None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class ResumeOptions:
     trial_timeout: float | None
     address: str | None
     keep_model: bool
+    copy_to: str | None
+    """Where to from now on; "none": nowhere; None: as before."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     out = options.out.absolute()
     folder = unused(out / f"{load_benchmark(options.benchmark).name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     log = out / f".{folder.name}.log"
-    with noise_to(log) as screen:
+    with copied(folder, options.copy_to) as copies, noise_to(log) as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         say("loading data and models (a miniature's models are trained once, then kept)")
         try:
@@ -208,11 +213,11 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
             log.unlink()
             return 0
         try:
-            status = run_with_progress(search, folder, screen, options.keep_model)
+            status = run_with_progress(search, folder, screen, options.keep_model, copies)
         finally:
             if folder.is_dir():
                 log.rename(folder / "log.txt")
-    return show_results(options.out / folder.name, status)
+    return show_results(options.out / folder.name, status, copies)
 
 
 def resume(options: ResumeOptions) -> int:
@@ -227,18 +232,19 @@ def resume(options: ResumeOptions) -> int:
     check_numbers(trials, options.concurrent, options.trial_timeout)
     address = options.address or config.address
     timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
-    config = replace(config, trials=trials, address=address, trial_timeout=timeout)
+    copy_to = None if options.copy_to == "none" else options.copy_to or config.copy_to
+    config = replace(config, trials=trials, address=address, trial_timeout=timeout, copy_to=copy_to)
     resources = find_resources(address)
     if options.concurrent is not None:
         gang = replace(config.gang, threads_per_worker=threads_for(config.gang, resources, options.concurrent))
         config = replace(config, concurrent=options.concurrent, gang=gang)
-    with noise_to(folder / "log.txt") as screen:
+    with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
         Console(file=screen, highlight=False, markup=False, soft_wrap=True).print("loading data and models")
         _, task = load_search(folder)
         spaces = read_spaces(read_search(folder).meta)
         search = ResolvedSearch(config, task, spaces, 0, describe_local(config, request, retrained))
-        status = run_with_progress(search, folder, screen, options.keep_model)
-    return show_results(options.folder, status)
+        status = run_with_progress(search, folder, screen, options.keep_model, copies)
+    return show_results(options.folder, status, copies)
 
 
 @contextlib.contextmanager
@@ -301,11 +307,14 @@ def resolve_search(
         spaces=tuple(path.name for path in options.spaces),
         address=options.address,
         trial_timeout=options.trial_timeout,
+        copy_to=options.copy_to,
     )
     return ResolvedSearch(config, task, spaces, size, describe_local(config, request, options.retrained))
 
 
-def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool) -> str:
+def run_with_progress(
+    search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool, copies: Copies | None
+) -> str:
     """Run it and write its report, also when it is interrupted; its status."""
     from ray_unlearn.search import run_search
 
@@ -314,7 +323,7 @@ def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], kee
     total = search.config.trials * len(search.config.methods)
     progress = (LiveProgress if interactive else PlainProgress)(console, total)
     way_on = f". Mend that, then go on with: ray_unlearn tune --resume {folder}"
-    with failures_named(folder / "log.txt", way_on):
+    with failures_named(folder / "log.txt", way_on), copies.told(progress.stage) if copies else nullcontext():
         try:
             status = run_search(
                 search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local
@@ -328,7 +337,7 @@ def run_with_progress(search: ResolvedSearch, folder: Path, screen: IO[str], kee
     return status
 
 
-def show_results(folder: Path, status: str) -> int:
+def show_results(folder: Path, status: str, copies: Copies | None) -> int:
     """Print the frontier and what to type next; the search's name comes last, alone on its line."""
     results = read_search(folder)
     print()
@@ -337,6 +346,8 @@ def show_results(folder: Path, status: str) -> int:
     print(f"\nReport:  {folder / 'report' / 'report.html'}")
     if (folder / "model").is_dir():
         print(f"Model:   {folder / 'model'}")
+    if copies:
+        print(f"Copy:    {copies.uri}")
     print(f"Again:   ray_unlearn report {folder}")
     if status != "complete":
         ended = sum(row["status"] != INTERPOLATED for row in results.trials)
@@ -446,7 +457,7 @@ def compare(options: CompareOptions) -> int:
     folder = options.folder.absolute()
     (folder / "compare").mkdir(exist_ok=True)
     log = folder / "compare" / "log.txt"
-    with noise_to(log) as screen, failures_named(log):
+    with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         _, task = load_search(folder)
         say(f"{len(finalists)} finalist(s) with {len(seeds)} seeds each: {len(finalists) * len(seeds)} runs")
@@ -494,12 +505,13 @@ def export(options: ExportOptions) -> int:
         raise UserError("--adapter: this search trained whole weights, there is no adapter. Leave it out")
     check_writable(out.parent)
     log = out.parent / f"{out.name}.log.txt"
-    with noise_to(log) as screen, failures_named(log):
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
-        config, task = load_search(options.folder)
-        config = replace(config, address=options.address or config.address)
-        run_export(results, config, task, row, out.absolute(), options.adapter, say)
-    log.unlink()
+    with copied(options.folder.absolute(), config.copy_to, is_needed=False):
+        with noise_to(log) as screen, failures_named(log):
+            say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+            config, task = load_search(options.folder)
+            config = replace(config, address=options.address or config.address)
+            run_export(results, config, task, row, out.absolute(), options.adapter, say)
+        log.unlink()
     print(f"Model:  {out}")
     print(f"Card:   {out / 'README.md'}")
     print(f"Again:  ray_unlearn reproduce {out / 'reproduce.json'}")

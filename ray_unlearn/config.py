@@ -194,6 +194,8 @@ class SearchConfig:
     address: str | None = None
     trial_timeout: float = 0.0
     """Seconds that one trial may take; 0: any."""
+    copy_to: str | None = None
+    """URI of the place that the search's folder is copied to, see copies.py."""
 
     @property
     def loaded_from(self) -> str:

@@ -93,7 +93,7 @@ def finals_are_done(
     """Whether nothing is left to be run of what `run_finals` does."""
     keeps = _kept(best, floor, keep_model)
     names = [row["trial_id"] for row in best.values()]
-    return set(_anchors(task)) <= set(done) and all(_is_done(done.get(n), folder, n == keeps) for n in names)
+    return all(_is_done(done.get(name), folder, name == keeps) for name in [*_anchors(task), *names])
 
 
 def _anchors(task: Task) -> list[str]:
@@ -108,6 +108,9 @@ def _kept(best: Mapping[str, Mapping[str, Any]], floor: float, keep_model: bool)
 
 def _is_done(event: Event | None, folder: Path, with_model: bool) -> bool:
     if event is None or event["row"]["status"] != COMPLETED:
+        return False
+    names = [name for name in event["files"] if with_model or not name.startswith("model/")]
+    if not all((folder / name).is_file() for name in names):  # a copy that was fetched may lack some
         return False
     return not with_model or (event["has_model"] and (folder / "model").is_dir())
 

@@ -394,6 +394,7 @@ def public_config(config: SearchConfig) -> dict[str, Any]:
     """The configuration as it may be passed on: folders and files by their names, no addresses."""
     values = asdict(config)
     values.pop("address")
+    values.pop("copy_to")
     values["gang"].pop("reference_folder")
     for name in ("model", "data", "definition"):
         if values[name] and Path(values[name]).exists():

@@ -41,9 +41,11 @@ def search(tmp_path, tiny_model, monkeypatch):
     return folder, config, task, asked
 
 
-def test_settings_and_task_come_back_as_they_were(search):
+def test_settings_and_task_come_back_as_they_were_with_this_machines_cache(search, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_UNLEARN_CACHE", str(tmp_path / "cache"))
     folder, config, task, asked = search
-    assert load_search(folder) == (config, task)
+    here = replace(config.gang, reference_folder=str(tmp_path / "cache" / "reference"))
+    assert load_search(folder) == (replace(config, gang=here), task)
     assert asked == [Request("full", config.model, folder.parent / "data", "forget01")]
     assert "leave it out" in json.loads((folder / LOCAL).read_text())["not_for_sharing"]
 

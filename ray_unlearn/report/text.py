@@ -115,7 +115,7 @@ def _seen(character: str) -> str:
 
 _ADDRESSES = re.compile(
     r"(?P<name>\bip=|\bhost=|\bhostname=)[^\s,;)\]]+"
-    r"|\b(?:ray|tcp|grpc)://[^\s,;)\]'\"]+"
+    r"|\b(?:ray|tcp|grpc|s3|gs|gcs|abfss?|hdfs)://[^\s,;)\]'\"]+"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"
 )
 

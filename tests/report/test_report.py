@@ -410,6 +410,7 @@ def test_machine_addresses_are_left_out(build_search):
 
 def test_a_command_is_quoted_without_its_address():
     assert command_line(["tune", "--address=ray://a:1", "--out", "my dir"]) == "tune --address=ADDRESS --out 'my dir'"
+    assert "bucket" not in command_line(["tune", "--copy-to", "s3://bucket/p?endpoint_override=10.0.0.1"])
     assert without_addresses("versions 2.60.0 and 3.11.9 stay") == "versions 2.60.0 and 3.11.9 stay"
 
 
