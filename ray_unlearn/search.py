@@ -216,7 +216,11 @@ def run_search(
             best = best_of_methods(recorder.rows, config.utility_floor)
             done = history.finals()
             if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, config.utility_floor):
-                status = _run_cluster(config, task, recorder, done, keep_model, watcher, describe)
+                status = _through_losses(
+                    recorder,
+                    watcher,
+                    lambda: _run_gangs(config, task, recorder, done, keep_model, watcher, describe),
+                )
         except KeyboardInterrupt:
             describe(status="partial", finished=_now())
             raise
@@ -231,21 +235,13 @@ def run_search(
     return status
 
 
-def _run_cluster(
-    config: SearchConfig,
-    task: Task,
-    recorder: Recorder,
-    done: Mapping[str, Event],
-    keep_model: bool,
-    watcher: Watcher,
-    describe: Callable[..., None],
-) -> str:
-    """What is left of a search, on a Ray cluster; "complete" or "partial". Where the cluster or the broker is lost on
-    the way it is started anew, as long as that brings trials to their end."""
+def _through_losses(recorder: Recorder, watcher: Watcher, run: Callable[[], str]) -> str:
+    """What `run` returns. Where the cluster or the broker is lost on the way it is begun anew, as long as that brings
+    trials to their end."""
     while True:
         left = recorder.num_left
         try:
-            return _run_gangs(config, task, recorder, done, keep_model, watcher, describe)
+            return run()
         except RayError as error:
             recorder.put_back(jobs_are_gone=True)
             if recorder.num_left == left:
@@ -262,6 +258,7 @@ def _run_gangs(
     watcher: Watcher,
     describe: Callable[..., None],
 ) -> str:
+    """What is left of a search, on a Ray cluster; "complete" or "partial"."""
     benchmark = load_benchmark(config.loaded_from)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (

@@ -3,7 +3,7 @@
     python -m tests.faults.table [--only worker,driver] [--injections 4] [--seed 0]
 
 The miniature synthetic benchmark, two methods of `--trials` trials each, settings from TPE, one trial at a time (with
-more, what TPE proposes depends on which trial ends first). First the undisturbed search. Then, for every kind of fault, as
+more, what TPE proposes depends on which trial ends first). First the undisturbed search. Then, for every fault, as
 many searches as it takes: the fault comes at random moments, `ray_unlearn tune --resume` goes on where the command has
 ended, and at last the table of results is compared with the undisturbed one: trials asked, finished, repeated though
 finished, lost, extra, and whether every setting and score is the same to the bit. Recovery is the time from the fault
