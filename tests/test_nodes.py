@@ -84,12 +84,14 @@ def test_gangs_that_must_be_spread_over_nodes_compute_what_they_compute_on_one(t
     assert cluster.address not in json.dumps(json.loads((spread / "search.json").read_text())["config"])
 
 
+@pytest.mark.slowest
 def test_more_gangs_than_places_are_refused_at_once(tmp_path, start_cluster):
     cluster = start_cluster(1, 1)
     said, _ = tune(tmp_path, "--trials", "2", "--concurrent", "9", "--address", cluster.address, expect=1)
     assert "Lower --concurrent" in said
 
 
+@pytest.mark.slowest
 def test_more_trials_than_places_wait_for_their_turn_and_all_come_to_their_end(tmp_path, start_cluster):
     cluster = start_cluster(1, 1)
     _, folder = tune(tmp_path, "--trials", "5", "--concurrent", "1", "--address", cluster.address)
