@@ -173,7 +173,7 @@ def main() -> None:
 def one_trial(row: Mapping[str, Any], gang: dict[str, Any]) -> dict[str, Any]:
     """What an arm needs to repeat a row's trial: plain data."""
     from ray_unlearn.losses import METHODS
-    from ray_unlearn.search import trial_of
+    from ray_unlearn.recorder import trial_of
 
     trial = trial_of(row, METHODS[row["method"]].parameters)
     return {"benchmark": row["benchmark"], "gang": gang, "trial": trial.to_json()}
