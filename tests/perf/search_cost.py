@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -136,12 +135,11 @@ def main() -> None:
         return
     options = read_options(__doc__ or "", benchmark=("wmdp", "synthetic"), trials="1,12,40", measured=3, concurrent=1)
     counts = sorted(int(n) for n in options.trials.split(","))
-    from ray_unlearn.config import GangConfig
-
     with tempfile.TemporaryDirectory() as temporary:
         searches = {n: run_command(options.benchmark, n, options.concurrent, Path(temporary)) for n in counts}
     rows = searches[counts[-1]][0].trials[: options.measured]
-    trials = [one_trial(row, asdict(GangConfig())) for row in rows]
+    gang = searches[counts[-1]][0].meta["config"]["gang"]
+    trials = [one_trial(row, gang) for row in rows]
     with ThreadPoolExecutor(options.concurrent) as pool:
         fresh, took = timed(lambda: list(pool.map(fresh_process, trials)))
     check_equal(rows, options.benchmark, "a fresh process", fresh)
