@@ -289,6 +289,10 @@ class Gangs:
         resources: dict[str, float] = {"CPU": self._config.cpus_per_worker}
         if self._config.gpus_per_worker:
             resources["GPU"] = self._config.gpus_per_worker
+        # Not by name: type checkers see the RunConfig of Ray Train V1.
+        environment: dict[str, Any] = {}
+        if not self._config.gpus_per_worker:
+            environment["worker_runtime_env"] = {"env_vars": WORKER_MALLOC}
         trainer = TorchTrainer(
             gang_loop,
             train_loop_config={"broker": self.broker, "gang": gang, "config": self._config},
@@ -301,7 +305,7 @@ class Gangs:
                 name=f"gang-{gang}",
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=MAX_STARTS),
-                worker_runtime_env={} if self._config.gpus_per_worker else {"env_vars": WORKER_MALLOC},
+                **environment,
             ),
         )
         done_before = -1

@@ -99,8 +99,8 @@ class AnswerScorer(nn.Module):
             finite = log_distribution.masked_fill(chances == 0, 0.0)
             mean = (chances * finite).sum(-1)
             return logprobs, correct, torch.stack([mean, (chances * finite**2).sum(-1) - mean**2], dim=-1), None
-        correct = logits.argmax(-1) == targets if detail == CORRECT else None
-        return _TokenLogprobs.apply(logits, targets), correct, None, None
+        is_best = logits.argmax(-1) == targets if detail == CORRECT else None
+        return _TokenLogprobs.apply(logits, targets), is_best, None, None
 
     def _logits(self, states: Tensor) -> Tensor:
         """The model's own way from its decoder's output [T, H] to logits [T, V]."""
