@@ -8,6 +8,7 @@ WORKER_MALLOC = {
             "trim_threshold": 1 << 62,  # whose end is never given back
             "arena_max": 1,  # a thread's own arena holds no block above 64 MiB, and Ray Train computes in a thread
             "tcache_count": 0,  # or the cached ends of aligned blocks keep freed ones from growing together
+            "hugetlb": 1,  # pages of 2 MiB where the system gives them on request
         }.items()
     )
 }
