@@ -77,8 +77,11 @@ def trainer_loop(values: dict[str, Any]) -> None:
     from ray import train
 
     stamps = {"worker process": time.time()}
-    for report in run_trial(values, stamps):
-        train.report({"report": report, "stamps": stamps})
+    reports = run_trial(values, stamps)
+    for report in reports:
+        train.report(report)
+    # Ray Train V2 keeps no metrics without a checkpoint.
+    Path(values["out"]).write_text(json.dumps({"report": reports[-1], "stamps": stamps}))
 
 
 def trainers(trials: list[dict[str, Any]], concurrent: int) -> dict[str, Any]:
@@ -92,15 +95,16 @@ def trainers(trials: list[dict[str, Any]], concurrent: int) -> dict[str, Any]:
         began = time.time()
         trainer = TorchTrainer(
             trainer_loop,
-            train_loop_config=values,
+            train_loop_config={**values, "out": f"{folder}/{number}.json"},
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
             run_config=RunConfig(name=f"trial-{number}", storage_path=folder),
         )
-        result = trainer.fit()
-        stamps = {"": began, **result.metrics["stamps"], "end of fit": time.time()}
+        trainer.fit()
+        result = json.loads(Path(f"{folder}/{number}.json").read_text())
+        stamps = {"": began, **result["stamps"], "end of fit": time.time()}
         names = list(stamps)
         parts = {now: stamps[now] - stamps[before] for before, now in pairwise(names)}
-        return result.metrics["report"], parts
+        return result["report"], parts
 
     with tempfile.TemporaryDirectory() as folder:
         start = timed(lambda: ray.init(address="local", num_cpus=(os.cpu_count() or 1) + 1 + concurrent))[1]
