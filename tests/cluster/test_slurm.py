@@ -195,7 +195,7 @@ def test_at_the_time_limit_the_search_is_interrupted_reports_and_then_the_nodes_
     process = job.start("--benchmark", "tofu")
     job.wait_for("secret")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert process.returncode == 130
     lines = job.lines()
     ends = [i for i, line in enumerate(lines) if line.startswith("ended")]
@@ -210,7 +210,7 @@ def test_a_signal_before_the_search_ends_what_was_started(tmp_path):
     process = job.start("--benchmark", "tofu")
     job.wait_for("asked")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=50)
     assert process.returncode == 143
     assert not any(line.startswith("search") for line in job.lines())
     assert job.leftovers() == []
