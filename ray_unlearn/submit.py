@@ -82,6 +82,8 @@ class Command:
     @property
     def writes(self) -> list[tuple[str, Path]]:
         nothing = self.name == "doctor" or str(self.parameters.get("what")).endswith(".json")
+        if (search := self.parameters.get("resume")) is not None:  # it goes on where it is, which may be a bucket
+            return [] if "://" in str(search) else self.named(["resume"])
         return [] if nothing else self.named(WRITES)
 
 

@@ -516,3 +516,17 @@ def test_a_search_a_wrong_use_a_stop_and_a_resume_on_a_real_cluster(dashboard, t
     assert len(suggested) == len(set(suggested)) == 24
     assert run("--stop", "raysubmit_none").returncode == cli.USAGE
     assert not [line for text in (search.stderr, wrong.stdout, seen) for line in text.splitlines() if TOKEN in line]
+
+
+@pytest.mark.parametrize(
+    ("place", "writes"),
+    [("/shared/results/a", ["--resume"]), ("results/a", ["--resume"]), ("s3://bucket/searches/a", [])],
+)
+def test_a_search_that_goes_on_writes_where_it_is(place, writes):
+    command = submit.read_command(("tune", "--resume", place))
+    assert [written for written, _ in command.writes] == writes
+    if place.startswith("results"):
+        with pytest.raises(UserError, match="own folder"):
+            submit.check_writes(command)
+    else:
+        submit.check_writes(command)
