@@ -275,20 +275,16 @@ def tune(
 
 def _local(named: str) -> Path:
     """The folder that a command is to read; a copy elsewhere is fetched first."""
-    if "://" not in named:
-        return Path(named)
-    from ray_unlearn.copies import fetch_search
+    from ray_unlearn.copies import fetch_search, is_uri
 
-    return fetch_search(named)
+    return fetch_search(named) if is_uri(named) else Path(named)
 
 
 def _copied_to(named: str) -> str | None:
     """Where a search that is named by its copy goes on being copied to."""
-    if "://" not in named:
-        return None
-    from ray_unlearn.copies import split
+    from ray_unlearn.copies import is_uri, split
 
-    return split(named)[0]
+    return split(named)[0] if is_uri(named) else None
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -40,7 +40,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import uuid4
 
 from ray_unlearn.config import UserError
-from ray_unlearn.ledger import LEDGER, WRITER
+from ray_unlearn.ledger import LEDGER, WRITER, describe_writer
 
 LOOK_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -236,7 +236,7 @@ class Copies:
                 time.sleep(LEASE_SECONDS)
                 if self._place.read(WRITER) not in (found, None):
                     raise UserError(
-                        f"{self.uri}: {_describe_writer(found)} is copying to it. Wait for that, stop it, or give "
+                        f"{self.uri}: {describe_writer(found)} is copying to it. Wait for that, stop it, or give "
                         "another --copy-to"
                     )
             ledger = self._place.read(LEDGER) or b""
@@ -369,7 +369,7 @@ class Copies:
         found = self._place.read(WRITER)
         if found is not None and self._id.encode() not in found and not self._is_taken:
             self._is_taken = True
-            self._say(f"{self.uri}: {_describe_writer(found)} has taken it; the search goes on, copying does not")
+            self._say(f"{self.uri}: {describe_writer(found)} has taken it; the search goes on, copying does not")
         return not self._is_taken
 
     def _write_marker(self) -> None:
@@ -451,11 +451,3 @@ def _files(folder: str | Path, head: str = "") -> Iterator[tuple[str, tuple[int,
 
 def _say_nothing(what: str) -> None:
     return None
-
-
-def _describe_writer(content: bytes) -> str:
-    try:
-        writer = json.loads(content)
-        return f"process {writer['pid']} on {writer['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"

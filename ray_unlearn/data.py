@@ -166,17 +166,11 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bo
     A row's unused tail holds token 0 at restarted positions and is never kept. No items at all give one
     row with nothing kept, so that a worker without work still runs the model with the others.
     """
-    import torch
-
     lengths = [len(tokens) for tokens, _ in items]
     rows, width = _fill_rows(lengths, row_length, alone)
     shape = (max(len(rows), 1), width)
     tokens, positions = np.zeros(shape, np.int64), np.tile(np.arange(width), (shape[0], 1))
     keep = np.zeros(shape, bool)
-    answer_lengths = np.array([n - start for n, (_, start) in zip(lengths, items, strict=True)], np.int64)
-    answer_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(answer_lengths)])
-    targets: list[np.ndarray] = [np.zeros(0, np.int64)]
-    sequence, place = list(targets), list(targets)
     for r, members in enumerate(rows):
         column = 0
         for i in members:
@@ -185,20 +179,39 @@ def pack(items: Sequence[tuple[np.ndarray, int]], row_length: int = 0, alone: bo
             tokens[r, column:end] = ids
             positions[r, column:end] = np.arange(len(ids))
             keep[r, column + start - 1 : end - 1] = True
-            targets.append(ids[start:])
-            sequence.append(np.full(answer_lengths[i], i))
-            place.append(np.arange(answer_offsets[i], answer_offsets[i + 1]))
             column = end
         positions[r, column:] = np.arange(width - column)
+    order = [i for members in rows for i in members]
+    return _as_pack(tokens, positions, keep, [ids[start:] for ids, start in items], order, sum(lengths))
+
+
+def _as_pack(
+    tokens: np.ndarray,
+    positions: np.ndarray,
+    keep: np.ndarray,
+    answers: Sequence[np.ndarray],
+    order: Sequence[int],
+    num_tokens: int,
+    mask: Any = None,
+) -> Pack:
+    """answers: by sequence, its answer's tokens; order: the sequences as their answers are kept, row after row."""
+    import torch
+
+    lengths = np.array([len(answer) for answer in answers], np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    none = np.zeros(0, np.int64)
+    targets = [none, *(answers[i] for i in order)]
+    place = [none, *(np.arange(offsets[i], offsets[i + 1]) for i in order)]
     return Pack(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
         keep=torch.from_numpy(np.flatnonzero(keep)),
         targets=torch.from_numpy(np.concatenate(targets, dtype=np.int64)),
-        sequence=torch.from_numpy(np.concatenate(sequence, dtype=np.int64)),
+        sequence=torch.from_numpy(np.repeat(np.array(order, np.int64), lengths[np.array(order, np.int64)])),
         place=torch.from_numpy(np.concatenate(place, dtype=np.int64)),
-        lengths=torch.from_numpy(answer_lengths),
-        num_tokens=int(sum(lengths)),
+        lengths=torch.from_numpy(lengths),
+        num_tokens=int(num_tokens),
+        mask=mask,
     )
 
 
@@ -264,10 +277,6 @@ def pack_trees(trees: Sequence[Sequence[tuple[np.ndarray, int]]], row_length: in
     tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     keep, tree_of, branch_of = np.zeros(shape, bool), np.full(shape, -1), np.zeros(shape, np.int64)
     first = np.cumsum([0, *(len(tree) for tree in trees)])
-    answer_lengths = np.array([len(ids) - start for tree in trees for ids, start in tree], np.int64)
-    answer_offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(answer_lengths)])
-    targets: list[np.ndarray] = [np.zeros(0, np.int64)]
-    sequence, place = list(targets), list(targets)
     for r, chosen in enumerate(rows):
         end = 0
         for t in chosen:
@@ -276,27 +285,16 @@ def pack_trees(trees: Sequence[Sequence[tuple[np.ndarray, int]]], row_length: in
             tokens[r, column:end], positions[r, column:end] = prompt[: start - 1], np.arange(start - 1)
             tree_of[r, column : column + lengths[t]] = t
             for k, (ids, _) in enumerate(trees[t]):
-                i = int(first[t]) + k
                 column, end = end, end + len(ids) - start
                 tokens[r, column:end] = ids[start - 1 : -1]
                 positions[r, column:end] = np.arange(start - 1, len(ids) - 1)
                 keep[r, column:end], branch_of[r, column:end] = True, k + 1
-                targets.append(ids[start:])
-                sequence.append(np.full(answer_lengths[i], i))
-                place.append(np.arange(answer_offsets[i], answer_offsets[i + 1]))
     tree, branch = torch.from_numpy(tree_of), torch.from_numpy(branch_of)
     sees = (tree[:, :, None] == tree[:, None]) & ((branch[:, None] == 0) | (branch[:, :, None] == branch[:, None]))
-    return Pack(
-        tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(positions),
-        keep=torch.from_numpy(np.flatnonzero(keep)),
-        targets=torch.from_numpy(np.concatenate(targets, dtype=np.int64)),
-        sequence=torch.from_numpy(np.concatenate(sequence, dtype=np.int64)),
-        place=torch.from_numpy(np.concatenate(place, dtype=np.int64)),
-        lengths=torch.from_numpy(answer_lengths),
-        num_tokens=int(sum(lengths)),
-        mask=(sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None],
-    )
+    mask = (sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
+    answers = [ids[start:] for tree in trees for ids, start in tree]
+    order = [i for chosen in rows for t in chosen for i in range(int(first[t]), int(first[t + 1]))]
+    return _as_pack(tokens, positions, keep, answers, order, sum(lengths), mask)
 
 
 def share(lengths: Sequence[int] | np.ndarray, num_workers: int, max_tokens: int) -> list[list[list[int]]]:

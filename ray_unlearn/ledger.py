@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 import socket
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,7 +38,7 @@ from filelock import FileLock, Timeout
 
 from ray_unlearn import __version__
 from ray_unlearn.config import UserError
-from ray_unlearn.storage import Patience, write_file
+from ray_unlearn.storage import Patience, crc32, write_file
 
 LEDGER = "ledger.jsonl"
 LOCK, WRITER = ".lock", ".writer.json"
@@ -125,8 +124,9 @@ class Ledger:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
+            content = self._writer.read_bytes() if self._writer.exists() else None
             raise UserError(
-                f"{self._path.parent}: {_describe_writer(self._writer)} is writing to it. Wait for that, or stop it"
+                f"{self._path.parent}: {describe_writer(content)} is writing to it. Wait for that, or stop it"
             ) from None
         write_file(self._writer, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         return self
@@ -151,7 +151,7 @@ class Ledger:
     def append(self, event: str, **values: Any) -> None:
         """One event, on the disk when this returns. Raises OSError where the disk stays full or away for long."""
         text = json.dumps({"event": event, **values}, separators=(",", ":"))
-        line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
+        line = f"{crc32(text.encode())} {text}\n".encode()
 
         def write() -> None:
             self._check_place()
@@ -206,7 +206,7 @@ def _parse(line: bytes) -> Event | None:
     """None where the line is not what was written."""
     try:
         head, text = line[:9], line[9:]
-        return dict(json.loads(text)) if head == f"{zlib.crc32(text):08x} ".encode() else None
+        return dict(json.loads(text)) if head == f"{crc32(text)} ".encode() else None
     except (ValueError, TypeError):
         return None
 
@@ -220,9 +220,10 @@ def _check_format(path: Path, events: Iterable[Event]) -> None:
             )
 
 
-def _describe_writer(path: Path) -> str:
+def describe_writer(content: bytes | None) -> str:
+    """Who wrote a .writer.json with this content."""
     try:
-        writer = json.loads(path.read_text())
+        writer = json.loads(content or b"")
         return f"process {writer['pid']} on {writer['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "another process"

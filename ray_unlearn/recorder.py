@@ -7,7 +7,6 @@ ended have their rows, trials that were suggested and have not ended come first,
 from __future__ import annotations
 
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from ray_unlearn.losses import METHODS
 from ray_unlearn.results import COMPLETED, FAILED, INTERPOLATED, PRUNED, Writer
 from ray_unlearn.sampling import MethodStudy
 from ray_unlearn.space import Space
+from ray_unlearn.storage import crc32
 from ray_unlearn.studies import StudiesView
 
 
@@ -241,7 +241,7 @@ class Recorder:
 
 
 def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: f"{zlib.crc32(content):08x}" for name, content in files.items()}
+    return {name: crc32(content) for name, content in files.items()}
 
 
 def rungs_of(config: SearchConfig) -> tuple[float, ...]:

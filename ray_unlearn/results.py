@@ -35,7 +35,6 @@ Files are written under a temporary name and renamed; nothing written is ever re
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,7 +46,7 @@ import pyarrow.parquet as pq
 
 from ray_unlearn.config import UserError
 from ray_unlearn.ledger import LEDGER, History, read_ledger
-from ray_unlearn.storage import Patience, write_file
+from ray_unlearn.storage import Patience, crc32, write_file
 
 COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
 INTERPOLATED = "interpolated"
@@ -235,7 +234,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def json_checksum(values: Mapping[str, Any]) -> str:
     """CRC-32 of the values but for the checksum itself, in hexadecimal."""
     content = {name: value for name, value in values.items() if name != CHECKSUM}
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+    return crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -31,8 +31,13 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
+def crc32(content: bytes) -> str:
+    """CRC-32 in 8 hexadecimal digits."""
+    return f"{zlib.crc32(content):08x}"
+
+
 def checksum(path: Path) -> str:
-    """CRC-32 of a file, in hexadecimal."""
+    """The same of a file."""
     crc = 0
     with path.open("rb") as file:
         while part := file.read(2**20):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import SearchFailed, UserError
+from ray_unlearn.copies import is_uri
 from ray_unlearn.doctor import find_token, first_line
 
 UPLOAD_LIMIT = 100 * 2**20
@@ -83,7 +84,7 @@ class Command:
     def writes(self) -> list[tuple[str, Path]]:
         nothing = self.name == "doctor" or str(self.parameters.get("what")).endswith(".json")
         if (search := self.parameters.get("resume")) is not None:  # it goes on where it is, which may be a bucket
-            return [] if "://" in str(search) else self.named(["resume"])
+            return [] if is_uri(str(search)) else self.named(["resume"])
         return [] if nothing else self.named(WRITES)
 
 
