@@ -227,7 +227,8 @@ def resume(options: ResumeOptions) -> int:
     trials = config.trials if options.trials is None else options.trials
     if trials < config.trials:
         raise UserError(f"--trials {trials}: the search asked for {config.trials} already. Give at least as many")
-    if not read_ledger(folder).events:
+    meta = read_ledger(folder).meta
+    if meta is None:
         raise UserError(f"{folder}: has no {LEDGER}, an older version wrote it. Search anew")
     check_numbers(trials, options.concurrent, options.trial_timeout)
     address = options.address or config.address
@@ -241,8 +242,7 @@ def resume(options: ResumeOptions) -> int:
     with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
         Console(file=screen, highlight=False, markup=False, soft_wrap=True).print("loading data and models")
         _, task = load_search(folder)
-        spaces = read_spaces(read_search(folder).meta)
-        search = ResolvedSearch(config, task, spaces, 0, describe_local(config, request, retrained))
+        search = ResolvedSearch(config, task, read_spaces(meta), 0, describe_local(config, request, retrained))
         status = run_with_progress(search, folder, screen, options.keep_model, copies)
     return show_results(options.folder, status, copies)
 
