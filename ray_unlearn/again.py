@@ -19,6 +19,7 @@ from ray_unlearn.benchmarks import Request, Split, Task, load_benchmark
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.data import Sequences
 from ray_unlearn.prepare import attach_retrained, cache_folder
+from ray_unlearn.results import read_search
 
 LOCAL = "local.json"
 NOT_FOR_SHARING = "paths and addresses of one machine, for `ray_unlearn compare` and `export`: leave it out of copies"
@@ -46,7 +47,7 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
         if place and Path(place).is_absolute() and not is_there(Path(place)):
             raise UserError(f"{folder}: the {what} of this search is gone ({place}). Put it back, or correct {LOCAL}")
     task = attach_retrained(load_benchmark(config.loaded_from).load(request), retrained)
-    found = json.loads((folder / "search.json").read_text()).get("data_fingerprint")
+    found = read_search(folder).meta.get("data_fingerprint")
     if found not in (None, data_fingerprint(task)):
         raise UserError(f"{folder}: the data have changed since this search ran. Put the old ones back, or search anew")
     return config, task

@@ -1,4 +1,5 @@
-"""Memory of a CPU worker: what was freed is kept for the next step, because every new page costs a fault."""
+"""The environment of a CPU worker: what was freed is kept for the next step, because every new page costs a fault,
+and torch's compiler, which nothing uses there, is not loaded (DeepSpeed would, for one of its optimizers)."""
 
 WORKER_MALLOC = {
     "GLIBC_TUNABLES": ":".join(
@@ -12,4 +13,5 @@ WORKER_MALLOC = {
         }.items()
     )
 }
-"""The environment that a process must start with; other C libraries than glibc take no notice."""
+"""What a process must start with; other C libraries than glibc take no notice."""
+WORKER_ENVIRONMENT = {**WORKER_MALLOC, "TORCHDYNAMO_DISABLE": "1"}

@@ -5,6 +5,8 @@ torch and Ray take seconds to import, so nothing here imports them before the op
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -665,7 +667,7 @@ def submit(
 
 
 def main() -> None:
-    """Entry point: one clear line and exit code 2 for whatever the user can fix."""
+    """One clear line and exit code 2 for whatever the user can fix."""
     try:
         app()
     except UserError as error:
@@ -676,5 +678,11 @@ def main() -> None:
         sys.exit(FAILED)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The process's entry point."""
+    atexit.register(gc.freeze)  # its end takes two seconds if it looks through all of torch for what can be freed
     main()
+
+
+if __name__ == "__main__":
+    run()

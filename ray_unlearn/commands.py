@@ -716,7 +716,7 @@ def check_writable(folder: Path, what: str = "--out") -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is to run on: of the cluster at the given address, else of this machine."""
+    """What there is to run on, or may come: of the cluster at the given address, else of this machine."""
 
     cpus: float
     gpus: int
@@ -729,9 +729,11 @@ def find_resources(address: str | None) -> Resources:
         return Resources(os.cpu_count() or 1, torch.cuda.device_count())
     import ray
 
+    from ray_unlearn.session import find_capacity
+
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        have = ray.cluster_resources()
+        have = find_capacity().total
         # Less a little: Tune's and Train's own actors have to fit beside the workers.
         return Resources(have.get("CPU", 0.0) - 0.5, int(have.get("GPU", 0)))
     except (ConnectionError, ValueError, RuntimeError) as error:

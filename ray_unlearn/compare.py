@@ -122,7 +122,7 @@ def run_comparison(
     """
     from ray_unlearn.finals import finished_profile, held_out_job, held_out_judge, rerun_job, rerun_row, row_schema
     from ray_unlearn.gang import Gangs
-    from ray_unlearn.session import ray_session
+    from ray_unlearn.session import ray_session, rest_seconds
 
     schema, start_path = row_schema(config), folder / "compare" / "start.parquet"
     places = {
@@ -146,7 +146,7 @@ def run_comparison(
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address),
-        Gangs(task, config.gang, config.concurrent, Path(scratch)) as gangs,
+        Gangs(task, config.gang, config.concurrent, Path(scratch), rest=rest_seconds(config.address)) as gangs,
     ):
         start = _read_row(start_path)
         if start is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,13 @@ from ray_unlearn.engine_config import engine_config
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
-import deepspeed
+# Its autotuner, which nothing here uses, would load all of MLflow where that is installed.
+_is_hidden = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
+
+import deepspeed  # noqa: E402
+
+if _is_hidden:
+    del sys.modules["mlflow"]
 
 
 def build_engine(

@@ -10,6 +10,8 @@ again as often as failures.py allows for that kind, after a lack of memory with 
 from __future__ import annotations
 
 import asyncio
+import gc
+import math
 import os
 import threading
 import time
@@ -21,7 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ray_unlearn.allocation import WORKER_MALLOC
+from ray_unlearn.allocation import WORKER_ENVIRONMENT
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import LOST, MEMORY, RETRIES, TIMEOUT, Failure, NonFinite, kind_of, kind_of_death
@@ -59,8 +61,12 @@ class _Mail:
 class _Broker:
     """Between those who want jobs done and the gangs that do them. One asyncio actor a search."""
 
-    def __init__(self, task: list[Any], num_gangs: int, max_tokens: int) -> None:
+    def __init__(self, task: list[Any], num_gangs: int, max_tokens: int, rest: float = 0.0) -> None:
+        """rest: seconds without a job after which a gang may end for the time being; 0: it never does."""
         self._task = task
+        self._rest = rest
+        self._last_job: dict[int, float] = {}
+        self._resting: set[int] = set()
         self._max_tokens = max_tokens
         self._notes: list[str] = []
         self._deaths: dict[int, Failure] = {}
@@ -113,11 +119,14 @@ class _Broker:
 
     async def close(self) -> None:
         self._closed = True
+        for _ in self._alive:  # no job's name: wakes a gang that waits for one
+            self._queue.put_nowait("")
 
     async def gang_ended(self, gang: int, reason: str) -> None:
         """A gang is gone for good: its job goes to another one, or fails with all others if it was the last."""
         self._alive.discard(gang)
         self._started.discard(gang)
+        self._resting.discard(gang)
         job_id = self._in_flight.pop(gang, None)
         if job_id in self._mail:
             await self._queue.put(job_id)
@@ -126,11 +135,19 @@ class _Broker:
             while not self._queue.empty():
                 self._fail(self._queue.get_nowait(), reason)
 
+    async def rests(self, gang: int) -> bool:
+        """Whether that gang has ended for the time being."""
+        return gang in self._resting
+
+    async def jobs_wait(self) -> bool:
+        return not self._queue.empty()
+
     # For rank 0 of a gang
 
     async def hello(self, gang: int) -> bool:
         """A gang's workers have started; false when they have started too often for nothing."""
         self._starts[gang] += 1
+        self._resting.discard(gang)
         if job_id := self._in_flight.pop(gang, None):  # the ones before them died over it
             await self._retry(job_id, self._deaths.pop(gang, Failure(LOST, "its workers' process ended")))
         self._started.add(gang)
@@ -145,7 +162,7 @@ class _Broker:
             try:
                 job_id = await asyncio.wait_for(self._queue.get(), IDLE_SECONDS)
             except TimeoutError:
-                return "idle"
+                return "exit" if self._lies_down(gang) else "idle"
         mail = self._mail.get(job_id)
         if mail is None or mail.stopped or mail.done:
             self._in_flight.pop(gang, None)
@@ -153,7 +170,17 @@ class _Broker:
         self._in_flight[gang] = job_id
         self._starts[gang] = 0
         self._num_taken[gang] += 1
+        self._last_job[gang] = time.monotonic()
         return replace(mail.job, max_tokens=self._max_tokens)
+
+    def _lies_down(self, gang: int) -> bool:
+        """Whether a gang without a job may end for now: it has had one, long ago, and others stay."""
+        idle = time.monotonic() - self._last_job.get(gang, math.inf)
+        if not self._rest or idle < self._rest or len(self._started) < 2:
+            return False
+        self._started.discard(gang)
+        self._resting.add(gang)
+        return True
 
     async def report(self, gang: int, job_id: str, number: int, values: dict[str, Any]) -> bool:
         """Hand over the job's report of that number (from 1); answers whether to go on."""
@@ -171,6 +198,7 @@ class _Broker:
             if values["done"]:
                 mail.done = True
                 self._in_flight.pop(gang, None)
+                self._last_job[gang] = time.monotonic()
                 return False
             await mail.credit.acquire()
         if mail.stopped:
@@ -234,6 +262,9 @@ def _serve(settings: Mapping[str, Any]) -> None:
     import ray
     import torch.distributed as dist
     from ray import train
+
+    # Nothing of what is imported is ever freed, and looking for it would take a good part of the start.
+    gc.disable()
     from ray.train.torch import get_device
 
     from ray_unlearn.worker import Worker
@@ -255,6 +286,8 @@ def _serve(settings: Mapping[str, Any]) -> None:
         # What a restart would meet again (no such model, out of memory): say it and end.
         ray.get(broker.gang_ended.remote(gang, f"a worker could not start: {describe(error)}"))
         raise
+    gc.freeze()
+    gc.enable()
     while True:
         command = from_first(ray.get(broker.take.remote(gang)) if rank == 0 else None)
         if command == "exit":
@@ -337,8 +370,10 @@ class Gangs:
         storage: Path,
         say: Callable[[str], None] = lambda what: None,
         timeout: float = 0.0,
+        rest: float = 0.0,
     ) -> None:
-        """say: gets what the user should know while it runs. timeout: seconds that one job may take; 0: any."""
+        """say: gets what the user should know while it runs. timeout: seconds that one job may take; 0: any.
+        rest: seconds without a job after which a gang gives its place back until jobs wait again; 0: it keeps it."""
         import ray
 
         self.count = count
@@ -349,7 +384,7 @@ class Gangs:
         here = ray.get_runtime_context().get_node_id()
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": place}
-        self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count, config.max_tokens)
+        self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count, config.max_tokens, rest)
 
     def __enter__(self) -> Gangs:
         for gang in range(self.count):
@@ -439,7 +474,7 @@ class Gangs:
                 storage_path=str(self._storage),
                 failure_config=FailureConfig(max_failures=MAX_STARTS),
                 callbacks=[Deaths()],  # type: ignore[list-item]
-                worker_runtime_env={} if self._config.gpus_per_worker else {"env_vars": WORKER_MALLOC},
+                worker_runtime_env={} if self._config.gpus_per_worker else {"env_vars": WORKER_ENVIRONMENT},
             ),
         )
         taken_before = -1
@@ -450,7 +485,9 @@ class Gangs:
                 taken_before = taken
                 try:
                     trainer.fit()
-                    break
+                    if not self._wakes(gang):
+                        break
+                    taken_before = -1
                 except Exception as error:
                     reason = describe(error)
                     if self._closed.is_set():
@@ -459,6 +496,17 @@ class Gangs:
                 ray.get(self.broker.gang_ended.remote(gang, reason))
         except ray.exceptions.RayError:
             return  # the broker is gone: the search is over
+
+    def _wakes(self, gang: int) -> bool:
+        """Whether a gang whose workers have ended shall start again: it rests, and now jobs wait for it."""
+        import ray
+
+        if self._closed.is_set() or not ray.get(self.broker.rests.remote(gang)):
+            return False
+        while not self._closed.wait(1.0):
+            if ray.get(self.broker.jobs_wait.remote()):
+                return True
+        return False
 
     def run(self, job: Job, on_report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Do one job outside the search and return its last report, which has "error" if it failed.

@@ -26,6 +26,7 @@ from ray_unlearn.benchmarks import Task
 from ray_unlearn.benchmarks.synthetic import EXPERIMENTS, HOMES, Experiment, load_experiment
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.results import REPRODUCTION, TRAJECTORY_SCHEMA, write_json, write_table
+from ray_unlearn.sharing import public_command
 from ray_unlearn.statistics import compare_pairs
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import package_versions
@@ -217,7 +218,7 @@ def reproduce_synthetic(
         "seeds": list(range(seeds)),
         "created": created,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["ray_unlearn", *command],
+        "command": ["ray_unlearn", *public_command(command)],
         "gang": asdict(gang),
         "settings": {
             "learning_rate": LEARNING_RATE,

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.trial import TrialState
-from scipy.stats import qmc
 
 from ray_unlearn.config import GP, NSGA2, QMC, RANDOM, TPE
 from ray_unlearn.halving import best
@@ -145,6 +144,8 @@ def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samp
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:
     """Published settings (a missing key takes the middle of its range), then scrambled Sobol points."""
+    from scipy.stats import qmc  # a second of every process's start
+
     ranges = _ordered(space)
     points = [{name: warm.get(name, range_.at(0.5)) for name, range_ in ranges.items()} for warm in space.warm_starts][
         :count

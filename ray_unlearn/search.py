@@ -1,8 +1,7 @@
 """Ray Tune over gangs: ask, run, record.
 
 Tune schedules; the settings come from Optuna through a searcher of our own that serves all methods in turn,
-each from its own study, so that every method gets the same number of trials in one run. A trial's Tune actor
-is a thin client of the broker and is reused for the next trial.
+each from its own study, so that every method gets the same number of trials in one run.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import ray
 from ray import tune
@@ -27,7 +25,7 @@ from ray.tune.search import Searcher
 
 from ray_unlearn.again import LOCAL, data_fingerprint
 from ray_unlearn.benchmarks import Benchmark, Task, load_benchmark
-from ray_unlearn.config import SearchConfig, TrialConfig, UserError
+from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.failures import LOST, RETRIES
 from ray_unlearn.finals import (
     attacks_of,
@@ -47,59 +45,15 @@ from ray_unlearn.recorder import Recorder, Watcher, rungs_of
 from ray_unlearn.results import Writer, curve_schema, read_search, write_json
 from ray_unlearn.robustness import describe_metrics
 from ray_unlearn.sampling import MethodStudy, importances
-from ray_unlearn.session import SLIVER, ray_session
+from ray_unlearn.session import SLIVER, ray_session, rest_seconds
+from ray_unlearn.sharing import public_command
 from ray_unlearn.space import Space
 from ray_unlearn.storage import Patience
 from ray_unlearn.studies import StudiesView
 from ray_unlearn.trackers import StaysHere, build_trackers
+from ray_unlearn.trainable import GangTrial
 from ray_unlearn.trial import Job
 from ray_unlearn.versions import git_revision, package_versions
-
-
-class GangTrial(tune.Trainable):
-    """One Tune trial: submits its job, hands on the reports with the verdict on them."""
-
-    def setup(self, config: dict[str, Any], broker: Any = None, judge: Judge | None = None, job: Any = None) -> None:
-        """job: what is the same for all trials."""
-        assert judge is not None
-        self._broker, self._judge, self._plain = broker, judge, job
-        self._submit(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        ray.get(self._broker.stop.remote(self._job.job_id))
-        self._submit(new_config)
-        return True
-
-    def _submit(self, config: dict[str, Any]) -> None:
-        trial = TrialConfig.from_json(json.loads(config["trial"]))
-        # Of its own, because the job of a trial that begins anew may still be on a gang.
-        self._job = replace(self._plain, job_id=f"{trial.trial_id}/{uuid4().hex}", trial=trial, seed=trial.seed)
-        ray.get(self._broker.submit.remote(self._job))
-
-    def step(self) -> dict[str, Any]:
-        report = ray.get(self._broker.next.remote(self._job.job_id))
-        result = {"done": report["done"]}
-        if "error" not in report:
-            self._judge_point(report, report["done"])
-            for point in report["line"]:
-                self._judge_point(point, is_last=False)
-            result |= {name: report[name] for name in ("forget", "utility", "objective")}
-        # As text, because Tune flattens and copies nested results.
-        return {**result, "report": json.dumps(report)}
-
-    def _judge_point(self, point: dict[str, Any], is_last: bool) -> None:
-        """Put metrics and scores in the place of the profiles."""
-        point["metrics"] = point.pop("profiles")["selection"]["metrics"]
-        point |= asdict(self._judge.verdict(point["metrics"], is_last))
-
-    def cleanup(self) -> None:
-        ray.get(self._broker.stop.remote(self._job.job_id))
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        return None
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        return None
 
 
 class _Events(StaysHere, Callback):
@@ -260,12 +214,13 @@ def _run_gangs(
 ) -> str:
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
     benchmark = load_benchmark(config.loaded_from)
+    rest = rest_seconds(config.address)
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address),
         signals_as_interrupts(),
-        Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout) as gangs,
+        Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
     ):
         # Sampled answers are judged against the starting model's.
         sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
@@ -365,15 +320,21 @@ def describe_search(
     before: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What search.json says before anything has run; before: what it said when the search was broken off."""
+    words = public_command(command)
     if before is not None:
-        now = {"command": command, "started": _now(), "versions": package_versions(), "git": git_revision()}
+        now = {
+            "command": words,
+            "started": _now(),
+            "versions": package_versions(),
+            "git": git_revision(),
+        }
         return {**before, "config": public_config(config), "resumed": [*before.get("resumed", []), now]}
     return {
         "name": config.name,
         "status": "running",
         "created": _now(),
         "finished": None,
-        "command": command,
+        "command": words,
         "config": public_config(config),
         "git": git_revision(),
         "objective_text": describe_objective(benchmark, config.utility_floor, config.under),

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.config import Robustness, TrialConfig
 from ray_unlearn.halving import rung_epochs
-from ray_unlearn.losses import find_method
 
 if TYPE_CHECKING:
     from ray_unlearn.worker import Worker
@@ -132,6 +131,8 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     if trial is None:
         point(0, {}, job.evaluate, True)
         return
+    from ray_unlearn.losses import find_method  # torch, which not every process needs that knows what a job is
+
     method = find_method(trial.method)
     if method.needs_reference:
         worker.prepare_reference(method, job.learn)

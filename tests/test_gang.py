@@ -292,6 +292,36 @@ def test_a_closed_broker_ends_the_trial_in_flight_and_the_gang():
     asyncio.run(life())
 
 
+def test_a_gang_without_work_rests_beside_others_and_comes_back_for_waiting_jobs(monkeypatch):
+    monkeypatch.setattr("ray_unlearn.gang.IDLE_SECONDS", 0.02)
+
+    async def life():
+        broker = _Broker([], 2, 64, rest=0.05)
+        for gang in (0, 1):
+            assert await broker.hello(gang)
+        await asyncio.sleep(0.1)
+        assert await broker.take(1) == "idle", "it has not had its first job yet"
+        for gang, name in enumerate("ab"):
+            await broker.submit(Job(name))
+            await taken(broker, gang)
+            report = asyncio.create_task(broker.report(gang, name, 1, point(done=True)))
+            await soon(broker.next(name))
+            await soon(report)
+        assert await broker.take(0) == "idle", "it has just had a job"
+        await asyncio.sleep(0.1)
+        assert await broker.take(0) == "exit"
+        assert await broker.rests(0)
+        assert await broker.take(1) == "idle", "the last one stays"
+        assert not await broker.jobs_wait()
+        await broker.submit(Job("c"))
+        assert await broker.jobs_wait()
+        assert await broker.hello(0)
+        assert not await broker.rests(0)
+        assert (await soon(taken(broker))).job_id == "c"
+
+    asyncio.run(life())
+
+
 def test_an_error_is_described_on_one_line():
     with pytest.raises(ValueError, match="two") as raised:
         raise ValueError("two\nlines")

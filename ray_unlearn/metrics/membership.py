@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ray_unlearn.metrics import Scores, TokenScores
 
@@ -56,6 +55,8 @@ def gradient_norm_score(scores: Scores) -> np.ndarray:
 
 def auc(members: np.ndarray, others: np.ndarray) -> float:
     """Chance that a member's score is the larger of a random pair, ties half: the area under the ROC curve."""
+    from scipy.stats import rankdata  # a second of every process's start
+
     ranks = rankdata(np.concatenate([members, others]))[: len(members)]
     return float((ranks.sum() - len(members) * (len(members) + 1) / 2) / (len(members) * len(others)))
 

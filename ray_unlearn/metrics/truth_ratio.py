@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from scipy.stats import ks_2samp
 
 from ray_unlearn.metrics import Scores
 
@@ -23,12 +24,18 @@ def truth_ratio(paraphrased: Scores, perturbed: Scores, question: np.ndarray) ->
 
 def ks_distance(ratios: np.ndarray, retrained: np.ndarray) -> float:
     """Two-sample Kolmogorov-Smirnov statistic D between two sets of truth ratios, in [0, 1]."""
-    return float(ks_2samp(ratios, retrained).statistic)
+    return float(_kolmogorov_smirnov(ratios, retrained).statistic)
 
 
 def forget_quality(ratios: np.ndarray, retrained: np.ndarray) -> float:
     """The p-value of that test. Report it; do not search on it: it is flat at 0 on both sides."""
-    return float(ks_2samp(ratios, retrained).pvalue)
+    return float(_kolmogorov_smirnov(ratios, retrained).pvalue)
+
+
+def _kolmogorov_smirnov(ratios: np.ndarray, retrained: np.ndarray) -> Any:
+    from scipy.stats import ks_2samp  # a second of every process's start
+
+    return ks_2samp(ratios, retrained)
 
 
 def harmonic_mean(values: list[float]) -> float:

@@ -31,9 +31,9 @@ from ray_unlearn.report.text import (
     markdown_block,
     spreadsheet_cell,
     visible,
-    without_addresses,
 )
 from ray_unlearn.results import SearchResults
+from ray_unlearn.sharing import without_addresses
 
 _MARKDOWN_TRIALS, _MARKDOWN_EXAMPLES, _MARKDOWN_TEXT = 20, 10, 160
 """Trials and examples in the Markdown, and characters of one of an example's texts."""

@@ -31,9 +31,9 @@ from ray_unlearn.report.text import (
     size,
     trial_label,
     visible,
-    without_addresses,
 )
 from ray_unlearn.results import COMPLETED, FAILED, INTERPOLATED, PRUNED, SearchResults
+from ray_unlearn.sharing import without_addresses
 
 _LONGEST_TEXT = 600
 """Characters of a prompt or an answer on the page."""

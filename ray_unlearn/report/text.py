@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 from ray_unlearn.config import METHOD_TITLES
 from ray_unlearn.results import INTERPOLATED
+from ray_unlearn.sharing import public_command
 
 NOTHING = "–"
 
@@ -113,30 +114,11 @@ def _seen(character: str) -> str:
     return character if character in "\u200c\u200d" else f"⟨U+{ord(character):04X}⟩"
 
 
-_ADDRESSES = re.compile(
-    r"(?P<name>\bip=|\bhost=|\bhostname=)[^\s,;)\]]+"
-    r"|\b(?:ray|tcp|grpc|s3|gs|gcs|abfss?|hdfs)://[^\s,;)\]'\"]+"
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"
-)
-
-
-def without_addresses(text: str) -> str:
-    """Reports are passed on, and where a search ran is nobody's business: machine addresses go."""
-    return _ADDRESSES.sub(lambda match: f"{match['name'] or ''}<address>", text)
-
-
 def command_line(command: Sequence[str]) -> str:
-    """The command as one would paste it, with the cluster's address left out."""
-    words, hide_next = [], False
-    for word in map(str, command):
-        if hide_next:
-            words.append("ADDRESS")
-        elif word.startswith("--address="):
-            words.append("--address=ADDRESS")
-        else:
-            words.append(shlex.quote(without_addresses(word)))
-        hide_next = word == "--address"
-    return " ".join(words)
+    """The command as one would paste it, with what is not for others left out."""
+    return " ".join(
+        "~/" + shlex.quote(w[2:]) if w.startswith("~/") else shlex.quote(w) for w in public_command(command)
+    )
 
 
 def spreadsheet_cell(value: Any) -> Any:

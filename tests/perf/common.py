@@ -109,14 +109,14 @@ def alternate(arms: Mapping[str, tuple[Arm, Sequence[Any]]], rounds: int) -> dic
 
     An arm whose name begins with "ours" starts with the environment that a search gives to its CPU workers.
     """
-    from ray_unlearn.allocation import WORKER_MALLOC
+    from ray_unlearn.allocation import WORKER_ENVIRONMENT
 
     context = multiprocessing.get_context("spawn")
     links, results = {}, {}
     try:
         for name, (arm, arguments) in arms.items():
             links[name], far = context.Pipe()
-            with mock.patch.dict(os.environ, WORKER_MALLOC if name.startswith("ours") else {}):
+            with mock.patch.dict(os.environ, WORKER_ENVIRONMENT if name.startswith("ours") else {}):
                 context.Process(target=_serve, args=(far, arm, arguments), name=name).start()
             far.close()
             results[name] = [links[name].recv()]

@@ -46,9 +46,9 @@ from ray_unlearn.report.text import (
     setting,
     spreadsheet_cell,
     visible,
-    without_addresses,
 )
 from ray_unlearn.results import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
+from ray_unlearn.sharing import without_addresses
 
 HOSTILE = ["<script>alert(1)</script>", "</script><b>bold</b>", "=cmd()", "a|b", "![x](http://x.invalid)", "$x_{$"]
 
@@ -410,6 +410,8 @@ def test_machine_addresses_are_left_out(build_search):
 
 def test_a_command_is_quoted_without_its_address():
     assert command_line(["tune", "--address=ray://a:1", "--out", "my dir"]) == "tune --address=ADDRESS --out 'my dir'"
+    home = Path.home()
+    assert command_line(["tune", "--model", f"{home}/a b", f"--out={home}/c"]) == "tune --model ~/'a b' --out ~/c"
     assert "bucket" not in command_line(["tune", "--copy-to", "s3://bucket/p?endpoint_override=10.0.0.1"])
     assert without_addresses("versions 2.60.0 and 3.11.9 stay") == "versions 2.60.0 and 3.11.9 stay"
 
