@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -176,6 +177,16 @@ def tune(
     trial_timeout: Annotated[float | None, typer.Option(help="Seconds that one trial may take. (default: any)")] = None,
     workers_per_trial: WorkersOption = 1,
     gpus_per_worker: GpusOption = None,
+    accelerator: Annotated[
+        str,
+        typer.Option(metavar="TYPE", help="Kind of GPU for every worker, as Ray names it: A100, say. (default: any)"),
+    ] = "",
+    grow_to: Annotated[
+        str,
+        typer.Option(
+            metavar="RESOURCES", help="What the cluster's autoscaler may bring it to: GPU=16 or GPU=16,CPU=64, say."
+        ),
+    ] = "",
     zero: ZeroOrFileOption = None,
     deepspeed: DeepspeedOption = None,
     lora: LoraOption = 0,
@@ -253,6 +264,8 @@ def tune(
         trial_timeout=trial_timeout or 0.0,
         workers_per_trial=workers_per_trial,
         gpus_per_worker=gpus_per_worker,
+        accelerator=accelerator,
+        grow_to=_amounts(grow_to, "--grow-to"),
         zero=int(zero.value) if zero else None,
         deepspeed=deepspeed,
         lora=lora,
@@ -396,6 +409,18 @@ def _robustness(attacks: str, share: float, epochs: int, order: RelearnOrder, sa
         relearn_order=order.value,
         samples=samples,
     )
+
+
+def _amounts(listed: str, option: str) -> dict[str, float]:
+    """Resources as one writes them, GPU=16,CPU=64."""
+    try:
+        pairs = [part.split("=") for part in listed.split(",") if part.strip()]
+        amounts = {name.strip(): float(amount) for name, amount in pairs}
+        if not amounts.keys() <= {"CPU", "GPU"} or any(not 0 < amount < math.inf for amount in amounts.values()):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{option} {listed}: not amounts of CPU and GPU. Write GPU=16 or GPU=16,CPU=64") from None
+    return amounts
 
 
 def _names(listed: str) -> tuple[str, ...]:

@@ -63,6 +63,8 @@ class TuneOptions:
     trial_timeout: float
     workers_per_trial: int
     gpus_per_worker: float | None
+    accelerator: str
+    grow_to: Mapping[str, float]
     zero: int | None
     deepspeed: Path | None
     lora: int
@@ -183,12 +185,13 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
     settings = read_deepspeed(options)
-    resources = find_resources(options.address)
+    resources = find_resources(options.address, options.accelerator, options.grow_to)
     scale = resolve_scale(options.scale, resources.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
     gang = replace(
         gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus, settings),
+        accelerator=options.accelerator,
         lora_rank=options.lora,
         train=options.train,
         checkpointing=options.checkpointing,
@@ -235,7 +238,7 @@ def resume(options: ResumeOptions) -> int:
     timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
     copy_to = None if options.copy_to == "none" else options.copy_to or config.copy_to
     config = replace(config, trials=trials, address=address, trial_timeout=timeout, copy_to=copy_to)
-    resources = find_resources(address)
+    resources = find_resources(address, config.gang.accelerator, config.grow_to)
     if options.concurrent is not None:
         gang = replace(config.gang, threads_per_worker=threads_for(config.gang, resources, options.concurrent))
         config = replace(config, concurrent=options.concurrent, gang=gang)
@@ -306,6 +309,7 @@ def resolve_search(
         log_to=options.log_to,
         spaces=tuple(path.name for path in options.spaces),
         address=options.address,
+        grow_to=options.grow_to,
         trial_timeout=options.trial_timeout,
         copy_to=options.copy_to,
     )
@@ -722,20 +726,29 @@ class Resources:
     gpus: int
 
 
-def find_resources(address: str | None) -> Resources:
+def find_resources(address: str | None, accelerator: str = "", grow_to: Mapping[str, float] | None = None) -> Resources:
+    """accelerator: only of nodes with GPUs of this kind. grow_to: what an autoscaler may bring the cluster to."""
     if address is None:
         import torch
+
+        for option, value in (("--accelerator", accelerator), ("--grow-to", grow_to)):
+            if value:
+                raise UserError(f"{option}: is for a Ray cluster of several nodes. Give its --address as well")
 
         return Resources(os.cpu_count() or 1, torch.cuda.device_count())
     import ray
 
-    from ray_unlearn.session import find_capacity
+    from ray_unlearn.session import capacity, find_accelerators, find_nodes
 
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-        have = find_capacity().total
+        nodes = find_nodes(accelerator)
+        if accelerator and not nodes and not grow_to:
+            kinds = ", ".join(find_accelerators()) or "none that says what it is"
+            raise UserError(f"--accelerator {accelerator}: no node of the cluster has it. There is: {kinds}")
         # Less a little: Tune's and Train's own actors have to fit beside the workers.
-        return Resources(have.get("CPU", 0.0) - 0.5, int(have.get("GPU", 0)))
+        cpus, gpus = (capacity(nodes, grow_to or {}, name) for name in ("CPU", "GPU"))
+        return Resources(cpus - 0.5, int(gpus))
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(

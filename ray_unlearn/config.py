@@ -137,6 +137,8 @@ class GangConfig:
     """"fp32" or "bf16" (weights and activations; master weights, optimizer and log-softmax stay fp32)."""
     gpus_per_worker: float = 0.0
     cpus_per_worker: float = 1.0
+    accelerator: str = ""
+    """Kind of GPU, as Ray names it, that every worker must have; empty: any."""
     threads_per_worker: int = 1
     """Threads of one CPU worker's matrix products."""
     lora_rank: int = 0
@@ -192,6 +194,8 @@ class SearchConfig:
     spaces: tuple[str, ...] = ()
     """Search-space files given in place of the shipped ones, by name."""
     address: str | None = None
+    grow_to: Mapping[str, float] = field(default_factory=dict)
+    """What an autoscaler may bring the cluster at that address to, by resource (CPU, GPU)."""
     trial_timeout: float = 0.0
     """Seconds that one trial may take; 0: any."""
     copy_to: str | None = None

@@ -112,7 +112,7 @@ def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float
 
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, 1, config.address),
+        ray_session(config.gang, 1, config.address, config.grow_to),
         Gangs(task, config.gang, 1, Path(scratch)) as gangs,
     ):
         start = finished_profile(gangs.run(held_out_job(config, config.seed)), "report", "the starting model")

@@ -468,6 +468,7 @@ class Gangs:
                 num_workers=self._config.num_workers,
                 use_gpu=self._config.gpus_per_worker > 0,
                 resources_per_worker=resources,
+                accelerator_type=self._config.accelerator or None,
             ),
             run_config=RunConfig(  # type: ignore[call-arg]  # mypy takes it for Tune's
                 name=f"gang-{gang}",

@@ -218,7 +218,7 @@ def _run_gangs(
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, config.concurrent, config.address),
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
         signals_as_interrupts(),
         Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
     ):

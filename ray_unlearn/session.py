@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import ray
 
@@ -32,20 +30,25 @@ ENVIRONMENT = {
 
 REST_SECONDS = 120.0
 """On a cluster that others may use, a gang without a job for so long gives its place back until jobs wait again."""
+ACCELERATOR = "accelerator_type:"
+"""What the resource begins with by which Ray says that a node has GPUs of a kind."""
 SLIVER = 0.01
 """CPUs of one Tune actor, which only waits for reports."""
 
 
 @contextlib.contextmanager
-def ray_session(gang: GangConfig, count: int, address: str | None) -> Iterator[None]:
+def ray_session(
+    gang: GangConfig, count: int, address: str | None, grow_to: Mapping[str, float] | None = None
+) -> Iterator[None]:
     """Connect to the cluster at `address`, or start one on this machine, with room for `count` gangs.
 
-    Raises RuntimeError naming what is missing where the cluster has too little.
+    grow_to: what an autoscaler may bring the cluster to, by resource. Raises RuntimeError naming what is missing where
+    the cluster has too little.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    cpus = gang.num_workers * count * gang.cpus_per_worker
     if address is None:
+        cpus = gang.num_workers * count * gang.cpus_per_worker
         # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
         ray.init(
             address="local",
@@ -57,16 +60,7 @@ def ray_session(gang: GangConfig, count: int, address: str | None) -> Iterator[N
     else:
         ray.init(address=address, logging_level=logging.WARNING)
     try:
-        capacity = find_capacity()
-        # Tune's own actors need a sliver beside the workers: at the last CPU they would wait for ever.
-        needs = {"CPU": cpus + SLIVER * count, "GPU": gang.num_workers * count * gang.gpus_per_worker}
-        for name, amount in needs.items():
-            if amount > capacity.total.get(name, 0.0):
-                raise RuntimeError(
-                    f"the Ray cluster has {capacity.total.get(name, 0.0):g} {name}, and {count} gang(s) of "
-                    f"{gang.num_workers} worker(s) need {amount:g}. Lower --concurrent or the number of workers"
-                )
-        check_nodes(gang, capacity.nodes)
+        check_room(gang, count, find_nodes(gang.accelerator), grow_to or {})
         _start_coordinator()
         yield
     finally:
@@ -86,44 +80,44 @@ def rest_seconds(address: str | None) -> float:
     return REST_SECONDS if address else 0.0
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster has, or may grow to where it scales by itself."""
-
-    total: Mapping[str, float]
-    nodes: Sequence[Mapping[str, float]]
-    """Of every node that is there, and one of each kind that may come."""
+def find_nodes(accelerator: str = "") -> list[Mapping[str, float]]:
+    """The resources of each living node of the cluster that is connected to; with an accelerator, of those with it."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [resources for resources in alive if not accelerator or f"{ACCELERATOR}{accelerator}" in resources]
 
 
-def find_capacity() -> Capacity:
-    """Of the cluster that is connected to."""
-    # Ray Train asks the same way what an autoscaler may bring; there is no public one.
-    config = ray._private.state.state.get_cluster_config()
-    kinds = [(group.max_count, dict(group.resources)) for group in config.node_group_configs] if config else []
-    return grown([node["Resources"] for node in ray.nodes() if node["Alive"]], kinds)
+def find_accelerators() -> list[str]:
+    """What kinds of GPUs the cluster's nodes have."""
+    return sorted({n.removeprefix(ACCELERATOR) for node in find_nodes() for n in node if n.startswith(ACCELERATOR)})
 
 
-def grown(nodes: Sequence[Mapping[str, float]], kinds: Sequence[tuple[int, Mapping[str, float]]]) -> Capacity:
-    """Of nodes that are there and kinds of nodes that an autoscaler may bring, each with its most (below 0: any)."""
-    kinds = [(sys.maxsize if most < 0 else most, resources) for most, resources in kinds if most]
-    total: dict[str, float] = {}
-    for name in {name for node in [*nodes, *(resources for _, resources in kinds)] for name in node}:
-        now = sum(node.get(name, 0.0) for node in nodes)
-        # The head is there in any case, and is none of those that come.
-        head = sum(node.get(name, 0.0) for node in nodes if "node:__internal_head__" in node)
-        total[name] = max(now, head + sum(most * resources.get(name, 0.0) for most, resources in kinds))
-    return Capacity(total, [*nodes, *(resources for _, resources in kinds)])
+def capacity(nodes: Sequence[Mapping[str, float]], grow_to: Mapping[str, float], name: str) -> float:
+    """How much of that resource the nodes have together, or will have when the cluster has grown."""
+    return max(sum(node.get(name, 0.0) for node in nodes), grow_to.get(name, 0.0))
 
 
-def check_nodes(gang: GangConfig, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Raise RuntimeError where one worker asks for more than any node (by resource) has: it would wait for ever.
+def check_room(
+    gang: GangConfig, count: int, nodes: Sequence[Mapping[str, float]], grow_to: Mapping[str, float]
+) -> None:
+    """Raise RuntimeError where so many gangs would wait for ever: they ask for more than there is or will be, or one
+    worker asks for more than any node has. (Which nodes an autoscaler may bring cannot be known.)
 
     A gang is packed on one node where it fits and spread over several where it must be; a worker is never split.
     """
-    for name, amount in {"CPU": gang.cpus_per_worker, "GPU": gang.gpus_per_worker}.items():
+    where = f" on nodes with {gang.accelerator}" if gang.accelerator else ""
+    each = {"CPU": gang.cpus_per_worker, "GPU": gang.gpus_per_worker}
+    for name, amount in each.items():
         most = max((node.get(name, 0.0) for node in nodes), default=0.0)
-        if amount > most:
+        if amount > most and name not in grow_to:
             raise RuntimeError(
-                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}. Lower "
-                "--gpus-per-worker, or add such a node"
+                f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}{where}. "
+                "Lower --gpus-per-worker, or add such a node"
+            )
+        # Tune's own actors need a sliver beside the workers: at the last CPU they would wait for ever.
+        needed = gang.num_workers * count * amount + (SLIVER * count if name == "CPU" else 0.0)
+        have = capacity(nodes, grow_to, name)
+        if needed > have:
+            raise RuntimeError(
+                f"the Ray cluster has {have:g} {name}{where}, and {count} gang(s) of {gang.num_workers} worker(s) need "
+                f"{needed:g}. Lower --concurrent or the number of workers, or say with --grow-to what may come"
             )

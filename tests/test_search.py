@@ -94,10 +94,17 @@ def test_a_pruned_search_ends_trials_early_and_loses_none(tmp_path):
     assert "pruned after epoch 1" in run.stdout
 
 
-def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path):
+SECRETS = {
+    name: f"secret-of-{name.lower()}" for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MY_KEY")
+}
+
+
+def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM
 
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     options = ("--benchmark", "wmdp", "--methods", "simnpo,npo", "--trials", "2", "--robustness", "quantise")
     folder, _ = tune(tmp_path, *options, "--concurrent", "2")
     meta = json.loads((folder / "search.json").read_text())
@@ -134,6 +141,11 @@ def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path):
     repeated = ray_unlearn("reproduce", str(out / "reproduce.json"))
     assert "final weights: the same bits" in repeated.stdout
     assert repeated.stdout.rstrip().endswith("verdict: bit-identical")
+    written = [path for place in (folder, out) for path in place.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    for path in written:
+        content = path.read_bytes()
+        assert not [name for name, value in SECRETS.items() if value.encode() in content], path
 
 
 @pytest.mark.slowest

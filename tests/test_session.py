@@ -1,14 +1,14 @@
 import pytest
 
 from ray_unlearn.config import GangConfig
-from ray_unlearn.session import check_nodes, grown
+from ray_unlearn.session import capacity, check_room
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0}]
 
 
 def test_a_worker_that_fits_on_some_node_is_fine_wherever_its_gang_must_lie():
-    check_nodes(GangConfig(num_workers=16, gpus_per_worker=1.0), NODES)
-    check_nodes(GangConfig(gpus_per_worker=0.25), NODES)
+    check_room(GangConfig(num_workers=2, gpus_per_worker=1.0), 1, NODES, {})
+    check_room(GangConfig(gpus_per_worker=0.25), 8, NODES, {})
 
 
 @pytest.mark.parametrize(
@@ -20,17 +20,24 @@ def test_a_worker_that_fits_on_some_node_is_fine_wherever_its_gang_must_lie():
 )
 def test_a_worker_that_no_node_can_hold_is_refused(gang, says):
     with pytest.raises(RuntimeError, match=says):
-        check_nodes(gang, NODES)
+        check_room(gang, 1, NODES, {})
 
 
-def test_a_cluster_that_scales_by_itself_counts_with_what_it_may_grow_to():
-    head = {"CPU": 4.0, "node:__internal_head__": 1.0}
-    capacity = grown([head, {"CPU": 8.0, "GPU": 2.0}], [(0, {"CPU": 4}), (3, {"CPU": 8, "GPU": 2})])
-    assert (capacity.total["CPU"], capacity.total["GPU"]) == (4 + 3 * 8, 6)
-    check_nodes(GangConfig(num_workers=6, gpus_per_worker=1.0), capacity.nodes)
-    assert grown([head], [(-1, {"GPU": 1})]).total["GPU"] > 1000, "any number of them"
+@pytest.mark.parametrize(
+    ("gang", "count", "says"),
+    [
+        (GangConfig(num_workers=3, gpus_per_worker=1.0), 1, r"has 2 GPU, and 1 gang\(s\) of 3 worker\(s\) need 3"),
+        (GangConfig(num_workers=8), 3, r"has 24 CPU, and 3 gang\(s\) of 8 worker\(s\) need 24.03"),
+        (GangConfig(accelerator="K9", num_workers=32), 1, "24 CPU on nodes with K9"),
+    ],
+)
+def test_more_than_there_is_is_refused_and_a_cluster_that_may_grow_waits_for_it(gang, count, says):
+    with pytest.raises(RuntimeError, match=says):
+        check_room(gang, count, NODES, {})
+    check_room(gang, count, NODES, {"CPU": 64.0, "GPU": 4.0})
 
 
-def test_a_cluster_that_does_not_scale_has_what_is_there():
-    assert grown(NODES, []).total == {"CPU": 24.0, "GPU": 2.0}
-    assert grown([{"CPU": 64.0}], [(1, {"CPU": 8})]).total == {"CPU": 64.0}, "more than its file says"
+def test_what_may_come_counts_where_it_is_more_than_there_is():
+    assert capacity(NODES, {}, "GPU") == 2
+    assert capacity(NODES, {"GPU": 16.0, "CPU": 4.0}, "GPU") == 16
+    assert capacity(NODES, {"GPU": 16.0, "CPU": 4.0}, "CPU") == 24

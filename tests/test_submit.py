@@ -1,16 +1,13 @@
 """Submitting: what is checked before anything is sent, what is sent, and what a job's end means."""
 
-import contextlib
 import json
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +22,7 @@ from ray_unlearn.ledger import read_ledger
 from ray_unlearn.results import read_search
 from tests.cluster.test_rayjob import complaints, pods
 from tests.commands import parse
+from tests.heads import free_ports, running_head
 
 ROOT = Path(__file__).parents[1]
 TUNE = ["tune", "--benchmark", "tofu", "--out", "/shared/results"]
@@ -373,77 +371,16 @@ def test_the_manifests_paths_lie_on_the_common_volume(tmp_path):
 # ---- a real cluster
 
 
-def free_ports(count: int) -> list[int]:
-    """Outside what Ray keeps for its workers."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        found: list[int] = []
-        candidates = iter(range(21_000, 30_000, 7))
-        for link in sockets:
-            for port in candidates:
-                try:
-                    link.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                found.append(port)
-                break
-        return found
-    finally:
-        for link in sockets:
-            link.close()
-
-
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory):
-    """A head node of its own with a dashboard; it is ended with its process group."""
+def dashboard():
+    """A head node of its own with a dashboard."""
     pytest.importorskip("aiohttp_cors", reason="the dashboard needs ray[default]")
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="ru-", dir="/tmp") as short:  # sockets' names may have 107 bytes
-        port, board, agent, client = free_ports(4)
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-        environment |= {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": "",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": f"{short}/token",
-        }
-        Path(short, "token").write_text(TOKEN)
-        words = [
-            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}"),
-            *(f"--dashboard-port={board}", "--include-dashboard=true", f"--dashboard-agent-listen-port={agent}"),
-            *("--num-cpus=2", f"--temp-dir={short}/ray", "--object-store-memory=200000000"),
-            *(f"--ray-client-server-port={client}", "--disable-usage-stats"),
-        ]
-        log = Path(short, "head.log")
-        with log.open("w") as file:
-            head = subprocess.Popen(words, env=environment, stdout=file, stderr=file, start_new_session=True)
-        address = f"http://127.0.0.1:{board}"
-        try:
-            deadline = time.monotonic() + 90
-            while not answers(address):
-                assert head.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, "the dashboard does not come up"
-                time.sleep(0.5)
-            yield address, {"RAY_AUTH_TOKEN_PATH": f"{short}/token"}
-        finally:
-            head.terminate()  # Ray ends what it has started
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                head.wait(40)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
-            end_all(short)
-            head.wait()
-
-
-def end_all(folder: str) -> None:
-    """Kill what is left of the processes that know this temporary folder: the cluster's own, and no other's."""
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid() and any(folder in word for word in process.info["cmdline"] or ()):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+    (board,) = free_ports(1)
+    words = (f"--dashboard-port={board}", "--include-dashboard=true", "--num-cpus=2")
+    address = f"http://127.0.0.1:{board}"
+    with running_head(words, TOKEN) as head:
+        head.wait_until(lambda: answers(address))
+        yield address, head.client_environment
 
 
 def answers(address: str) -> bool:

@@ -1,17 +1,19 @@
 """What becomes of a search when things break: real searches, real kills, one table.
 
-    python -m tests.faults.table [--only worker,driver] [--injections 4] [--seed 0]
+    python -m tests.faults.table [--only worker,driver] [--injections 4] [--seed 0] [--plain]
 
 The miniature synthetic benchmark, two methods of `--trials` trials each, settings from TPE, one trial at a time (with
 more, what TPE proposes depends on which trial ends first). First the undisturbed search. Then, for every fault, as
 many searches as it takes: the fault comes at random moments, `ray_unlearn tune --resume` goes on where the command has
 ended, and at last the table of results is compared with the undisturbed one: trials asked, finished, repeated though
 finished, lost, extra, and whether every setting and score is the same to the bit. Recovery is the time from the fault
-until every trial that was in flight then has ended, where the command itself goes on. Each search has its own cluster
-and folders; nothing else on the machine is touched.
+until all trials in flight then and one more have ended, where the command itself goes on. Each search has its own
+cluster and folders; nothing else on the machine is touched. With --plain the subject is a search of as many trials with
+Ray Tune and OptunaSearch alone, which goes on by `Tuner.restore` (plain_tune.py).
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -36,8 +38,10 @@ OPTIONS = ("--benchmark", "synthetic", "--scale", "mini", "--methods", "simnpo,g
 OPTIONS += ("--robustness", "none")
 VARYING = ("seconds", "peak_memory", "retries")
 """Parts of the names of columns that differ between two runs of one search."""
-LIMIT = 400.0
-"""Seconds after which a command that has not ended hangs."""
+LIMIT, PLAIN_LIMIT = 400.0, 120.0
+"""Seconds after which a command that has not ended hangs; undisturbed, each needs a third of that at most."""
+HANGS = -999
+"""In the place of an exit code."""
 MOST_RESUMES = 5
 
 
@@ -57,6 +61,7 @@ class Search:
     environment: dict[str, str] = field(default_factory=dict)
     cluster: Any = None
     """Several nodes, where the fault is the loss of one."""
+    limit = LIMIT
 
     def start(self) -> subprocess.Popen:
         """The next command, in a session of its own, as a terminal or a job would have it."""
@@ -74,16 +79,73 @@ class Search:
     def results(self) -> Path | None:
         return next((path.parent for path in self.folder.glob(f"results/*/{LEDGER}")), None)
 
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to its trials, in order: "running", "ended" and others."""
+        return read_ledger(self.results).events if self.results else []
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """Every trial's settings and scores."""
+        rows = read_search(self.results).trials if self.results else []
+        return {r["trial_id"]: {k: v for k, v in r.items() if not any(part in k for part in VARYING)} for r in rows}
+
+    def num_finished(self) -> int:
+        return sum(row["status"] == "completed" for row in self.table().values())
+
+    def is_over(self) -> bool:
+        return self.commands[-1] == 0 or len(self.commands) > MOST_RESUMES
+
     def num_ended(self) -> int:
         return sum(event["event"] == "ended" for event in self.events())
 
     def open_trials(self) -> set[str]:
-        """Those that have been suggested and have not ended."""
-        lives = read_ledger(self.results).lives() if self.results else {}
-        return {name for name, life in lives.items() if life.row is None}
+        """Those that have begun and have not ended."""
+        began, ended = ({e["trial_id"] for e in self.events() if e["event"] == kind} for kind in ("running", "ended"))
+        return began - ended
+
+    def num_repeated(self) -> int:
+        """Trials that were begun again after they had ended."""
+        ended: set[str] = set()
+        count = 0
+        for event in self.events():
+            if event["event"] == "running" and event["trial_id"] in ended:
+                count += 1
+            if event["event"] == "ended":
+                count += event["trial_id"] in ended
+                ended.add(event["trial_id"])
+        return count
+
+
+class PlainSearch(Search):
+    """One with Ray Tune alone."""
+
+    limit = PLAIN_LIMIT
+
+    def start(self) -> subprocess.Popen:
+        environment = {**os.environ, "RAY_TMPDIR": str(self.folder / "ray")}
+        log = (self.folder / "output.txt").open("a")
+        command = [sys.executable, "-m", "tests.faults.plain_tune", str(self.folder / "results"), str(2 * self.trials)]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
+
+    @property
+    def results(self) -> Path | None:
+        place = self.folder / "results" / "search"
+        return place if place.is_dir() else None
 
     def events(self) -> list[dict[str, Any]]:
-        return read_ledger(self.results).events if self.results else []
+        journal = self.folder / "results" / "journal.jsonl"
+        return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        path = self.folder / "results" / "table.json"
+        rows = json.loads(path.read_text()) if path.exists() else []
+        return {row["settings"]: row for row in rows}
+
+    def num_finished(self) -> int:
+        return sum(not row["failed"] and row["epoch"] == 2 for row in self.table().values())
+
+    def is_over(self) -> bool:
+        is_whole = self.commands[-1] == 0 and self.num_finished() >= 2 * self.trials
+        return is_whole or len(self.commands) > MOST_RESUMES
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = LIMIT) -> bool:
@@ -112,9 +174,11 @@ def processes_of(process: subprocess.Popen, name: str) -> list[psutil.Process]:
 
 def kill_one(name: str) -> Callable[[Search, subprocess.Popen, random.Random], None]:
     def inject(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
-        victims = processes_of(process, name)
-        if victims:
+        wait_until(lambda: bool(processes_of(process, name)), process, 60)
+        if victims := processes_of(process, name):
             chance.choice(victims).send_signal(signal.SIGKILL)
+        else:
+            search.faults -= 1  # none
 
     return inject
 
@@ -134,14 +198,10 @@ def kill_everything(search: Search, process: subprocess.Popen, chance: random.Ra
 def storage_goes_away(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
     """The results' folder is gone for a while, as with a network share."""
     assert search.results is not None
-    away = search.folder / "away"
-    search.results.rename(away)
+    place, away = search.results, search.folder / "away"
+    place.rename(away)
     time.sleep(chance.uniform(3, 8))
-    away.rename(search.folder / "results" / read_name(away))
-
-
-def read_name(folder: Path) -> str:
-    return next(e["meta"]["name"] for e in read_ledger(folder).events if e["event"] == "described")
+    shutil.copytree(away, place, dirs_exist_ok=True) if place.exists() else away.rename(place)
 
 
 def fill_disk(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
@@ -219,6 +279,8 @@ class Fault:
     inject: Callable[[Search, subprocess.Popen, random.Random], None]
     per_search: int = 1
     """Injections into one search."""
+    at_start: bool = False
+    """Whether it may also come before the first trial has ended."""
     nodes: bool = False
     """Whether it needs a cluster of several."""
     trap: str = ""
@@ -227,17 +289,17 @@ class Fault:
 
 
 FAULTS = {
-    "worker": Fault("SIGKILL of a worker", kill_one("RayTrainWorker"), 4),
-    "controller": Fault("SIGKILL of a gang's controller", kill_one("TrainController"), 2),
+    "worker": Fault("SIGKILL of a worker", kill_one("RayTrainWorker"), 4, at_start=True),
+    "controller": Fault("SIGKILL of a gang's controller", kill_one("TrainController"), 2, at_start=True),
     "actor": Fault("SIGKILL of a trial's actor", kill_one("GangTrial"), 3),
-    "broker": Fault("SIGKILL of the broker", kill_one("_Broker"), 2),
-    "raylet": Fault("SIGKILL of the only node (its raylet)", kill_one("raylet/raylet")),
+    "broker": Fault("SIGKILL of the broker", kill_one("_Broker"), 2, at_start=True),
+    "raylet": Fault("SIGKILL of the only node (its raylet)", kill_one("raylet/raylet"), at_start=True),
     "node": Fault("loss of one node of three", lose_node, 2, nodes=True),
-    "gcs": Fault("SIGKILL of the GCS", kill_one("gcs_server")),
-    "driver": Fault("SIGKILL of the driver", send(signal.SIGKILL), 3),
-    "everything": Fault("SIGKILL of everything", kill_everything, 3),
-    "sigterm": Fault("SIGTERM", send(signal.SIGTERM), 3),
-    "interrupt": Fault("Ctrl-C", send(signal.SIGINT), 3),
+    "gcs": Fault("SIGKILL of the GCS", kill_one("gcs_server"), at_start=True),
+    "driver": Fault("SIGKILL of the driver", send(signal.SIGKILL), 3, at_start=True),
+    "everything": Fault("SIGKILL of everything", kill_everything, 3, at_start=True),
+    "sigterm": Fault("SIGTERM", send(signal.SIGTERM), 3, at_start=True),
+    "interrupt": Fault("Ctrl-C", send(signal.SIGINT), 3, at_start=True),
     "disk": Fault("full disk, then freed", fill_disk, 2),
     "storage": Fault("storage away for a while", storage_goes_away, 2),
     "bomb": Fault("a trial allocates more than there is", set_trap, 2, trap="bomb"),
@@ -245,12 +307,19 @@ FAULTS = {
     "files": Fault("a trial's file damaged after a kill", damage_files, 3),
     "ledger": Fault("the ledger cut off after a kill", cut_ledger, 3),
 }
+PLAIN_FAULTS = {
+    "worker": Fault("SIGKILL of a trial's process", kill_one("ImplicitFunc"), 4),
+    **{
+        name: FAULTS[name]
+        for name in ("raylet", "gcs", "driver", "everything", "sigterm", "interrupt", "disk", "storage")
+    },
+}
 
 
-def run_search(fault: Fault | None, folder: Path, trials: int, chance: random.Random) -> Search:
+def run_search(kind: type[Search], fault: Fault | None, folder: Path, trials: int, chance: random.Random) -> Search:
     """A search through all its faults to its end."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
-    search = Search(folder, trials)
+    search = kind(folder, trials)
     if fault is not None and fault.trap:
         places = [str(Path(__file__).with_name("trap")), *filter(None, [os.environ.get("PYTHONPATH")])]
         search.environment = {"PYTHONPATH": os.pathsep.join(places), "FAULT": fault.trap}
@@ -270,29 +339,39 @@ def _run_commands(search: Search, fault: Fault | None, trials: int, chance: rand
         process = search.start()
         try:
             while fault is not None and search.faults < fault.per_search:
-                before = search.num_ended()
-                total = 2 * trials
-                target = min(before + chance.randrange(1, max(2, total // (fault.per_search + 1))), total - 1)
-                if not wait_until(lambda target=target: search.num_ended() >= target, process):
+                if not wait_for_moment(search, process, fault, chance):
                     break
-                time.sleep(chance.uniform(0, 1.5))
-                if process.poll() is not None:
-                    break
-                in_flight, hit = search.open_trials(), time.monotonic()
-                fault.inject(search, process, chance)
+                goes_on = search.num_ended() + len(search.open_trials()) + 1
+                hit = time.monotonic()
                 search.faults += 1
-                if wait_until(lambda in_flight=in_flight: not in_flight & search.open_trials(), process):
+                fault.inject(search, process, chance)
+                if wait_until(lambda goes_on=goes_on: search.num_ended() >= goes_on, process, search.limit):
                     search.recoveries.append(time.monotonic() - hit)
-            process.wait(LIMIT)
+            process.wait(search.limit)
         except subprocess.TimeoutExpired:
             kill_everything(search, process, chance)
-            search.commands.append(-999)
+            search.commands.append(HANGS)
             return search
         search.commands.append(process.returncode)
         if search.cluster is None:
             end_leftovers(search.folder)
-        if process.returncode == 0 or len(search.commands) > MOST_RESUMES:
+        if search.is_over():
             return search
+
+
+def wait_for_moment(search: Search, process: subprocess.Popen, fault: Fault, chance: random.Random) -> bool:
+    """Wait until the next fault is due: somewhere among the trials, or while the search still starts. False where the
+    command has ended before."""
+    if fault.at_start and search.faults == 0 and chance.random() < 0.3:
+        return not wait_until(lambda: False, process, chance.uniform(3, 25)) and process.poll() is None
+    total = 2 * search.trials
+    steps = chance.randrange(1, max(2, total // (fault.per_search + 1)))
+    target = min(search.num_ended() + steps, total - 1)
+    return (
+        wait_until(lambda: search.num_ended() >= target, process, search.limit)
+        and not wait_until(lambda: False, process, chance.uniform(0, 1.5))
+        and process.poll() is None
+    )
 
 
 def end_leftovers(folder: Path) -> None:
@@ -313,39 +392,20 @@ def _cluster_of(folder: Path) -> Iterator[psutil.Process]:
             continue
 
 
-def table_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every trial's settings and scores."""
-    rows = read_search(folder).trials
-    return {row["trial_id"]: {k: v for k, v in row.items() if not any(part in k for part in VARYING)} for row in rows}
-
-
-def repeated(search: Search) -> int:
-    """Trials that were begun again after they had ended."""
-    ended: set[str] = set()
-    count = 0
-    for event in search.events():
-        if event["event"] == "running" and event["trial_id"] in ended:
-            count += 1
-        if event["event"] == "ended":
-            count += event["trial_id"] in ended
-            ended.add(event["trial_id"])
-    return count
-
-
 def row_of(title: str, searches: list[Search], right: dict[str, dict[str, Any]]) -> list[str]:
     asked = finished = lost = extra = again = same = 0
     for search in searches:
-        table = table_of(search.results) if search.results else {}
+        table = search.table()
         asked += len(right)
-        finished += sum(row["status"] == "completed" for row in table.values())
+        finished += search.num_finished()
         lost += len(set(right) - set(table))
         extra += len(set(table) - set(right))
-        again += repeated(search)
+        again += search.num_repeated()
         same += table == right
     recoveries = [seconds for search in searches for seconds in search.recoveries]
     recovery = f"{statistics.median(recoveries):.0f} s" if recoveries else "by --resume"
-    codes = Counter(code for search in searches for code in search.commands[:-1])
-    ends = ", ".join(f"{code} ({count}x)" for code, count in sorted(codes.items())) or "goes on"
+    codes = Counter(c for s in searches for c in (s.commands[:-1] if s.commands[-1] == 0 else s.commands))
+    ends = ", ".join(f"{'hangs' if c == HANGS else c} ({n}x)" for c, n in sorted(codes.items())) or "goes on"
     faults = sum(search.faults for search in searches)
     return [title, *map(str, (faults, asked, finished, again, lost, extra)), recovery, ends, f"{same}/{len(searches)}"]
 
@@ -360,17 +420,18 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5, help="of each of the two methods")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where to leave the searches' folders")
+    parser.add_argument("--plain", action="store_true", help="put Ray Tune alone through it")
     options = parser.parse_args()
-    names = [name for name in options.only.split(",") if name] or list(FAULTS)
+    faults, kind = (PLAIN_FAULTS, PlainSearch) if options.plain else (FAULTS, Search)
+    names = [name for name in options.only.split(",") if name] or list(faults)
     with tempfile.TemporaryDirectory(prefix="f") as temporary:
         place = options.keep or Path(temporary)
-        undisturbed = run_search(None, place / "u", options.trials, random.Random(options.seed))
+        undisturbed = run_search(kind, None, place / "u", options.trials, random.Random(options.seed))
         assert undisturbed.commands == [0], (place / "u" / "output.txt").read_text()
-        assert undisturbed.results is not None
-        right = table_of(undisturbed.results)
+        right = undisturbed.table()
         print(" | ".join(HEAD), flush=True)
         for name in names:
-            fault = FAULTS[name]
+            fault = faults[name]
             searches = []
             for number in range(-(-options.injections // fault.per_search)):
                 folder = place / f"{name}{number}"
@@ -379,7 +440,7 @@ def main() -> None:
                     break
                 try:
                     chance = random.Random(f"{options.seed} {name} {number}")
-                    searches.append(run_search(fault, folder, options.trials, chance))
+                    searches.append(run_search(kind, fault, folder, options.trials, chance))
                     row = row_of(fault.title, searches[-1:], right)
                 finally:
                     if name == "disk":
