@@ -23,11 +23,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ray_unlearn.allocation import WORKER_ENVIRONMENT
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import LOST, MEMORY, RETRIES, TIMEOUT, Failure, NonFinite, kind_of, kind_of_death
 from ray_unlearn.trial import Job, run_trial
+from ray_unlearn.worker_environment import WORKER_ENVIRONMENT
 
 IDLE_SECONDS = 5.0
 """An idle gang's poll: short enough that no collective times out and that it ends soon when told."""

@@ -348,11 +348,11 @@ def _run_commands(search: Search, fault: Fault | None, trials: int, chance: rand
                 if wait_until(lambda goes_on=goes_on: search.num_ended() >= goes_on, process, search.limit):
                     search.recoveries.append(time.monotonic() - hit)
             process.wait(search.limit)
-        except subprocess.TimeoutExpired:
+            search.commands.append(process.returncode)
+        except subprocess.TimeoutExpired:  # whoever sees that kills it and goes on
             kill_everything(search, process, chance)
+            process.wait()
             search.commands.append(HANGS)
-            return search
-        search.commands.append(process.returncode)
         if search.cluster is None:
             end_leftovers(search.folder)
         if search.is_over():

@@ -109,7 +109,7 @@ def alternate(arms: Mapping[str, tuple[Arm, Sequence[Any]]], rounds: int) -> dic
 
     An arm whose name begins with "ours" starts with the environment that a search gives to its CPU workers.
     """
-    from ray_unlearn.allocation import WORKER_ENVIRONMENT
+    from ray_unlearn.worker_environment import WORKER_ENVIRONMENT
 
     context = multiprocessing.get_context("spawn")
     links, results = {}, {}
