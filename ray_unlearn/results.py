@@ -98,9 +98,16 @@ _COSTS = {
 
 def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[str]) -> pa.Schema:
     """One schema for all trials of a search: the union of its methods' parameters, then the metrics."""
-    columns = {**_HEAD, **_SETTINGS, **dict.fromkeys(parameters, _NUMBER), **_PLACE, **_SCORES, **_COSTS}
-    columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
-    return pa.schema(list(columns.items()))
+    columns = [*_HEAD, *_SETTINGS, *parameters, *_PLACE, *_SCORES, *_COSTS]
+    return schema_of("trials", [*columns, *(f"{benchmark}/{metric}" for metric in metrics)])
+
+
+def schema_of(table: str, columns: Iterable[str]) -> pa.Schema:
+    """That of "trials" or "curves" with these columns, in their order."""
+    known = {**_HEAD, **_SETTINGS, **_PLACE, **_SCORES, **_COSTS}
+    if table == "curves":
+        known |= {"step": _INTEGER, "retain_loss": _NUMBER}
+    return pa.schema([(name, known.get(name, _NUMBER)) for name in dict.fromkeys(columns)])
 
 
 TRAJECTORY_SCHEMA = pa.schema(
@@ -117,16 +124,8 @@ TRAJECTORY_SCHEMA = pa.schema(
 
 
 def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
-    columns = {
-        "trial_id": _TEXT,
-        "benchmark": _TEXT,
-        "method": _TEXT,
-        "step": _INTEGER,
-        **_SCORES,
-    }
-    columns |= {"forget_loss": _NUMBER, "retain_loss": _NUMBER}
-    columns |= {f"{benchmark}/{metric}": _NUMBER for metric in metrics}
-    return pa.schema(list(columns.items()))
+    columns = ["trial_id", "benchmark", "method", "step", *_SCORES, "forget_loss", "retain_loss"]
+    return schema_of("curves", [*columns, *(f"{benchmark}/{metric}" for metric in metrics)])
 
 
 EXAMPLE_SCHEMA = pa.schema(

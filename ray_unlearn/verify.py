@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ray_unlearn.again import LOCAL
 from ray_unlearn.config import UserError
 from ray_unlearn.ledger import LEDGER, History, read_ledger
-from ray_unlearn.results import CHECKSUM, json_checksum, trial_place, write_json, write_table
+from ray_unlearn.results import CHECKSUM, json_checksum, schema_of, trial_place, write_json, write_table
 from ray_unlearn.storage import checksum
 
 DERIVED = ("report", "log.txt")
@@ -90,11 +90,13 @@ def _check_files(folder: Path, history: History) -> Iterator[Finding]:
 
 def _repair(folder: Path, history: History, finding: Finding) -> Finding:
     """Write it again where the ledger says what was in it."""
-    rows = _rows_of(history).get(finding.name)
+    known = _rows_of(history)
+    kind = Path(finding.name).parts[0]
+    columns = next((row.keys() for name, rows in known.items() if Path(name).parts[0] == kind for row in rows), None)
     if finding.name == "search.json" and history.meta is not None:
         write_json(folder / finding.name, history.meta)
-    elif rows is not None and (schema := _schema_beside(folder / Path(finding.name).parts[0])) is not None:
-        write_table(folder / finding.name, schema, rows)
+    elif finding.name in known and columns is not None:  # the same ones in all rows of a kind
+        write_table(folder / finding.name, schema_of(kind, columns), known[finding.name])
     else:
         return finding
     return replace(finding, is_repaired=True)
@@ -108,13 +110,3 @@ def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
             found[f"curves/{trial_place(life.row)}"] = life.curve
             found |= {f"trials/{trial_place(row)}": [row] for row in (life.row, *life.points)}
     return found
-
-
-def _schema_beside(folder: Path) -> pa.Schema | None:
-    """That of any file there that can be read: all of them have the same."""
-    for path in sorted(folder.rglob("*.parquet")):
-        try:
-            return pq.read_schema(path)
-        except (pa.ArrowException, OSError, ValueError):
-            continue
-    return None

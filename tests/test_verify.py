@@ -79,6 +79,15 @@ def test_what_the_ledger_knows_is_written_again(search, name):
         assert path.read_bytes() == before
 
 
+def test_all_files_of_trials_are_written_again_where_none_can_be_read(search):
+    before = {path: path.read_bytes() for kind in ("trials", "curves") for path in (search / kind).rglob("*.parquet")}
+    assert len(before) == 6
+    for path in before:
+        path.write_bytes(b"")
+    assert all(finding.is_repaired for finding in verify_search(search, repair=True))
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_trial_file_that_is_gone_is_named(search):
     path = search / FILES[3]
     path.unlink()
