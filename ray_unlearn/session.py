@@ -113,8 +113,10 @@ def check_room(
                 f"one worker needs {amount:g} {name}, and no node of the Ray cluster has more than {most:g}{where}. "
                 "Lower --gpus-per-worker, or add such a node"
             )
-        # Tune's own actors need a sliver beside the workers: at the last CPU they would wait for ever.
-        needed = gang.num_workers * count * amount + (SLIVER * count if name == "CPU" else 0.0)
+        needed = gang.num_workers * count * amount
+        if name == "CPU" and not gang.accelerator:
+            # Tune's own actors need a sliver beside the workers: at the last CPU they would wait for ever.
+            needed += SLIVER * count
         have = capacity(nodes, grow_to, name)
         if needed > have:
             raise RuntimeError(

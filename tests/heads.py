@@ -65,23 +65,18 @@ def running_head(words: Sequence[str], token: str, port: int = 0, **environment:
 
 
 def free_ports(count: int) -> list[int]:
-    """Outside what Ray keeps for its workers."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        found: list[int] = []
-        candidates = iter(range(21_000, 30_000, 7))
-        for link in sockets:
-            for port in candidates:
-                try:
-                    link.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                found.append(port)
-                break
-        return found
-    finally:
-        for link in sockets:
-            link.close()
+    """Outside what Ray keeps for its workers; never the same ones again."""
+    found: list[int] = []
+    for port in _candidates:
+        with socket.socket() as link, contextlib.suppress(OSError):
+            link.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+_candidates = iter(range(21_000 + os.getpid() % 7, 30_000, 7))
 
 
 def end_all(folder: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ray_unlearn.results import read_search
-from tests.heads import free_ports, running_head
+from tests.heads import Head, free_ports, running_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 OPTIONS = (
@@ -137,6 +137,7 @@ def test_a_cluster_that_scales_by_itself_grows_for_a_search_and_shrinks_after_it
         "upscaling_speed": 1.0,
         "provider": {
             "type": "fake_multinode",
+            "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
             "gcs_address": f"127.0.0.1:{port}",
@@ -157,3 +158,12 @@ def test_a_cluster_that_scales_by_itself_grows_for_a_search_and_shrinks_after_it
         assert "or say with --grow-to what may come" in said
         _, folder = tune(tmp_path / "out", *options, "--grow-to", "CPU=3", **cluster.client_environment)
         assert [row["status"] for row in read_search(folder).trials] == ["completed"]
+        assert num_nodes(cluster) == 2, "it had to grow"
+        cluster.wait_until(lambda: num_nodes(cluster) == 1)
+
+
+def num_nodes(cluster: Head) -> int:
+    code = "import ray, sys; ray.init(sys.argv[1]); sys.exit(sum(node['Alive'] for node in ray.nodes()))"
+    command = [sys.executable, "-c", code, cluster.address]
+    environment = {**os.environ, **cluster.client_environment}
+    return subprocess.run(command, capture_output=True, check=False, env=environment).returncode

@@ -201,7 +201,8 @@ def storage_goes_away(search: Search, process: subprocess.Popen, chance: random.
     place, away = search.results, search.folder / "away"
     place.rename(away)
     time.sleep(chance.uniform(3, 8))
-    shutil.copytree(away, place, dirs_exist_ok=True) if place.exists() else away.rename(place)
+    shutil.copytree(away, place, dirs_exist_ok=True)
+    shutil.rmtree(away)
 
 
 def fill_disk(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
