@@ -18,6 +18,7 @@ import numpy as np
 from ray_unlearn.benchmarks import Request, Split, Task, load_benchmark
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.data import Sequences
+from ray_unlearn.model import trusts_remote_code
 from ray_unlearn.prepare import attach_retrained, cache_folder
 from ray_unlearn.results import read_search
 
@@ -46,6 +47,8 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
     ):
         if place and Path(place).is_absolute() and not is_there(Path(place)):
             raise UserError(f"{folder}: the {what} of this search is gone ({place}). Put it back, or correct {LOCAL}")
+    if config.gang.trust_remote_code and not trusts_remote_code():  # the folder may come from somebody else
+        raise UserError(f"{folder}: its model runs code of its own. Give --trust-remote-code again, if you trust it")
     task = attach_retrained(load_benchmark(config.loaded_from).load(request), retrained)
     found = read_search(folder).meta.get("data_fingerprint")
     if found not in (None, data_fingerprint(task)):

@@ -20,7 +20,7 @@ from ray_unlearn.config import SAMPLERS, UTILITY_FLOOR, Robustness, SearchFailed
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 and 143 interrupted."""
-RESUMABLE = {"resume", "trials", "concurrent", "address", "keep_model", "trial_timeout", "copy_to"}
+RESUMABLE = {"resume", "trials", "concurrent", "address", "keep_model", "trial_timeout", "copy_to", "trust_remote_code"}
 """Options of `tune` that a search which goes on may change."""
 DEFAULT_TRIALS = 20
 
@@ -142,6 +142,21 @@ TrainOption = Annotated[
 CheckpointingOption = Annotated[
     bool, typer.Option("--checkpointing", help="Recompute activations: less memory, a third more arithmetic.")
 ]
+
+
+def _trust(value: bool) -> bool:
+    from ray_unlearn.model import trust_remote_code
+
+    trust_remote_code(value)
+    return value
+
+
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", callback=_trust, help="Run code that lies beside the model's weights. Read it first."
+    ),
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to use. (default: one of its own on this machine)"),
@@ -220,6 +235,7 @@ def tune(
         typer.Option(help="Show trials while they run in any of tensorboard, wandb, mlflow, comma-separated; or none."),
     ] = "none",
     seed: Annotated[int, typer.Option(help="Seed of the search and of every trial.")] = 0,
+    trust_remote_code: TrustOption = False,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the search's own folder.")] = Path("results"),
     keep_model: Annotated[bool, typer.Option(help="Keep the chosen model's weights.")] = True,
@@ -321,6 +337,7 @@ def prepare(
     gpus_per_worker: GpusOption = None,
     zero: ZeroOption = Zero.stage2,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data.")] = 0,
+    trust_remote_code: TrustOption = False,
     address: AddressOption = None,
 ) -> None:
     """Make the target model (fine-tuned on everything) and the retrained one (without the forget split)."""
@@ -372,6 +389,7 @@ def evaluate(
     zero: ZeroOption = Zero.stage2,
     utility_floor: UtilityFloorOption = UTILITY_FLOOR,
     seed: Annotated[int, typer.Option(help="Seed of the attacks.")] = 0,
+    trust_remote_code: TrustOption = False,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Folder that gets the evaluation's own folder.")] = Path("results"),
 ) -> None:
@@ -444,6 +462,7 @@ def compare(
     allow_unequal: Annotated[
         bool, typer.Option("--allow-unequal", help="Compare methods that had unequal budgets, and say so.")
     ] = False,
+    trust_remote_code: TrustOption = False,
     address: SameAddressOption = None,
 ) -> None:
     """Train each method's best again with new seeds, and say which differences hold."""
@@ -463,6 +482,7 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="The LoRA adapter by itself, for peft. (default: merged)")
     ] = False,
+    trust_remote_code: TrustOption = False,
     address: SameAddressOption = None,
 ) -> None:
     """Write a trial's model as a folder to pass on, with a model card and what it takes to make it again."""
@@ -493,6 +513,7 @@ def reproduce(
     workers: Annotated[int | None, typer.Option(help="Workers of a gang. (default: as many as then; 1)")] = None,
     gpus_per_worker: GpusOption = None,
     zero: Annotated[Zero | None, typer.Option(help="DeepSpeed ZeRO stage. (default: as then; 2)")] = None,
+    trust_remote_code: TrustOption = False,
     address: AddressOption = None,
     out: Annotated[Path, typer.Option(help="Of synthetic: folder that gets the reproduction's own folder.")] = Path(
         "results"

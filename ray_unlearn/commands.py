@@ -25,7 +25,14 @@ from ray_unlearn.fit import fitted
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.ledger import LEDGER, read_ledger
 from ray_unlearn.losses import find_method
-from ray_unlearn.model import check_model, check_pattern, check_trained, count_parameters, load_config
+from ray_unlearn.model import (
+    check_model,
+    check_pattern,
+    check_trained,
+    count_parameters,
+    load_config,
+    trusts_remote_code,
+)
 from ray_unlearn.objective import describe_objective
 from ray_unlearn.prepare import attach_retrained, cache_folder, prepare_models
 from ray_unlearn.progress import LiveProgress, PlainProgress, noise_to
@@ -545,6 +552,7 @@ def repeat(options: RepeatOptions) -> int:
             num_workers=workers,
             zero_stage=config.gang.zero_stage if options.zero is None else options.zero,
             gpus_per_worker=config.gang.gpus_per_worker if gpus else 0.0,
+            trust_remote_code=trusts_remote_code(),  # the file may come from anybody
         )
         say(f"running {then['job']['trial']['trial_id']} again")
         now = run_again(then, replace(config, gang=gang, address=options.address), task)
@@ -804,6 +812,7 @@ def gang_config(
         precision="bf16" if settings.get("bf16", {}).get("enabled", per_worker > 0) else "fp32",
         deepspeed=settings,
         gpus_per_worker=per_worker,
+        trust_remote_code=trusts_remote_code(),
     )
 
 

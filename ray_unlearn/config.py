@@ -149,6 +149,8 @@ class GangConfig:
     """Recompute activations in the backward pass: less memory, a third more arithmetic."""
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """A user's sections of DeepSpeed's configuration (zero_optimization, bf16), laid over ours."""
+    trust_remote_code: bool = False
+    """Whether the model's own code may run."""
     reference_folder: str = ""
     """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
     max_tokens: int = 4096

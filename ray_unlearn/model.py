@@ -15,6 +15,19 @@ TOKENIZER_OF = dict.fromkeys(
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
 
 
+_settings = {"trust_remote_code": False}
+"""Of this process, for everything that is loaded. Said even where it is off: left unsaid, transformers would ask."""
+
+
+def trust_remote_code(is_trusted: bool) -> None:
+    """Whether models may run code that lies beside their weights, in this process."""
+    _settings["trust_remote_code"] = is_trusted
+
+
+def trusts_remote_code() -> bool:
+    return _settings["trust_remote_code"]
+
+
 def check_model(name: str) -> None:
     """Raise UserError where a path was given that is no model folder. Hub names pass unless they look like paths."""
     path = Path(name).expanduser()
@@ -31,22 +44,18 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(TOKENIZER_OF.get(name, name))
+        return AutoTokenizer.from_pretrained(TOKENIZER_OF.get(name, name), **_settings)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {name}: its tokenizer cannot be loaded ({_first_line(error)}). Check the name"
-        ) from None
+        raise UserError(f"--model {name}: its tokenizer cannot be loaded{_why(error)}") from None
 
 
 def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **_settings)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {name}: cannot be loaded ({_first_line(error)}). Check the name or the folder"
-        ) from None
+        raise UserError(f"--model {name}: cannot be loaded{_why(error)}") from None
 
 
 def load_model(name: str, precision: str) -> Any:
@@ -64,11 +73,9 @@ def load_model(name: str, precision: str) -> Any:
             setattr(config, key, 0.0)
     dtype = getattr(torch, DTYPES[precision])
     try:
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True)
+        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, use_safetensors=True, **_settings)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {name}: cannot be loaded ({_first_line(error)}). Check the name or the folder"
-        ) from None
+        raise UserError(f"--model {name}: cannot be loaded{_why(error)}") from None
 
 
 def context_length(config: Any) -> int:
@@ -98,10 +105,16 @@ def count_parameters(name: str, lora_rank: int, pattern: str) -> tuple[int, int]
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(load_config(name))
+        model = AutoModelForCausalLM.from_config(load_config(name), **_settings)
         size = sum(p.numel() for p in model.parameters())
         model = choose_trained(model, lora_rank, pattern, checkpointing=False)
     return size, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _why(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return ": it brings code of its own, which could do anything. Read it, then give --trust-remote-code"
+    return f" ({_first_line(error)}). Check the name or the folder"
 
 
 def _first_line(error: Exception) -> str:

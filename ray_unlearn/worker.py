@@ -43,7 +43,15 @@ from ray_unlearn.losses import (
 )
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.memorisation import exact_memorisation
-from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer, save_adapter, save_weights
+from ray_unlearn.model import (
+    choose_trained,
+    hidden_layer,
+    load_model,
+    load_tokenizer,
+    save_adapter,
+    save_weights,
+    trust_remote_code,
+)
 from ray_unlearn.reference import read_reference, reference_key, write_reference
 from ray_unlearn.robustness import attacked, pick_relearned, relearn_trial, round_to_nf4, worst_of
 from ray_unlearn.versions import cpu_model
@@ -133,6 +141,7 @@ class Worker:
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
         if device.type == "cpu":
             torch.set_num_threads(gang.threads_per_worker)
+        trust_remote_code(gang.trust_remote_code)
         self.tokenizer = load_tokenizer(task.model)
         model = load_model(task.model, gang.precision)
         self._num_parameters = sum(p.numel() for p in model.parameters())

@@ -482,6 +482,7 @@ def run_facts(results: SearchResults) -> list[tuple[str, str]]:
         ("workers a trial", gang["num_workers"]),
         ("ZeRO stage", gang["zero_stage"]),
         ("precision", gang["precision"]),
+        ("the model's own code", "was trusted and run" if gang.get("trust_remote_code") else None),
         ("git", git_text(meta.get("git"))),
     ]
     return [(name, without_addresses(str(value))) for name, value in facts if value not in (None, "")]
