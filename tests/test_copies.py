@@ -409,6 +409,7 @@ def ray_unlearn(place: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_whose_disk_is_gone_goes_on_from_its_copy(bucket, store, tmp_path):
     run = ray_unlearn(tmp_path, "tune", *OPTIONS, "--trials", "2", "--copy-to", bucket)
@@ -436,6 +437,7 @@ def test_a_search_whose_disk_is_gone_goes_on_from_its_copy(bucket, store, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_ends_well_without_its_store_and_brings_it_everything_later(bucket, store, tmp_path):
     with ThreadPoolExecutor(1) as pool:

@@ -76,6 +76,7 @@ def scores(folder: Path | None) -> list[dict]:
     ]
 
 
+@pytest.mark.slowest
 def test_gangs_that_must_be_spread_over_nodes_compute_what_they_compute_on_one(tmp_path, start_cluster):
     options = ("--trials", "2", "--workers-per-trial", "2", "--zero", "2", "--concurrent", "1")
     _, alone = tune(tmp_path / "alone", *options)

@@ -32,6 +32,7 @@ def tune(out: Path, *options: str) -> tuple[Path, subprocess.CompletedProcess]:
     return out / run.stdout.splitlines()[-1], run
 
 
+@pytest.mark.slowest
 def test_a_synthetic_search_of_two_workers_under_zero_2_costs_little_beside_its_work(tmp_path):
     folder, run = tune(
         tmp_path,
@@ -99,6 +100,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slowest
 def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM

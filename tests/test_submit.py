@@ -397,6 +397,7 @@ def answers(address: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_a_wrong_use_a_stop_and_a_resume_on_a_real_cluster(dashboard, tmp_path):
     import pyarrow.parquet as pq

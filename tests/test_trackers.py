@@ -256,6 +256,7 @@ def test_mlflow_keeps_a_run_a_trial_in_the_search_s_own_folder(tmp_path, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_logs_to_tensorboard_what_its_curves_say(tmp_path):
     import pyarrow.dataset as ds
