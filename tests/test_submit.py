@@ -380,7 +380,10 @@ def dashboard():
     address = f"http://127.0.0.1:{board}"
     with running_head(words, TOKEN) as head:
         head.wait_until(lambda: answers(address))
-        yield address, head.client_environment
+        yield (
+            address,
+            {"RAY_AUTH_TOKEN_PATH": head.client_environment["RAY_AUTH_TOKEN_PATH"]},
+        )  # asked for a token by it
 
 
 def answers(address: str) -> bool:
