@@ -69,12 +69,27 @@ class Sequences:
     def select(self, indices: Sequence[int] | np.ndarray) -> Sequences:
         return Sequences.build(self[int(i)] for i in indices)
 
-    def by_prompt(self) -> list[list[int]]:
-        """The indices of the sequences, those with equal prompts together."""
+    def trees(self, max_tokens: int = 0) -> list[list[int]]:
+        """The indices of the sequences, as `pack_trees` best lays them out: those with equal prompts together, as far
+        as the prompt that is computed once saves more than attention over the others' answers costs.
+
+        max_tokens: the most that one tree may have, if its first sequence alone has fewer; 0: any number.
+        """
         groups: dict[bytes, list[int]] = {}
         for i, (tokens, start) in enumerate(self):
             groups.setdefault(tokens[:start].tobytes(), []).append(i)
-        return list(groups.values())
+        lengths = self.answer_lengths
+        result: list[list[int]] = []
+        for group in groups.values():
+            shared, answers = int(self.answer_starts[group[0]]) - 1, lengths[group]
+            room = max(1, (max_tokens - shared) // max(1, int(answers.max()))) if max_tokens else len(group)
+
+            def cost(count: int, shared: int = shared, total: int = int(answers.sum())) -> float:
+                return count * row_cost(shared + total / count)
+
+            count = min(range(math.ceil(len(group) / room), len(group) + 1), key=cost)
+            result += [group[k::count] for k in range(count)]
+        return result
 
     @classmethod
     def concatenate(cls, parts: Sequence[Sequences]) -> Sequences:
@@ -228,12 +243,14 @@ def _fill_rows(lengths: Sequence[int], row_length: int, alone: bool = False) -> 
     if row_length:
         return _first_fit(lengths, order, max(row_length, longest))
 
-    def cost(layout: tuple[list[list[int]], int]) -> float:
-        rows, width = layout
-        return len(rows) * width * (1 + width / ATTENTION_LENGTH)
-
     counts = {math.ceil(sum(lengths) / (longest * wider)) for wider in (1, 1.25, 1.5, 2, 2.5, 3, 4)}
-    return min((_spread(lengths, order, count, longest) for count in sorted(counts)), key=cost)
+    layouts = (_spread(lengths, order, count, longest) for count in sorted(counts))
+    return min(layouts, key=lambda layout: len(layout[0]) * row_cost(layout[1]))
+
+
+def row_cost(width: float) -> float:
+    """What a row of so many tokens costs, in tokens of short rows."""
+    return width * (1 + width / ATTENTION_LENGTH)
 
 
 def _first_fit(lengths: Sequence[int], order: Sequence[int], width: int) -> tuple[list[list[int]], int]:

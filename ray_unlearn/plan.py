@@ -290,7 +290,7 @@ def scored_tokens(split: Split) -> int:
 
     def tokens(probe: Probe) -> int:
         sequences = probe.sequences
-        prompts = [group[0] for group in sequences.by_prompt()]
+        prompts = [tree[0] for tree in sequences.trees()]
         return int(sequences.answer_lengths.sum() + sequences.answer_starts[np.array(prompts, int)].sum())
 
     return sum(tokens(probe) for probe in split.probes.values())

@@ -526,10 +526,10 @@ class Worker:
     def _packs(self, sequences: Sequences, trees: bool = False) -> Iterator[tuple[list[int], Pack]]:
         """This worker's packs with the indices they hold, under no_grad; trees: a prompt is computed once for all
         its answers."""
-        groups = sequences.by_prompt() if trees else [[i] for i in range(len(sequences))]
+        budget = min(self.max_tokens, CPU_SCORING_TOKENS) if self.device.type == "cpu" else self.max_tokens
+        groups = sequences.trees(budget) if trees else [[i] for i in range(len(sequences))]
         answers, starts = sequences.answer_lengths, sequences.answer_starts
         lengths = [int(starts[group[0]] - trees + answers[group].sum()) for group in groups]
-        budget = min(self.max_tokens, CPU_SCORING_TOKENS) if self.device.type == "cpu" else self.max_tokens
         for part in share(lengths, self.num_workers, budget)[self.rank]:
             chosen = [groups[g] for g in part]
             members = [i for group in chosen for i in group]

@@ -112,6 +112,20 @@ def test_short_epochs_go_on_where_the_last_one_ended():
     assert walk[10:].tolist() == whole.tolist()
 
 
+def test_a_tree_is_no_wider_than_pays_and_fits():
+    def sizes(prompt, answers, max_tokens=0):
+        sequences = Sequences.build(([*range(prompt), *([0] * n)], prompt) for n in answers)
+        trees = sequences.trees(max_tokens)
+        assert sorted(i for tree in trees for i in tree) == list(range(len(answers)))
+        return sorted(len(tree) for tree in trees)
+
+    assert sizes(1, [20] * 50) == [1] * 50  # plain texts, which share the token they begin with
+    assert sizes(40, [40] * 6) == [6]  # one question and its answers
+    assert sizes(200, [100] * 16) == [5, 5, 6]
+    assert sizes(200, [100] * 16, 500) == [2, 2, 3, 3, 3, 3]
+    assert sizes(200, [100] * 3, 100) == [1] * 3
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_answers_that_share_a_prompt_score_as_they_do_alone(tmp_path, kind):
     from transformers import AutoModelForCausalLM
@@ -124,8 +138,8 @@ def test_answers_that_share_a_prompt_score_as_they_do_alone(tmp_path, kind):
     order = (0, 1, 2, 0, 2, 2, 1, 0)
     items = [([*prompts[i], *rng.integers(0, 10, rng.integers(1, 6))], len(prompts[i])) for i in order]
     sequences = Sequences.build(items)
-    groups = sequences.by_prompt()
-    assert sorted(map(sorted, groups)) == [[0, 3, 7], [1, 6], [2, 4, 5]]
+    groups = sequences.trees()
+    assert sorted(map(sorted, groups)) == [[0, 3, 7], [1], [2, 4, 5], [6]]  # of a prompt of one token nothing is shared
     scorer = AnswerScorer(AutoModelForCausalLM.from_pretrained(write_tiny_model(tmp_path, kind)))
     together = pack_trees([[sequences[i] for i in group] for group in groups], 24)
     alone = pack([sequences[i] for group in groups for i in group])
