@@ -211,8 +211,13 @@ def tune(options: TuneOptions, dry_run: bool) -> int:
     with copied(folder, options.copy_to) as copies, noise_to(log) as screen:
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         say("loading data and models (a miniature's models are trained once, then kept)")
+        concurrent = options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods))
+        if options.address is None and not dry_run:
+            from ray_unlearn.session import start_ahead
+
+            start_ahead(gang, concurrent)
         try:
-            search = resolve_search(options, scale, gang, resources, folder.name)
+            search = resolve_search(options, scale, gang, resources, concurrent, folder.name)
         except UserError:
             log.unlink()
             raise
@@ -251,6 +256,10 @@ def resume(options: ResumeOptions) -> int:
         config = replace(config, concurrent=options.concurrent, gang=gang)
     with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
         Console(file=screen, highlight=False, markup=False, soft_wrap=True).print("loading data and models")
+        if address is None:
+            from ray_unlearn.session import start_ahead
+
+            start_ahead(config.gang, config.concurrent)
         _, task = load_search(folder)
         search = ResolvedSearch(config, task, read_spaces(meta), 0, describe_local(config, request, retrained))
         status = run_with_progress(search, folder, screen, options.keep_model, copies)
@@ -283,13 +292,12 @@ class ResolvedSearch:
 
 
 def resolve_search(
-    options: TuneOptions, scale: str, gang: GangConfig, resources: Resources, name: str
+    options: TuneOptions, scale: str, gang: GangConfig, resources: Resources, concurrent: int, name: str
 ) -> ResolvedSearch:
     benchmark = load_benchmark(options.benchmark)
     request = Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
     task = attach_retrained(benchmark.load(request), options.retrained)
     size = check_trained(task.model, gang.lora_rank, gang.train)
-    concurrent = options.concurrent or default_concurrency(gang, resources, options.trials * len(options.methods))
     gang = fit_gang(gang, task.model, size, resources, concurrent)
     files = {file_method(path): path for path in options.spaces}
     spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}

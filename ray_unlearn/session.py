@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 import ray
@@ -35,6 +36,9 @@ ACCELERATOR = "accelerator_type:"
 SLIVER = 0.01
 """CPUs of one Tune actor, which only waits for reports."""
 
+_started_ahead: list[threading.Event] = []
+"""Set when a start of Ray's is over."""
+
 
 @contextlib.contextmanager
 def ray_session(
@@ -45,26 +49,48 @@ def ray_session(
     grow_to: what an autoscaler may bring the cluster to, by resource. Raises RuntimeError naming what is missing where
     the cluster has too little.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if address is None:
-        cpus = gang.num_workers * count * gang.cpus_per_worker
-        # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
-        ray.init(
-            address="local",
-            num_cpus=int(max(os.cpu_count() or 1, cpus)) + 1 + count,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            _temp_dir=os.environ.get("RAY_TMPDIR"),
-        )
-    else:
-        ray.init(address=address, logging_level=logging.WARNING)
+    while _started_ahead:
+        _started_ahead.pop().wait()
+    if not ray.is_initialized():
+        _start(gang, count, address)
     try:
         check_room(gang, count, find_nodes(gang.accelerator), grow_to or {})
         _start_coordinator()
         yield
     finally:
         ray.shutdown()
+
+
+def start_ahead(gang: GangConfig, count: int) -> None:
+    """Begin to start the cluster of our own that the next `ray_session` wants, beside what this process does until
+    then: half a dozen processes take seconds to come up."""
+    is_over = threading.Event()
+
+    def start() -> None:
+        with contextlib.suppress(Exception):  # ray_session tries again, and says why it fails
+            _start(gang, count, None)
+        is_over.set()
+        threading.Event().wait()  # Ray has its processes killed with the thread that started them
+
+    threading.Thread(target=start, daemon=True, name="start Ray").start()
+    _started_ahead.append(is_over)
+
+
+def _start(gang: GangConfig, count: int, address: str | None) -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if address is not None:
+        ray.init(address=address, logging_level=logging.WARNING)
+        return
+    cpus = gang.num_workers * count * gang.cpus_per_worker
+    # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
+    ray.init(
+        address="local",
+        num_cpus=int(max(os.cpu_count() or 1, cpus)) + 1 + count,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        _temp_dir=os.environ.get("RAY_TMPDIR"),
+    )
 
 
 def _start_coordinator() -> None:

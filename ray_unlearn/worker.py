@@ -59,6 +59,8 @@ from ray_unlearn.versions import cpu_model
 GENERATION_BATCH = 32
 CPU_SCORING_TOKENS = 1024
 """Tokens of one forward pass without gradients on a CPU: more is slower there, for want of cache."""
+ONE_THREAD_PARAMETERS = 200_000
+"""Up to so many, threads on a CPU wait for one another longer than they compute."""
 Item = tuple[np.ndarray, int]
 """A sequence's token ids, int32 [n], and where its answer starts."""
 
@@ -139,12 +141,12 @@ class Worker:
         self.task, self.gang, self.device = task, gang, device
         self.max_tokens = gang.max_tokens
         self.rank, self.num_workers = dist.get_rank(), dist.get_world_size()
-        if device.type == "cpu":
-            torch.set_num_threads(gang.threads_per_worker)
         trust_remote_code(gang.trust_remote_code)
         self.tokenizer = load_tokenizer(task.model)
         model = load_model(task.model, gang.precision)
         self._num_parameters = sum(p.numel() for p in model.parameters())
+        if device.type == "cpu":
+            torch.set_num_threads(gang.threads_per_worker if self._num_parameters > ONE_THREAD_PARAMETERS else 1)
         self._num_layers = len(decoder_layers(model))
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
         self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device, gang.deepspeed)
