@@ -322,12 +322,7 @@ def describe_search(
     """What search.json says before anything has run; before: what it said when the search was broken off."""
     words = public_command(command)
     if before is not None:
-        now = {
-            "command": words,
-            "started": _now(),
-            "versions": package_versions(),
-            "git": git_revision(),
-        }
+        now = {"command": words, "started": _now(), "versions": package_versions(), "git": git_revision()}
         return {**before, "config": public_config(config), "resumed": [*before.get("resumed", []), now]}
     return {
         "name": config.name,

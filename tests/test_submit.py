@@ -380,10 +380,8 @@ def dashboard():
     address = f"http://127.0.0.1:{board}"
     with running_head(words, TOKEN) as head:
         head.wait_until(lambda: answers(address))
-        yield (
-            address,
-            {"RAY_AUTH_TOKEN_PATH": head.client_environment["RAY_AUTH_TOKEN_PATH"]},
-        )  # asked for a token by it
+        # Without RAY_AUTH_MODE: the client finds out that it is asked for a token.
+        yield address, {"RAY_AUTH_TOKEN_PATH": head.client_environment["RAY_AUTH_TOKEN_PATH"]}
 
 
 def answers(address: str) -> bool:
