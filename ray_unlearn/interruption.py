@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
+GRACE_SECONDS = 40.0
+"""Less than the 60 s after which Ray ends a process without a word whose cluster is gone."""
 _caught: list[int] = []
 
 
 @contextlib.contextmanager
-def signals_as_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM does what Ctrl-C does: a running Ray Tune ends its trials, anything else is interrupted."""
+def signals_as_interrupts(give_up: Callable[[], None]) -> Iterator[None]:
+    """Inside, SIGTERM does what Ctrl-C does: a running Ray Tune ends its trials, anything else is interrupted.
+
+    Where that has not led out of here in time, `give_up` is called and the process ends: whoever sends SIGTERM to all
+    processes of a job (`timeout`, systemd, Slurm) ends the cluster too, and what is asked of it hangs.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    def end() -> None:
+        give_up()
+        os._exit(exit_code())
+
+    timer = threading.Timer(GRACE_SECONDS, end)
+    timer.daemon = True
+
     def on_terminate(number: int, frame: FrameType | None) -> None:
+        if not _caught:
+            timer.start()
         _caught.append(number)
         signal.raise_signal(signal.SIGINT)
 
@@ -26,6 +42,7 @@ def signals_as_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
+        timer.cancel()
         signal.signal(signal.SIGTERM, before)
 
 

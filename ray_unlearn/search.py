@@ -215,11 +215,12 @@ def _run_gangs(
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
     benchmark = load_benchmark(config.loaded_from)
     rest = rest_seconds(config.address)
+    way_on = f"stopped, and its cluster too. Go on with: ray_unlearn tune --resume {recorder.writer.folder}"
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address, config.grow_to),
-        signals_as_interrupts(),
+        signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
         Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
     ):
         # Sampled answers are judged against the starting model's.

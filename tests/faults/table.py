@@ -195,6 +195,11 @@ def kill_everything(search: Search, process: subprocess.Popen, chance: random.Ra
             continue
 
 
+def end_job(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
+    """As `timeout` does, or a scheduler."""
+    os.killpg(process.pid, signal.SIGTERM)
+
+
 def storage_goes_away(search: Search, process: subprocess.Popen, chance: random.Random) -> None:
     """The results' folder is gone for a while, as with a network share."""
     assert search.results is not None
@@ -300,6 +305,7 @@ FAULTS = {
     "driver": Fault("SIGKILL of the driver", send(signal.SIGKILL), 3, at_start=True),
     "everything": Fault("SIGKILL of everything", kill_everything, 3, at_start=True),
     "sigterm": Fault("SIGTERM", send(signal.SIGTERM), 3, at_start=True),
+    "job": Fault("SIGTERM to the command and its cluster", end_job, 3, at_start=True),
     "interrupt": Fault("Ctrl-C", send(signal.SIGINT), 3, at_start=True),
     "disk": Fault("full disk, then freed", fill_disk, 2),
     "storage": Fault("storage away for a while", storage_goes_away, 2),
