@@ -1,7 +1,10 @@
+import time
+
 import pytest
 
+from ray_unlearn import session
 from ray_unlearn.config import GangConfig
-from ray_unlearn.session import capacity, check_room
+from ray_unlearn.session import capacity, check_room, ray_session, start_ahead
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0}]
 
@@ -41,3 +44,23 @@ def test_what_may_come_counts_where_it_is_more_than_there_is():
     assert capacity(NODES, {}, "GPU") == 2
     assert capacity(NODES, {"GPU": 16.0, "CPU": 4.0}, "GPU") == 16
     assert capacity(NODES, {"GPU": 16.0, "CPU": 4.0}, "CPU") == 24
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_start_ahead_is_waited_for_and_made_up_for_where_it_failed(monkeypatch, works):
+    starts = []
+
+    def start(gang, count, address):
+        time.sleep(0.2)
+        starts.append(address)
+        if len(starts) == 1 and not works:
+            raise RuntimeError("no room")
+
+    monkeypatch.setattr(session, "_start", start)
+    monkeypatch.setattr(session, "_start_coordinator", lambda: None)
+    monkeypatch.setattr(session, "find_nodes", lambda accelerator: NODES)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: len(starts) == (1 if works else 2))
+    monkeypatch.setattr(session.ray, "shutdown", starts.clear)
+    start_ahead(GangConfig(), 1)
+    with ray_session(GangConfig(), 1, None):
+        assert len(starts) == (1 if works else 2)
