@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import gc
 import math
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 
 from ray_unlearn import __version__
 from ray_unlearn.config import SAMPLERS, UTILITY_FLOOR, Robustness, SearchFailed, UserError
+from ray_unlearn.interruption import is_ending
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run and of wrong use; 0 complete, 3 partial, 130 and 143 interrupted."""
@@ -727,7 +729,14 @@ def main() -> None:
 def run() -> None:
     """The process's entry point."""
     atexit.register(gc.freeze)  # its end takes two seconds if it looks through all of torch for what can be freed
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if is_ending():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else FAILED)
+        raise
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 from ray_unlearn.benchmarks import Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import LOST, MEMORY, RETRIES, TIMEOUT, Failure, NonFinite, kind_of, kind_of_death
+from ray_unlearn.interruption import end_soon, is_ending
 from ray_unlearn.trial import Job, run_trial
 from ray_unlearn.worker_environment import WORKER_ENVIRONMENT
 
@@ -389,9 +390,10 @@ class Gangs:
     def __enter__(self) -> Gangs:
         for gang in range(self.count):
             thread = threading.Thread(target=self._run, args=(gang,), daemon=True, name=f"gang-{gang}")
-            thread.start()
             self._threads.append(thread)
-        threading.Thread(target=self._tell, daemon=True, name="news").start()
+        self._threads.append(threading.Thread(target=self._tell, daemon=True, name="news"))
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -400,8 +402,9 @@ class Gangs:
 
         self._closed.set()
         ray.get(self.broker.close.remote())
-        in_hurry = kind is not None and not issubclass(kind, Exception)
-        deadline = time.monotonic() + (HURRY_SECONDS if in_hurry else CLOSE_SECONDS)
+        if kind is not None and not issubclass(kind, Exception):
+            end_soon()
+        deadline = time.monotonic() + (HURRY_SECONDS if is_ending() else CLOSE_SECONDS)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         ray.kill(self.broker)

@@ -12,6 +12,7 @@ from types import FrameType
 GRACE_SECONDS = 40.0
 """Less than the 60 s after which Ray ends a process without a word whose cluster is gone."""
 _caught: list[int] = []
+_ends = threading.Event()
 
 
 @contextlib.contextmanager
@@ -36,7 +37,10 @@ def signals_as_interrupts(give_up: Callable[[], None]) -> Iterator[None]:
         if not _caught:
             timer.start()
         _caught.append(number)
-        signal.raise_signal(signal.SIGINT)
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # ignored, as in what a script starts in the background
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
 
     before = signal.signal(signal.SIGTERM, on_terminate)
     try:
@@ -44,6 +48,41 @@ def signals_as_interrupts(give_up: Callable[[], None]) -> Iterator[None]:
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def signals_end_at_once() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end the process without an exception: one inside an import can leave Python's import
+    lock taken, and another thread that imports waits for it for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is end:
+                signal.signal(number, handler)
+
+
+def end_soon() -> None:
+    """From here on this process is about to end for an interruption, and waits no more for what still runs on Ray.
+
+    It may not even disconnect: a thread that is still in a call to Ray then would end it with an error, at once.
+    """
+    _ends.set()
+
+
+def is_ending() -> bool:
+    return _ends.is_set()
 
 
 def exit_code() -> int:

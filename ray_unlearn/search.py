@@ -38,7 +38,7 @@ from ray_unlearn.finals import (
     run_finals,
 )
 from ray_unlearn.gang import Gangs
-from ray_unlearn.interruption import signals_as_interrupts
+from ray_unlearn.interruption import end_soon, signals_as_interrupts
 from ray_unlearn.ledger import Event, History, Ledger
 from ray_unlearn.objective import Judge, describe_objective
 from ray_unlearn.recorder import Recorder, Watcher, rungs_of
@@ -176,6 +176,7 @@ def run_search(
                     lambda: _run_gangs(config, task, recorder, done, keep_model, watcher, describe),
                 )
         except KeyboardInterrupt:
+            end_soon()
             describe(status="partial", finished=_now())
             raise
         best = best_of_methods(recorder.rows, config.utility_floor)
@@ -218,9 +219,9 @@ def _run_gangs(
     way_on = f"stopped, and its cluster too. Go on with: ray_unlearn tune --resume {recorder.writer.folder}"
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
+        signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address, config.grow_to),
-        signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
         Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
     ):
         # Sampled answers are judged against the starting model's.
@@ -237,7 +238,8 @@ def _run_gangs(
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         trackers = build_trackers(config, recorder.writer.folder, watcher.stage)
         if tune_trials(config, gangs, judge, recorder, Path(scratch), trackers) != "complete":
-            return "partial"  # whoever interrupted it wants the results now
+            end_soon()  # whoever interrupted it wants the results now
+            return "partial"
         best = best_of_methods(recorder.rows, config.utility_floor)
         watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
         finalists = run_finals(config, gangs, task, best, recorder.writer, recorder.ledger, done, keep_model)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import ray
 
 from ray_unlearn.config import GangConfig
+from ray_unlearn.interruption import is_ending, signals_end_at_once
 
 ENVIRONMENT = {
     # train.report blocks until the controller's next poll, and a gang ends only at one: 2 s by default.
@@ -36,8 +39,15 @@ ACCELERATOR = "accelerator_type:"
 SLIVER = 0.01
 """CPUs of one Tune actor, which only waits for reports."""
 
-_started_ahead: list[threading.Event] = []
-"""Set when a start of Ray's is over."""
+
+@dataclass(frozen=True)
+class _StartAhead:
+    is_over: threading.Event
+    handlers: contextlib.ExitStack
+    """Closed, it puts the signals' own handlers back."""
+
+
+_started_ahead: list[_StartAhead] = []
 
 
 @contextlib.contextmanager
@@ -49,21 +59,28 @@ def ray_session(
     grow_to: what an autoscaler may bring the cluster to, by resource. Raises RuntimeError naming what is missing where
     the cluster has too little.
     """
-    while _started_ahead:
-        _started_ahead.pop().wait()
+    starts = [_started_ahead.pop() for _ in range(len(_started_ahead))]
+    for start in starts:
+        start.handlers.close()
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    for start in starts:
+        start.is_over.wait()
     if not ray.is_initialized():
         _start(gang, count, address)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would exit with 15, or abort after 3 s
     try:
         check_room(gang, count, find_nodes(gang.accelerator), grow_to or {})
         _start_coordinator()
         yield
     finally:
-        ray.shutdown()
+        if not is_ending():
+            ray.shutdown()
 
 
 def start_ahead(gang: GangConfig, count: int) -> None:
     """Begin to start the cluster of our own that the next `ray_session` wants, beside what this process does until
-    then: half a dozen processes take seconds to come up."""
+    then: half a dozen processes take seconds to come up. Until then Ctrl-C and SIGTERM end this process at once."""
     is_over = threading.Event()
 
     def start() -> None:
@@ -72,8 +89,10 @@ def start_ahead(gang: GangConfig, count: int) -> None:
         is_over.set()
         threading.Event().wait()  # Ray has its processes killed with the thread that started them
 
+    handlers = contextlib.ExitStack()
+    handlers.enter_context(signals_end_at_once())
+    _started_ahead.append(_StartAhead(is_over, handlers))
     threading.Thread(target=start, daemon=True, name="start Ray").start()
-    _started_ahead.append(is_over)
 
 
 def _start(gang: GangConfig, count: int, address: str | None) -> None:
@@ -81,16 +100,16 @@ def _start(gang: GangConfig, count: int, address: str | None) -> None:
         os.environ.setdefault(name, value)
     if address is not None:
         ray.init(address=address, logging_level=logging.WARNING)
-        return
-    cpus = gang.num_workers * count * gang.cpus_per_worker
-    # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
-    ray.init(
-        address="local",
-        num_cpus=int(max(os.cpu_count() or 1, cpus)) + 1 + count,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        _temp_dir=os.environ.get("RAY_TMPDIR"),
-    )
+    else:
+        cpus = gang.num_workers * count * gang.cpus_per_worker
+        ray.init(
+            address="local",
+            # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
+            num_cpus=int(max(os.cpu_count() or 1, cpus)) + 1 + count,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            _temp_dir=os.environ.get("RAY_TMPDIR"),
+        )
 
 
 def _start_coordinator() -> None:
