@@ -62,7 +62,7 @@ def ray_session(
     starts = [_started_ahead.pop() for _ in range(len(_started_ahead))]
     for start in starts:
         start.handlers.close()
-    on_terminate = signal.getsignal(signal.SIGTERM)
+    on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     for start in starts:
         start.is_over.wait()
     if not ray.is_initialized():

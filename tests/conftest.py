@@ -1,10 +1,13 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# What a script starts in the background ignores Ctrl-C, and so does all that it starts: here some are to be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOFU = Path(os.environ.get("RAY_UNLEARN_TOFU", Path(__file__).parents[2] / "shared" / "tofu"))
 
