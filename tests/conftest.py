@@ -6,7 +6,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# What a script starts in the background ignores Ctrl-C, and so does all that it starts: here some are to be interrupted.
+# What a script starts in the background ignores Ctrl-C, and so does all that it starts; some tests interrupt that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TOFU = Path(os.environ.get("RAY_UNLEARN_TOFU", Path(__file__).parents[2] / "shared" / "tofu"))
