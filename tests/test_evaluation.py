@@ -12,6 +12,7 @@ from ray_unlearn.benchmarks import Request, load_benchmark
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
+@pytest.mark.slowest
 def test_a_model_is_scored_on_the_whole_benchmark_beside_its_start_and_under_attack(tmp_path):
     task = load_benchmark("wmdp").load(Request("mini", whole=True))
     command = [sys.executable, "-m", "ray_unlearn.cli", "evaluate", "--benchmark", "wmdp", "--scale", "mini"]

@@ -117,6 +117,7 @@ def profiles(task: Task, name: str) -> dict[str, Profile]:
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.parametrize("half", ["selection", "report"])
 def test_the_target_knows_the_forgotten_texts_and_the_retrained_model_does_not(task: Task, half: str) -> None:
     target, retrained = (profiles(task, name)[half].metrics for name in ("target", "retrained"))
@@ -137,6 +138,7 @@ def test_the_target_knows_the_forgotten_texts_and_the_retrained_model_does_not(t
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 def test_the_retrained_model_has_the_full_score_and_the_target_none(task: Task) -> None:
     target, retrained = (profiles(task, name)["report"].metrics for name in ("target", "retrained"))
     judge = Judge.build(BENCHMARK, target, retrained, 0.95)
@@ -145,6 +147,7 @@ def test_the_retrained_model_has_the_full_score_and_the_target_none(task: Task) 
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 def test_hold_out_text_is_as_unknown_to_the_target_as_forgotten_text_to_the_retrained_model(task: Task) -> None:
     """What the search aims at where no retrained model is at hand."""
     target, retrained = (profiles(task, name)["report"].metrics for name in ("target", "retrained"))
@@ -153,6 +156,7 @@ def test_hold_out_text_is_as_unknown_to_the_target_as_forgotten_text_to_the_retr
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 def test_loading_again_gives_the_same_data(task: Task) -> None:
     other = load_benchmark("muse").load(Request("mini"))
     assert np.array_equal(other.forget.tokens, task.forget.tokens)
