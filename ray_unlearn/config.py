@@ -140,7 +140,7 @@ class GangConfig:
     accelerator: str = ""
     """Kind of GPU, as Ray names it, that every worker must have; empty: any."""
     threads_per_worker: int = 1
-    """Threads of one CPU worker's matrix products."""
+    """Threads of one CPU worker's matrix products; the smallest models get one."""
     lora_rank: int = 0
     """0: all weights are trained; above: low-rank adapters of this rank on all linear layers instead."""
     train: str = ""

@@ -82,12 +82,10 @@ class Sequences:
         result: list[list[int]] = []
         for group in groups.values():
             shared, answers = int(self.answer_starts[group[0]]) - 1, lengths[group]
+            total = int(answers.sum())
             room = max(1, (max_tokens - shared) // max(1, int(answers.max()))) if max_tokens else len(group)
-
-            def cost(count: int, shared: int = shared, total: int = int(answers.sum())) -> float:
-                return count * row_cost(shared + total / count)
-
-            count = min(range(math.ceil(len(group) / room), len(group) + 1), key=cost)
+            counts = range(math.ceil(len(group) / room), len(group) + 1)
+            count = min(counts, key=lambda count: count * row_cost(shared + total / count))
             result += [group[k::count] for k in range(count)]
         return result
 

@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import ray
 
@@ -40,14 +39,8 @@ SLIVER = 0.01
 """CPUs of one Tune actor, which only waits for reports."""
 
 
-@dataclass(frozen=True)
-class _StartAhead:
-    is_over: threading.Event
-    handlers: contextlib.ExitStack
-    """Closed, it puts the signals' own handlers back."""
-
-
-_started_ahead: list[_StartAhead] = []
+_started_ahead = contextlib.ExitStack()
+"""Closed, it puts the signals' own handlers back, and waits until the start is over."""
 
 
 @contextlib.contextmanager
@@ -59,12 +52,8 @@ def ray_session(
     grow_to: what an autoscaler may bring the cluster to, by resource. Raises RuntimeError naming what is missing where
     the cluster has too little.
     """
-    starts = [_started_ahead.pop() for _ in range(len(_started_ahead))]
-    for start in starts:
-        start.handlers.close()
+    _started_ahead.close()
     on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    for start in starts:
-        start.is_over.wait()
     if not ray.is_initialized():
         _start(gang, count, address)
     if threading.current_thread() is threading.main_thread():
@@ -89,9 +78,8 @@ def start_ahead(gang: GangConfig, count: int) -> None:
         is_over.set()
         threading.Event().wait()  # Ray has its processes killed with the thread that started them
 
-    handlers = contextlib.ExitStack()
-    handlers.enter_context(signals_end_at_once())
-    _started_ahead.append(_StartAhead(is_over, handlers))
+    _started_ahead.callback(is_over.wait)
+    _started_ahead.enter_context(signals_end_at_once())
     threading.Thread(target=start, daemon=True, name="start Ray").start()
 
 
