@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from ray_unlearn import again
-from ray_unlearn.again import LOCAL, data_fingerprint, describe_local, load_search
-from ray_unlearn.benchmarks import BENCHMARKS, Request
+from ray_unlearn.benchmarks import BENCHMARKS
+from ray_unlearn.benchmarks.contract import Request
+from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.commands import reopen as again
+from ray_unlearn.commands.reopen import describe_local, load_search
 from ray_unlearn.config import GangConfig, Robustness, SearchConfig, UserError
-from ray_unlearn.results import write_json
+from ray_unlearn.records.tables import LOCAL, write_json
 from tests.tiny import tiny_task
 
 

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from ray_unlearn.benchmarks import BENCHMARKS, load_benchmark
-from ray_unlearn.benchmarks_page import describe_benchmarks
-from ray_unlearn.objective import Judge, describe_objective
+from ray_unlearn.benchmarks.objective import Judge, describe_objective
+from ray_unlearn.commands.catalogue import describe_benchmarks
 from tests.test_cli import run
 
 NAMED = [name for name in BENCHMARKS if name != "custom"]

@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from ray_unlearn.again import LOCAL
-from ray_unlearn.compare import (
+from ray_unlearn.config import GangConfig, SearchConfig
+from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, trial_schema
+from ray_unlearn.search.comparison import (
     comparison_seeds,
     count_budgets,
     describe_comparison,
@@ -15,10 +16,8 @@ from ray_unlearn.compare import (
     pick_finalists,
     summarise,
 )
-from ray_unlearn.config import GangConfig, SearchConfig
-from ray_unlearn.results import Writer, curve_schema, trial_schema
-from ray_unlearn.sampling import importances
-from ray_unlearn.space import Range, Space
+from ray_unlearn.search.sampling import importances
+from ray_unlearn.search.space import Range, Space
 from tests.test_cli import run
 
 SPACE = Space("simnpo", {}, {"beta": Range(0.5, 8.0, log=True), "retain_weight": Range(0.0, 10.0)}, ())
@@ -175,7 +174,7 @@ def test_importances_find_the_parameter_that_matters_and_say_nothing_of_few_tria
 
 def test_importances_of_a_long_search_come_from_trials_spread_over_it(monkeypatch):
     rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 4, retain_weight=i * 7 % 10, objective=i / 29) for i in range(29)]
-    monkeypatch.setattr("ray_unlearn.sampling.MOST_FOR_IMPORTANCES", 15)
+    monkeypatch.setattr("ray_unlearn.search.sampling.MOST_FOR_IMPORTANCES", 15)
     assert importances(rows, SPACE) == importances(rows[::2], SPACE)
 
 

@@ -16,13 +16,15 @@ from uuid import uuid4
 
 import pytest
 
-from ray_unlearn import cli, copies
+from ray_unlearn import cli
 from ray_unlearn.config import UserError
-from ray_unlearn.copies import Copies, Place, copied, fetch_search, join, open_place, split
-from ray_unlearn.ledger import LEDGER, WRITER, Ledger, read_ledger
-from ray_unlearn.results import read_search, write_json
-from ray_unlearn.storage import Patience, checksum, write_file
-from ray_unlearn.verify import verify_search
+from ray_unlearn.files import Patience, checksum, write_file
+from ray_unlearn.records import copies
+from ray_unlearn.records.bucket import Place, join, open_place, split
+from ray_unlearn.records.copies import Copies, copied, fetch_search
+from ray_unlearn.records.ledger import LEDGER, WRITER, Ledger, read_ledger
+from ray_unlearn.records.tables import read_search, write_json
+from ray_unlearn.records.verify import verify_search
 
 CREDENTIALS = {"ACCESS_KEY_ID": "nobody-knows-this-name", "SECRET_ACCESS_KEY": "nobody-knows-this-word"}
 

@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from ray_unlearn.config import UserError
-from ray_unlearn.data import Sequences, check_lengths, pack, pack_trees, plan_epoch, share
+from ray_unlearn.models.batches import plan_epoch, share
+from ray_unlearn.models.packing import pack, pack_trees
+from ray_unlearn.models.sequences import Sequences, check_lengths
 
 
 def items(*shapes: tuple[int, int]) -> list[tuple[np.ndarray, int]]:
@@ -130,7 +132,7 @@ def test_a_tree_is_no_wider_than_pays_and_fits():
 def test_answers_that_share_a_prompt_score_as_they_do_alone(tmp_path, kind):
     from transformers import AutoModelForCausalLM
 
-    from ray_unlearn.logprobs import CORRECT, AnswerScorer, score_answers
+    from ray_unlearn.models.logprobs import CORRECT, AnswerScorer, score_answers
     from tests.tiny import write_tiny_model
 
     rng = np.random.default_rng(0)

@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from ray_unlearn import doctor
-from ray_unlearn.doctor import GIB, OK, PROBLEM, WARNING, Gpu, Port
+from ray_unlearn.commands import doctor as doctor_command
+from ray_unlearn.commands import machine as doctor
+from ray_unlearn.commands.machine import GIB, OK, PROBLEM, WARNING, Gpu, Port
 from tests.test_cli import run
 
 
@@ -209,7 +210,7 @@ def test_on_this_machine_it_finds_no_problem_leaves_nothing_and_prints_no_secret
 
 def test_a_problem_is_exit_code_1_and_the_table_counts_it(capfd, monkeypatch):
     checks = [doctor.Check("gpu", PROBLEM, "gone", "Find it"), doctor.Check("hub", OK, "answers")]
-    monkeypatch.setattr(doctor, "examine", lambda *options: checks)
+    monkeypatch.setattr(doctor_command, "examine", lambda *options: checks)
     code, output, _ = run(capfd, "doctor")
     assert code == 1
     assert output.splitlines() == ["problem  gpu  gone. Find it", "ok       hub  answers", "1 problem"]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ray_unlearn.commands import gang_config
+from ray_unlearn.commands.resources import gang_config
 from ray_unlearn.config import GangConfig
-from ray_unlearn.engine_config import engine_config, load_settings
+from ray_unlearn.training.engine_config import engine_config, load_settings
 from tests.test_cli import run
 
 

@@ -7,14 +7,16 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from ray_unlearn.benchmarks import Request, load_benchmark
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Request
+from ray_unlearn.training.in_process import build_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
 @pytest.mark.slowest
 def test_a_model_is_scored_on_the_whole_benchmark_beside_its_start_and_under_attack(tmp_path):
-    task = load_benchmark("wmdp").load(Request("mini", whole=True))
+    task = load_benchmark("wmdp").load(Request("mini", whole=True), build_models)
     command = [sys.executable, "-m", "ray_unlearn.cli", "evaluate", "--benchmark", "wmdp", "--scale", "mini"]
     command += ["--model", task.model, "--start", task.model, "--robustness", "relearn,quantise"]
     command += ["--out", str(tmp_path), "--profile", str(tmp_path / "profile.json")]

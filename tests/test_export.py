@@ -9,15 +9,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ray_unlearn import export, repeat
-from ray_unlearn.again import LOCAL, describe_local
-from ray_unlearn.benchmarks import Profile, Request
+from ray_unlearn.benchmarks.contract import Profile, Request
+from ray_unlearn.commands import export
+from ray_unlearn.commands import repeat_export as repeat
+from ray_unlearn.commands.export import find_trial
+from ray_unlearn.commands.model_card import Measured, describe_model
+from ray_unlearn.commands.reopen import describe_local
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
-from ray_unlearn.export import Measured, describe_model, find_trial, weights_digest
-from ray_unlearn.local import local_worker, run_local
-from ray_unlearn.losses import METHODS
-from ray_unlearn.results import SearchResults, write_json
-from ray_unlearn.trial import Job
+from ray_unlearn.models.fingerprints import weights_digest
+from ray_unlearn.records.tables import LOCAL, SearchResults, write_json
+from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task
 
 ROW = {
@@ -145,7 +148,7 @@ def test_an_adapter_on_its_base_is_the_merged_model_and_an_interpolated_one_lies
 
 def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tmp_path, tiny_model, monkeypatch):
     """The whole export, and its repetition, with a worker in this process in the place of a gang."""
-    from ray_unlearn.finals import held_out_job
+    from ray_unlearn.search.held_out import held_out_job
 
     task = tiny_task(tiny_model)
     config = SearchConfig(

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from ray_unlearn.finals import finals_are_done
+from ray_unlearn.search.finals import finals_are_done
 
 
 def test_a_finalist_whose_files_are_missing_is_run_again(tmp_path):

@@ -3,9 +3,9 @@
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
-from ray_unlearn import model as model_module
 from ray_unlearn.config import GangConfig
-from ray_unlearn.fit import (
+from ray_unlearn.models import loading as model_module
+from ray_unlearn.training.memory import (
     FEWEST_TOKENS,
     GPU_SHARE,
     MOST_TOKENS,

@@ -25,8 +25,10 @@ from ray_unlearn.failures import (
     kind_of,
     kind_of_death,
 )
-from ray_unlearn.gang import FEWEST_TOKENS, MAX_STARTS, Gangs, _Broker, describe
-from ray_unlearn.trial import Job
+from ray_unlearn.gangs.broker import FEWEST_TOKENS, MAX_STARTS, _Broker
+from ray_unlearn.gangs.gangs import Gangs
+from ray_unlearn.gangs.serve import describe
+from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task
 
 
@@ -293,7 +295,7 @@ def test_a_closed_broker_ends_the_trial_in_flight_and_the_gang():
 
 
 def test_a_gang_without_work_rests_beside_others_and_comes_back_for_waiting_jobs(monkeypatch):
-    monkeypatch.setattr("ray_unlearn.gang.IDLE_SECONDS", 0.02)
+    monkeypatch.setattr("ray_unlearn.gangs.broker.IDLE_SECONDS", 0.02)
 
     async def life():
         broker = _Broker([], 2, 64, rest=0.05)
@@ -336,7 +338,7 @@ TRIAL = TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=3, batch_size=8
 def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(tiny_model):
     import ray
 
-    from ray_unlearn.session import ray_session
+    from ray_unlearn.gangs.session import ray_session
 
     config = GangConfig(num_workers=2, zero_stage=3, max_tokens=100)
     with (

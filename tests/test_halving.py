@@ -1,6 +1,7 @@
 import numpy as np
 
-from ray_unlearn.halving import Halving, best, rung_epochs, spread_out
+from ray_unlearn.search.halving import Halving, best, spread_out
+from ray_unlearn.training.trial import rung_epochs
 
 
 def verdicts(halving: Halving, scores: list, method: str = "simnpo", rung: int = 0) -> list[bool]:
@@ -82,5 +83,5 @@ def test_equal_points_of_a_front_are_all_ordered_once():
 
 
 def test_only_the_latest_trials_at_a_rung_are_compared(monkeypatch):
-    monkeypatch.setattr("ray_unlearn.halving.LOOKS_BACK", 4)
+    monkeypatch.setattr("ray_unlearn.search.halving.LOOKS_BACK", 4)
     assert verdicts(Halving(2), [0.9, 0.8, 0.7, 0.1, 0.2, 0.3]) == [True, *[False] * 4, True], "second of 0.7 to 0.3"

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Split, Task, wmdp, wmdp_mini
-from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks import wmdp
+from ray_unlearn.benchmarks.contract import Split, Task
+from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
+from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
+from ray_unlearn.commands.harness import _evaluate, check_harness, run_harness
 from ray_unlearn.config import GangConfig, UserError
-from ray_unlearn.data import Sequences
-from ray_unlearn.harness import _evaluate, check_harness, run_harness
-from ray_unlearn.local import local_worker
 from ray_unlearn.metrics.choice import choice_correct
-from ray_unlearn.model import context_length, load_config, load_tokenizer
+from ray_unlearn.models.loading import load_config, load_tokenizer
+from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.models.sizes import context_length
+from ray_unlearn.training.in_process import local_worker
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
 COUNT = 60

@@ -8,9 +8,9 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from ray_unlearn.benchmarks import Probe
+from ray_unlearn.benchmarks.contract import Probe
 from ray_unlearn.config import GangConfig, TrialConfig
-from ray_unlearn.data import Sequences
+from ray_unlearn.models.sequences import Sequences
 from tests.tiny import tiny_task
 
 METHODS = {
@@ -38,8 +38,8 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=num_workers)
     from pathlib import Path
 
-    from ray_unlearn.losses import find_method
-    from ray_unlearn.worker import Worker
+    from ray_unlearn.training.losses import find_method
+    from ray_unlearn.training.worker import Worker
 
     task = tiny_task(Path(model))
     for stage, max_tokens in CUTS[num_workers]:

@@ -11,8 +11,8 @@ import zlib
 import pytest
 
 from ray_unlearn.config import UserError
-from ray_unlearn.ledger import LEDGER, Ledger, read_ledger, settings_hash
-from ray_unlearn.storage import Patience
+from ray_unlearn.files import Patience
+from ray_unlearn.records.ledger import LEDGER, Ledger, read_ledger, settings_hash
 
 TRIAL = {"trial_id": "npo-0000", "method": "npo", "seed": 0, "learning_rate": 0.1 + 0.2}
 
@@ -95,7 +95,7 @@ def test_a_ledger_of_another_format_is_refused_with_its_version(tmp_path):
 
 
 def test_a_share_that_goes_away_and_comes_back_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_unlearn.storage.RETRY_SECONDS", 0.02)
+    monkeypatch.setattr("ray_unlearn.files.RETRY_SECONDS", 0.02)
     folder, away = tmp_path / "share", tmp_path / "away"
     folder.mkdir()
     said: list[str] = []
@@ -116,7 +116,7 @@ def test_a_share_that_goes_away_and_comes_back_loses_nothing(tmp_path, monkeypat
 
 
 def test_a_disk_that_stays_full_is_an_error_that_leaves_the_file_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("ray_unlearn.storage.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("ray_unlearn.files.RETRY_SECONDS", 0.01)
     with Ledger(tmp_path, Patience(seconds=0.05)) as ledger:
         ledger.open()
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ray_unlearn import logprobs
-from ray_unlearn.data import pack
-from ray_unlearn.logprobs import AnswerScorer, score_answers
+from ray_unlearn.models import logprobs
+from ray_unlearn.models.logprobs import AnswerScorer, score_answers
+from ray_unlearn.models.packing import pack
 from tests.tiny import write_tiny_model
 
 

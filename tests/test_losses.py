@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_unlearn.config import METHOD_TITLES
-from ray_unlearn.losses import (
+from ray_unlearn.training.losses import (
     FINETUNE,
     METHODS,
     RETAIN_LOSSES,

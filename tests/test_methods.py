@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from ray_unlearn.alternates import NUM_VARIANTS, REFUSALS, build_alternates
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
-from ray_unlearn.data import Sequences, pack
-from ray_unlearn.local import local_worker, run_local
-from ray_unlearn.logprobs import decoder_layers, score_answers
-from ray_unlearn.losses import DISTRIBUTION, HIDDEN, METHODS, RETAIN_LOSSES
-from ray_unlearn.model import choose_trained, hidden_layer, load_model, load_tokenizer
-from ray_unlearn.reference import read_reference, reference_key, write_reference
-from ray_unlearn.trial import Job
+from ray_unlearn.models.loading import choose_trained, load_model, load_tokenizer
+from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN, decoder_layers, score_answers
+from ray_unlearn.models.packing import pack
+from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.models.sizes import hidden_layer
+from ray_unlearn.training.alternates import NUM_VARIANTS, REFUSALS, build_alternates
+from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.losses import METHODS, RETAIN_LOSSES
+from ray_unlearn.training.references import read_reference, reference_key, write_reference
+from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task
 
 SHAPES = {
@@ -156,7 +158,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused():
 
 
 def test_generated_answers_are_the_same_with_checkpointing(tiny_model):
-    from ray_unlearn.benchmarks import Prompts
+    from ray_unlearn.benchmarks.contract import Prompts
 
     prompts = Prompts([[1, 2, 3], [4, 5], [6, 7, 8, 9]], ["", "", ""], max_new_tokens=12)
     task = tiny_task(tiny_model)

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from ray_unlearn import again
+from ray_unlearn.commands import reopen as again
 from ray_unlearn.config import GangConfig, UserError
-from ray_unlearn.local import local_worker
-from ray_unlearn.model import count_parameters, load_config, load_model, trust_remote_code
+from ray_unlearn.models.loading import load_config, load_model, trust_remote_code
+from ray_unlearn.models.sizes import count_parameters
+from ray_unlearn.training.in_process import local_worker
 from tests.tiny import tiny_task
 
 CODE = """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_unlearn.results import read_search
+from ray_unlearn.records.tables import read_search
 from tests.heads import Head, free_ports, running_head
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]

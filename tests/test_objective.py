@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Aim, Benchmark, Keep
-from ray_unlearn.objective import Judge, combined, hypervolume, pareto_front, relative, two_sided
+from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
+from ray_unlearn.benchmarks.objective import Judge, combined, relative, two_sided
+from ray_unlearn.metrics.fronts import hypervolume, pareto_front
 
 START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
 

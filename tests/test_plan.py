@@ -9,12 +9,16 @@ import pytest
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from ray_unlearn import cli, plan
-from ray_unlearn.benchmarks import Request, load_benchmark
+from ray_unlearn import cli
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Request
+from ray_unlearn.commands import plan
+from ray_unlearn.commands.options import Plan
 from ray_unlearn.config import UserError
-from ray_unlearn.fit import fitted, training_memory
-from ray_unlearn.losses import find_method
-from ray_unlearn.model import count_parameters, load_config
+from ray_unlearn.models.loading import load_config
+from ray_unlearn.models.sizes import count_parameters
+from ray_unlearn.training.losses import find_method
+from ray_unlearn.training.memory import fitted, training_memory
 from tests.commands import parse
 from tests.tiny import write_text_model
 
@@ -37,25 +41,8 @@ def models(tmp_path_factory) -> dict[str, str]:
     return {name: str(folder / name) for name in SHAPES}
 
 
-def options(model: str, **changes) -> plan.PlanOptions:
-    standard = plan.PlanOptions(
-        benchmark="tofu",
-        model=model,
-        data=None,
-        split=None,
-        gpus=8,
-        gpu_memory=80.0,
-        tflops=None,
-        workers=None,
-        zero=None,
-        lora=0,
-        train="",
-        precision=None,
-        length=None,
-        trials=20,
-        methods=("simnpo", "npo", "ga"),
-    )
-    return replace(standard, **changes)
+def options(model: str, **changes) -> Plan:
+    return replace(Plan(benchmark="tofu", model=model, gpus=8, gpu_memory=80.0, trials=20), **changes)
 
 
 def test_a_small_model_gets_a_gpu_a_trial_and_the_rest_run_beside_it(models):
@@ -71,7 +58,7 @@ def test_a_model_too_large_for_one_gpu_is_sharded_over_the_fewest_that_hold_it(m
     assert made.chosen is not None
     assert 2 <= made.chosen.gang.num_workers <= 8
     assert made.concurrent == 8 // made.chosen.gang.num_workers
-    fewer = plan.make_plan(options(models["7b"], workers=made.chosen.gang.num_workers // 2))
+    fewer = plan.make_plan(options(models["7b"], workers_per_trial=made.chosen.gang.num_workers // 2))
     assert fewer.chosen is None
     assert "Nothing fits" in shown(fewer)
 
@@ -106,7 +93,7 @@ def test_the_command_is_one_that_runs_and_says_what_was_chosen(models):
 
 def test_the_search_would_size_itself_the_same(models):
     """The figures are those of `fit`, which `tune` takes its tokens and recomputation from."""
-    made = plan.make_plan(options(models["7b"], zero=3, workers=8))
+    made = plan.make_plan(options(models["7b"], zero=3, workers_per_trial=8))
     total, trained = count_parameters(models["7b"], 0, "")
     assert total == trained == made.num_parameters
     gang = replace(made.chosen.gang, max_tokens=1, checkpointing=False)
@@ -210,7 +197,7 @@ def test_wrong_use_is_one_line(models, tmp_path):
     for changes, says in (
         ({"model": "nobody/no-such-model"}, "nobody/no-such-model"),
         ({"model": str(tmp_path)}, "no config.json"),
-        ({"workers": 16}, "--gpus 8 are too few"),
+        ({"workers_per_trial": 16}, "--gpus 8 are too few"),
         ({"methods": ("simpno",)}, "simpno"),
         ({"trials": 0}, "--trials 0"),
     ):

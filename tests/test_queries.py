@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_unlearn.results import read_search
+from ray_unlearn.records.tables import read_search
 from tests.report.made_up_search import simulate, write_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from ray_unlearn.config import GangConfig, SearchConfig
-from ray_unlearn.finals import choose
-from ray_unlearn.ledger import Ledger, read_ledger
-from ray_unlearn.recorder import Recorder
-from ray_unlearn.results import Writer, curve_schema, read_search, read_table, trial_schema
-from ray_unlearn.sampling import MethodStudy
-from ray_unlearn.search import _Events, _Verdicts
-from ray_unlearn.space import Range, Space
-from ray_unlearn.storage import Patience
+from ray_unlearn.files import Patience
+from ray_unlearn.records.ledger import Ledger, read_ledger
+from ray_unlearn.records.tables import Writer, curve_schema, read_search, read_table, trial_schema
+from ray_unlearn.search.ray_tune import _Events, _Verdicts
+from ray_unlearn.search.recorder import Recorder
+from ray_unlearn.search.sampling import MethodStudy
+from ray_unlearn.search.selection import choose
+from ray_unlearn.search.space import Range, Space
 
 SPACE = Space("ga", {"epochs": 10, "evaluations": 1}, {"learning_rate": Range(1e-5, 1e-3, log=True)}, ())
 

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from ray_unlearn.config import UserError
-from ray_unlearn.repeat import (
+from ray_unlearn.commands.repeat_export import (
     DECISIVE,
     DIFFERENT,
     EQUAL,
@@ -20,7 +19,8 @@ from ray_unlearn.repeat import (
     resolve_run,
     verdict,
 )
-from ray_unlearn.versions import PACKAGES
+from ray_unlearn.config import UserError
+from ray_unlearn.provenance import PACKAGES
 
 RUN = {
     "format": 1,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_unlearn import cli
-from ray_unlearn.reproduce import (
+from ray_unlearn.commands.reproduce_paper import (
     CLAIMS,
     FAILS,
     HOLDS,

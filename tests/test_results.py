@@ -4,7 +4,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from ray_unlearn.config import TrialConfig, UserError
-from ray_unlearn.results import Writer, curve_schema, read_search, trial_schema
+from ray_unlearn.records.tables import Writer, curve_schema, read_search, trial_schema
 
 TRIALS = trial_schema("toy", ["beta", "gamma"], ["accuracy"])
 CURVES = curve_schema("toy", ["accuracy"])

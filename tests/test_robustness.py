@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ray_unlearn.benchmarks import Prompts
+from ray_unlearn.benchmarks.contract import Prompts
 from ray_unlearn.config import GangConfig, Robustness, TrialConfig
-from ray_unlearn.data import Sequences
-from ray_unlearn.engine import weights_digest
-from ray_unlearn.local import local_worker, run_local
-from ray_unlearn.robustness import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
-from ray_unlearn.trial import Job
+from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
+from ray_unlearn.training.engine import weights_digest
+from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task
 
 TRIAL = TrialConfig("a", "ga", {}, 0.0, 3e-3, epochs=2, batch_size=8, evaluations=1)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from ray_unlearn import sampling
 from ray_unlearn.config import GP, NSGA2, RANDOM, SAMPLERS, TPE
-from ray_unlearn.sampling import MethodStudy, first_points
-from ray_unlearn.space import Range, Space
+from ray_unlearn.search import sampling
+from ray_unlearn.search.sampling import MethodStudy, first_points
+from ray_unlearn.search.space import Range, Space
 
 SPACE = Space(
     "simnpo",

@@ -2,9 +2,9 @@ import time
 
 import pytest
 
-from ray_unlearn import session
 from ray_unlearn.config import GangConfig
-from ray_unlearn.session import capacity, check_room, ray_session, start_ahead
+from ray_unlearn.gangs import session
+from ray_unlearn.gangs.session import capacity, check_room, ray_session, start_ahead
 
 NODES = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0}]
 

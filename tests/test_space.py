@@ -3,9 +3,10 @@ import tomllib
 import pytest
 
 from ray_unlearn.config import UserError
-from ray_unlearn.losses import METHODS
-from ray_unlearn.sampling import first_points
-from ray_unlearn.space import Range, folder, load_space, scaled
+from ray_unlearn.models.sizes import scaled
+from ray_unlearn.search.sampling import first_points
+from ray_unlearn.search.space import Range, folder, load_space
+from ray_unlearn.training.losses import METHODS
 
 GOOD = """
 method = "simnpo"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ray_unlearn.statistics import (
+from ray_unlearn.metrics.statistics import (
     Difference,
     Interval,
     bootstrap,

@@ -13,13 +13,13 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 from ray_unlearn.config import GangConfig, SearchConfig
-from ray_unlearn.ledger import Ledger
-from ray_unlearn.recorder import Recorder
-from ray_unlearn.results import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
-from ray_unlearn.sampling import MethodStudy
-from ray_unlearn.space import Range, Space
-from ray_unlearn.storage import Patience
-from ray_unlearn.studies import FILE, StudiesView, update_studies
+from ray_unlearn.files import Patience
+from ray_unlearn.records.ledger import Ledger
+from ray_unlearn.records.tables import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
+from ray_unlearn.search.optuna_log import FILE, StudiesView, update_studies
+from ray_unlearn.search.recorder import Recorder
+from ray_unlearn.search.sampling import MethodStudy
+from ray_unlearn.search.space import Range, Space
 
 RANGES = {"learning_rate": Range(1e-6, 1e-2, log=True), "batch_size": Range(4, 64, log=True, integer=True)}
 SPACES = {name: Space(name, {"epochs": 4, "evaluations": 2}, RANGES, ()) for name in ("simnpo", "npo")}

@@ -16,10 +16,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ray_unlearn import cli, submit
+from ray_unlearn import cli
+from ray_unlearn.commands import job_command, rayjob, submit
 from ray_unlearn.config import SearchFailed, UserError
-from ray_unlearn.ledger import read_ledger
-from ray_unlearn.results import read_search
+from ray_unlearn.records.ledger import read_ledger
+from ray_unlearn.records.tables import read_search
 from tests.cluster.test_rayjob import complaints, pods
 from tests.commands import parse
 from tests.heads import free_ports, running_head
@@ -33,21 +34,21 @@ TOKEN = "a-token-that-nobody-may-see-0123456789"
 
 
 def test_the_command_is_parsed_here_and_gets_the_clusters_address():
-    command = submit.read_command(["ray_unlearn", *TUNE])
+    command = job_command.read_command(["ray_unlearn", *TUNE])
     assert command.words == (*TUNE, "--address", "auto")
-    assert submit.read_command([*TUNE, "--address", "ray://head"]).words == (*TUNE, "--address", "ray://head")
-    assert submit.read_command(["methods"]).words == ("methods",), "it takes no address"
+    assert job_command.read_command([*TUNE, "--address", "ray://head"]).words == (*TUNE, "--address", "ray://head")
+    assert job_command.read_command(["methods"]).words == ("methods",), "it takes no address"
 
 
 def test_an_address_from_the_environment_here_is_not_the_clusters(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert submit.read_command(TUNE).words[-2:] == ("--address", "auto")
+    assert job_command.read_command(TUNE).words[-2:] == ("--address", "auto")
 
 
 @pytest.mark.parametrize("words", [[], ["submit", "--", "tune"], ["tun"]])
 def test_what_is_no_command_is_refused(words):
     with pytest.raises(UserError, match="is no command to run there"):
-        submit.read_command(words)
+        job_command.read_command(words)
 
 
 def test_an_option_that_does_not_exist_is_wrong_use_before_anything_is_sent():
@@ -59,9 +60,9 @@ def test_an_option_that_does_not_exist_is_wrong_use_before_anything_is_sent():
 def test_results_must_not_go_into_the_jobs_own_folder():
     for words in (["tune", "-b", "wmdp"], ["compare", "results/x"], ["report", "results/x"]):
         with pytest.raises(UserError, match=r"goes with the job.*such as /shared/results"):
-            submit.check_writes(submit.read_command(words))
+            submit.check_writes(job_command.read_command(words))
     for words in (TUNE, ["doctor"], ["export", "/shared/results/x"], ["reproduce", "/shared/reproduce.json"]):
-        submit.check_writes(submit.read_command(words))
+        submit.check_writes(job_command.read_command(words))
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_what_is_read_must_travel_or_lie_on_the_cluster(folder):
     assert set(travelling) == {Path("staff.toml"), Path(".rayignore")}
 
     def check(*words, uploaded=folder):
-        submit.check_reads(submit.read_command([*TUNE, *words]), uploaded, travelling if uploaded else {})
+        submit.check_reads(job_command.read_command([*TUNE, *words]), uploaded, travelling if uploaded else {})
 
     check("--benchmark", "staff.toml")
     check("--model", "/shared/models/target")
@@ -338,7 +339,7 @@ def test_one_thing_at_a_time():
 def test_the_manifest_that_is_written_has_known_fields_alone_and_runs_the_command(tmp_path):
     words = ["--benchmark", "tofu", "--model", "/shared/it's 1", "--workers-per-trial", "6", "--zero", "3"]
     file = tmp_path / "mine.yaml"
-    submit.write_rayjob(file, ["tune", *words, "--out", "/shared/results"])
+    rayjob.write_rayjob(file, ["tune", *words, "--out", "/shared/results"])
     documents = list(yaml.safe_load_all(file.read_text()))
     assert [complaints(d) for d in documents] == [[], []]
     job = documents[1]
@@ -351,12 +352,12 @@ def test_the_manifest_that_is_written_has_known_fields_alone_and_runs_the_comman
     assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     assert "kubectl apply -f mine.yaml" in file.read_text()
     with pytest.raises(UserError, match="is there already"):
-        submit.write_rayjob(file, TUNE)
+        rayjob.write_rayjob(file, TUNE)
 
 
 def test_only_the_entrypoint_differs_where_one_pod_is_enough():
-    text = submit.template().read_text()
-    written = submit.rayjob_text(text, submit.read_command(TUNE), "cluster/rayjob.yaml")
+    text = rayjob.template().read_text()
+    written = rayjob.rayjob_text(text, job_command.read_command(TUNE), "cluster/rayjob.yaml")
     before, after = (list(yaml.safe_load_all(t))[1] for t in (text, written))
     assert after["spec"].pop("entrypoint") != before["spec"].pop("entrypoint")
     assert after == before
@@ -365,7 +366,7 @@ def test_only_the_entrypoint_differs_where_one_pod_is_enough():
 def test_the_manifests_paths_lie_on_the_common_volume(tmp_path):
     for words in (["--out", "results"], ["--out", "/tmp/results"], ["--out", "/shared/r", "--model", "/home/me/m"]):
         with pytest.raises(UserError, match="the pods have only /shared in common"):
-            submit.write_rayjob(tmp_path / "job.yaml", ["tune", "--benchmark", "tofu", *words])
+            rayjob.write_rayjob(tmp_path / "job.yaml", ["tune", "--benchmark", "tofu", *words])
 
 
 # ---- a real cluster
@@ -462,7 +463,7 @@ def test_a_search_a_wrong_use_a_stop_and_a_resume_on_a_real_cluster(dashboard, t
     [("/shared/results/a", ["--resume"]), ("results/a", ["--resume"]), ("s3://bucket/searches/a", [])],
 )
 def test_a_search_that_goes_on_writes_where_it_is(place, writes):
-    command = submit.read_command(("tune", "--resume", place))
+    command = job_command.read_command(("tune", "--resume", place))
     assert [written for written, _ in command.writes] == writes
     if place.startswith("results"):
         with pytest.raises(UserError, match="own folder"):

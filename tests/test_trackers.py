@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from ray.tune import Callback
 
-from ray_unlearn import trackers
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
-from ray_unlearn.trackers import Tracker, check_trackers, describe_failure
+from ray_unlearn.search import trackers
+from ray_unlearn.search.trackers import Tracker, check_trackers, describe_failure
 from tests.test_cli import run
 from tests.test_search import tune
 

@@ -6,10 +6,10 @@ import zlib
 import pytest
 
 from ray_unlearn.config import UserError
-from ray_unlearn.ledger import Ledger
-from ray_unlearn.results import Writer, curve_schema, read_search, trial_schema, write_json
-from ray_unlearn.storage import Patience, checksum
-from ray_unlearn.verify import describe_findings, verify_search
+from ray_unlearn.files import Patience, checksum
+from ray_unlearn.records.ledger import Ledger
+from ray_unlearn.records.tables import Writer, curve_schema, read_search, trial_schema, write_json
+from ray_unlearn.records.verify import describe_findings, verify_search
 
 
 @pytest.fixture

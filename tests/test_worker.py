@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ray_unlearn.benchmarks import Probe, Profile, Prompts, Split, Task
+from ray_unlearn.benchmarks.contract import Probe, Profile, Prompts, Split, Task
 from ray_unlearn.config import GangConfig, TrialConfig
-from ray_unlearn.data import Sequences
-from ray_unlearn.local import local_worker, run_local
-from ray_unlearn.trial import Job
+from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task, write_tiny_model
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ray_unlearn.worker_environment import WORKER_MALLOC
+from ray_unlearn.gangs.environment import WORKER_MALLOC
 
 FAULTS = """
 import resource, threading

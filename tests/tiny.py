@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_unlearn.benchmarks import Probe, Split, Task
+from ray_unlearn.benchmarks.contract import Probe, Split, Task
 from ray_unlearn.benchmarks.synthetic import HOMES, NUM_STATES, draw, transition_matrix
-from ray_unlearn.data import Sequences
+from ray_unlearn.models.sequences import Sequences
 
 
 def write_tiny_model(folder: Path, kind: str = "llama", vocabulary: int = NUM_STATES) -> Path:

@@ -33,21 +33,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks import BENCHMARKS, Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task
+from ray_unlearn.benchmarks import BENCHMARKS
+from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task, Trainer
+from ray_unlearn.benchmarks.sources import TEXT_COLUMN, Row, read_file, read_hub
 from ray_unlearn.benchmarks.wmdp import Question, build_probe
 from ray_unlearn.config import UserError
-from ray_unlearn.data import Sequences, encode_pair, encode_text
+from ray_unlearn.files import read_toml
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
-from ray_unlearn.model import check_model, context_length, load_config, load_tokenizer
-from ray_unlearn.rows import TEXT_COLUMN, Row, read_file, read_hub
-from ray_unlearn.space import read_toml
+from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
+from ray_unlearn.models.sequences import Sequences, encode_pair, encode_text
+from ray_unlearn.models.sizes import context_length
 
 if TYPE_CHECKING:
-    from ray_unlearn.objective import Judge
+    from ray_unlearn.benchmarks.objective import Judge
 
 FORGET, RETAIN, HOLD_OUT = "forget", "retain", "hold_out"
 SETS = (FORGET, RETAIN, HOLD_OUT)
@@ -191,7 +193,7 @@ def _check_keys(path: Path, where: str, found: Iterable[str], allowed: Sequence[
 # ---- the task
 
 
-def load(definition: Definition, request: Request) -> Task:
+def load(definition: Definition, request: Request, train: Trainer | None = None) -> Task:
     """The task on the starting model."""
     task = build_task(definition, request)
     limits = describe_limits(definition)
@@ -538,6 +540,7 @@ def read_benchmark(path: Path) -> Benchmark:
     definition = read_definition(path.expanduser().absolute())
     return Benchmark(
         name=definition.name,
+        title="your own data",
         source=f"{definition.path.name} and the files or hub tables that it names",
         scales="full, with any model named",
         metrics=describe_metrics(definition),
@@ -553,13 +556,14 @@ def read_benchmark(path: Path) -> Benchmark:
     )
 
 
-def _ask_for_file(request: Request) -> Task:
+def _ask_for_file(request: Request, train: Trainer | None = None) -> Task:
     raise UserError("--benchmark custom: give the path of the TOML file that describes your data in its place")
 
 
 LEAKS = {FORGET: "forget_rouge_l_recall"}
 BENCHMARK = Benchmark(
     name="custom",
+    title="your own data: give the path of the TOML file that describes them in its place",
     source="files of your own or tables on the hub, as the TOML file says",
     scales="full, with any model named",
     metrics={},

@@ -16,23 +16,31 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task, muse_mini
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Build,
+    Keep,
+    Probe,
+    Profile,
+    Prompts,
+    Request,
+    Split,
+    Task,
+    Trainer,
+    needed,
+)
+from ray_unlearn.benchmarks.miniatures import muse as muse_mini
+from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with_retrained, write_profile
 from ray_unlearn.config import TrialConfig, UserError
-from ray_unlearn.data import Sequences, check_lengths, encode_text
+from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_f1
-from ray_unlearn.model import check_model, context_length, load_config, load_tokenizer
-from ray_unlearn.prepare import (
-    Build,
-    available_splits,
-    build_models,
-    cached,
-    read_profile,
-    with_retrained,
-    write_profile,
-)
+from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
+from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
+from ray_unlearn.models.sizes import context_length
 
 CHUNK_TOKENS = 2048
 SELECTION_ROWS = 100
@@ -77,10 +85,10 @@ MINI = muse_mini.Sizes()
 MINI_VERSION = 1
 
 
-def load(request: Request) -> Task:
+def load(request: Request, train: Trainer | None = None) -> Task:
     """The task on a target model: MUSE's own, or the one given."""
     if request.scale == "mini":
-        return load_mini(request)
+        return load_mini(request, train)
     name, part = _part(request.split)
     model = request.model or part.target
     task = _build(name, part, request, model, ("retain1",))
@@ -368,20 +376,20 @@ def compare_with_itself(profile: Profile) -> Profile:
 # ---- the miniature
 
 
-def load_mini(request: Request) -> Task:
+def load_mini(request: Request, train: Trainer | None = None) -> Task:
     """A generated newspaper in MUSE-News's layout, and two models made once for this user (about a minute)."""
     for option, value in (("--split", request.split), ("--data", request.data)):
         if value is not None:
             raise UserError(f"{option} {value}: the miniature makes its own. Drop it, or use --scale full")
     world = muse_mini.build_world(MINI)
     key = {"name": "muse-mini", "version": MINI_VERSION, "data": world.digest(), "sizes": asdict(MINI)}
-    folder = cached(key, lambda folder: _make_mini(folder, world))
+    folder = cached(key, lambda folder: _make_mini(folder, world, needed(train, "muse-mini")))
     model = request.model or str(folder / "target")
     task = _build("", PARTS[DEFAULT_SPLIT], replace(request, data=folder), model, ("retain1",))
     return with_retrained(task, read_profile(folder / "retrained"))
 
 
-def _make_mini(folder: Path, world: muse_mini.World) -> None:
+def _make_mini(folder: Path, world: muse_mini.World, train: Trainer) -> None:
     muse_mini.write_repository(folder / "MUSE-News", world)
     start = folder / "start"
     muse_mini.write_untrained(start, world, MINI)
@@ -398,7 +406,7 @@ def _make_mini(folder: Path, world: muse_mini.World) -> None:
         sequences = Sequences.build(items)
         check_lengths(sequences, MINI.context, "generated texts")
         builds.append(Build(start, folder / name, sequences, trial, "muse", splits))
-    target, retrained = build_models(builds, print)
+    target, retrained = train(builds, print)
     own = {half: compare_with_itself(profile) for half, profile in retrained.items()}
     for build, profiles in zip(builds, (target, own), strict=True):
         write_profile(build.output, profiles, {"benchmark": "muse", "split": ""})
@@ -406,6 +414,7 @@ def _make_mini(folder: Path, world: muse_mini.World) -> None:
 
 BENCHMARK = Benchmark(
     name="muse",
+    title="news articles or books: as if never read, neither word for word nor fact for fact",
     source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",
     metrics={

@@ -20,12 +20,26 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Build,
+    Keep,
+    Probe,
+    Profile,
+    Request,
+    Split,
+    Task,
+    Trainer,
+    needed,
+)
+from ray_unlearn.benchmarks.profiles import read_profile, with_retrained, write_profile
 from ray_unlearn.config import TrialConfig, UserError
-from ray_unlearn.data import Sequences
+from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
-from ray_unlearn.model import context_length, load_config
-from ray_unlearn.prepare import Build, build_models, cached, read_profile, with_retrained, write_profile
+from ray_unlearn.models.loading import load_config
+from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.models.sizes import context_length
 
 NUM_STATES = 10
 HOMES = {"retain": (0, 1, 2), "forget1": (3, 4, 5), "forget2": (6, 7, 8)}
@@ -132,11 +146,11 @@ def uniform_divergence(chain: str) -> float:
     return expected_divergence(chain, np.full((NUM_STATES, NUM_STATES), 1.0 / NUM_STATES), LENGTHS[chain])
 
 
-def load(request: Request) -> Task:
+def load(request: Request, train: Trainer | None = None) -> Task:
     for option, value in {"--data": request.data, "--split": request.split}.items():
         if value is not None:
             raise UserError(f"{option} {value}: synthetic makes its own data. Leave {option} out")
-    task = load_experiment("length", request.scale, SIZES[request.scale].unlearn // 2)
+    task = load_experiment("length", request.scale, SIZES[request.scale].unlearn // 2, train)
     if request.model is not None:
         if context_length(load_config(request.model)) < max(task.retain.lengths):
             raise UserError(f"--model {request.model}: reads less than a chain's length. Give one that a search made")
@@ -144,7 +158,7 @@ def load(request: Request) -> Task:
     return task if request.whole else replace(task, whole=None)
 
 
-def load_experiment(name: str, scale: str, unlearn: int | None = None) -> Task:
+def load_experiment(name: str, scale: str, unlearn: int | None = None, train: Trainer | None = None) -> Task:
     """The task of one of EXPERIMENTS; its forget set has `unlearn` sequences of each chain, or all there are.
 
     The starting and the retrained model are trained once, then kept.
@@ -155,7 +169,7 @@ def load_experiment(name: str, scale: str, unlearn: int | None = None) -> Task:
     def sequences(chain: str, count: int) -> Sequences:
         return draw(chain, count, rng, experiment.lengths)
 
-    train = {c: sequences(c, sizes.retain if c == "retain" else sizes.forget) for c in HOMES}
+    drawn = {c: sequences(c, sizes.retain if c == "retain" else sizes.forget) for c in HOMES}
     splits = {
         part: Split({c: Probe(sequences(c, sizes.scored), truth=transition_matrix(c)) for c in HOMES})
         for part in ("selection", "report")
@@ -167,14 +181,16 @@ def load_experiment(name: str, scale: str, unlearn: int | None = None) -> Task:
         }
     )
     key = {"name": f"synthetic-{scale}", "version": 5, "seed": DATA_SEED, "sizes": asdict(sizes), "experiment": name}
-    learnt = Sequences.concatenate([train[c] for c in experiment.learnt])
-    models = cached(key, lambda folder: _make_models(folder, sizes, learnt, train["retain"], splits))
+    learnt = Sequences.concatenate([drawn[c] for c in experiment.learnt])
+    models = cached(
+        key, lambda folder: _make_models(folder, sizes, learnt, drawn["retain"], splits, needed(train, "synthetic"))
+    )
     task = Task(
         benchmark="synthetic",
         scale=scale,
         model=str(models / "target"),
-        forget=Sequences.concatenate([train[c].select(range(unlearn or sizes.forget)) for c in ("forget1", "forget2")]),
-        retain=train["retain"],
+        forget=Sequences.concatenate([drawn[c].select(range(unlearn or sizes.forget)) for c in ("forget1", "forget2")]),
+        retain=drawn["retain"],
         selection=splits["selection"],
         report=splits["report"],
         whole=splits["whole"],
@@ -182,11 +198,13 @@ def load_experiment(name: str, scale: str, unlearn: int | None = None) -> Task:
     return with_retrained(task, read_profile(models / "retrained"))
 
 
-def _make_models(folder: Path, sizes: Sizes, learnt: Sequences, retain: Sequences, splits: Mapping[str, Split]) -> None:
+def _make_models(
+    folder: Path, sizes: Sizes, learnt: Sequences, retain: Sequences, splits: Mapping[str, Split], train: Trainer
+) -> None:
     _write_untrained(folder / "start", sizes)
     target = Build(folder / "start", folder / "target", learnt, sizes.training)
     retrained = Build(folder / "start", folder / "retrained", retain, sizes.training, "synthetic", splits)
-    _, profiles = build_models([target, retrained], print)
+    _, profiles = train([target, retrained], print)
     write_profile(folder / "retrained", profiles)
 
 
@@ -221,6 +239,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
 
 BENCHMARK = Benchmark(
     name="synthetic",
+    title="mixture of Markov chains with known truth (SimNPO, section 5)",
     source="generated: sequences of three Markov chains, two to forget and one to retain",
     scales="mini and full (the paper's sizes); both make and train their own small models",
     metrics={

@@ -15,11 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Prompts, Request, Split, Task, tofu_mini
-from ray_unlearn.benchmarks.mini import write_untrained
-from ray_unlearn.benchmarks.tables import load_table
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Build,
+    Keep,
+    Probe,
+    Profile,
+    Prompts,
+    Request,
+    Split,
+    Task,
+    Trainer,
+    needed,
+)
+from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
+from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
+from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with_retrained, write_profile
+from ray_unlearn.benchmarks.sources import load_table
 from ray_unlearn.config import TrialConfig, UserError
-from ray_unlearn.data import Sequences, encode_pair
+from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import (
     auc,
@@ -34,16 +49,9 @@ from ray_unlearn.metrics.membership import (
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
-from ray_unlearn.model import check_model, context_length, load_config, load_tokenizer
-from ray_unlearn.prepare import (
-    Build,
-    available_splits,
-    build_models,
-    cached,
-    read_profile,
-    with_retrained,
-    write_profile,
-)
+from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
+from ray_unlearn.models.sequences import Sequences, encode_pair
+from ray_unlearn.models.sizes import context_length
 
 HUB_NAME = "locuslab/TOFU"
 DEFAULT_SPLIT = "forget10"
@@ -76,14 +84,14 @@ MINI = tofu_mini.Sizes()
 MINI_VERSION = 1
 
 
-def load(request: Request) -> Task:
-    return load_mini(request) if request.scale == "mini" else load_full(request)
+def load(request: Request, train: Trainer | None = None) -> Task:
+    return load_mini(request, train) if request.scale == "mini" else load_full(request)
 
 
 # ---- the miniature
 
 
-def load_mini(request: Request) -> Task:
+def load_mini(request: Request, train: Trainer | None = None) -> Task:
     """Generated data, and a target and a retrained model made once for this user (about a minute)."""
     if request.data is not None:
         raise UserError(f"--data {request.data}: the miniature generates its data. Drop it, or use --scale full")
@@ -96,12 +104,12 @@ def load_mini(request: Request) -> Task:
         "data": world.digest(),
         "sizes": asdict(MINI),
     }
-    made = cached(key, lambda folder: _make_mini_models(folder, world, split))
+    made = cached(key, lambda folder: _make_mini_models(folder, world, split, needed(train, "tofu-mini")))
     task = load_full(replace(request, model=request.model or str(made / "target"), data=made / "data"))
     return with_retrained(task, read_profile(made / "retrained"))
 
 
-def _make_mini_models(folder: Path, world: tofu_mini.World, split: str) -> None:
+def _make_mini_models(folder: Path, world: tofu_mini.World, split: str, train: Trainer) -> None:
     start, data = folder / "start", tofu_mini.write_parts(folder / "data", world.parts)
     write_untrained(start, world.language, MINI, tofu_mini.DATA_SEED)
     task = build_task(Request("mini", str(start), data, split, whole=True))
@@ -114,7 +122,7 @@ def _make_mini_models(folder: Path, world: tofu_mini.World, split: str) -> None:
     unforgotten = Sequences.concatenate([task.retain, *known])
     target = Build(start, folder / "target", Sequences.concatenate([task.forget, unforgotten]), trial)
     retrained = Build(start, folder / "retrained", unforgotten, trial, "tofu", splits)
-    _, profiles = build_models([target, retrained], print)
+    _, profiles = train([target, retrained], print)
     own = {name: compare_with_itself(profile) for name, profile in profiles.items()}
     write_profile(folder / "retrained", own, {"benchmark": "tofu", "split": split})
 
@@ -396,6 +404,7 @@ METRICS = {
 
 BENCHMARK = Benchmark(
     name="tofu",
+    title="fictitious authors: be like a model that was never trained on some of them",
     source=f"{HUB_NAME} on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with any model named that was trained on all authors",
     metrics=METRICS,

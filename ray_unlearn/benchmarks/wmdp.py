@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, wmdp_mini
-from ray_unlearn.benchmarks.mini import write_untrained
-from ray_unlearn.benchmarks.tables import load_table
+from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer, needed
+from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
+from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
+from ray_unlearn.benchmarks.sources import load_table
 from ray_unlearn.config import TrialConfig, UserError
-from ray_unlearn.data import Sequences, check_lengths, encode_text
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct, choice_probability
-from ray_unlearn.model import context_length, load_config, load_tokenizer
+from ray_unlearn.models.loading import load_config, load_tokenizer
+from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
+from ray_unlearn.models.sizes import context_length
 
 CHANCE = 0.25
 LETTERS = ("A", "B", "C", "D")
@@ -121,23 +123,24 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
     return Profile(metrics)
 
 
-def load(request: Request) -> Task:
-    return load_mini(request) if request.scale == "mini" else load_full(request)
+def load(request: Request, train: Trainer | None = None) -> Task:
+    return load_mini(request, train) if request.scale == "mini" else load_full(request)
 
 
 # ---- the miniature
 
 
-def load_mini(request: Request) -> Task:
+def load_mini(request: Request, train: Trainer | None = None) -> Task:
     """Generated data, and a target and a retrained model made once for this user (about a minute)."""
-    from ray_unlearn.prepare import cached, read_profile, with_retrained
+    from ray_unlearn.benchmarks.profiles import read_profile, with_retrained
+    from ray_unlearn.files import cached
 
     for option, value in (("--split", request.split), ("--data", request.data)):
         if value is not None:
             raise UserError(f"{option} {value}: the miniature generates its data. Drop it, or use --scale full")
     world = wmdp_mini.build_world(MINI)
     key = {"name": "wmdp-mini", "version": MINI_VERSION, "data": world.digest(), "sizes": asdict(MINI)}
-    models = cached(key, lambda folder: _make_mini_models(folder, world))
+    models = cached(key, lambda folder: _make_mini_models(folder, world, needed(train, "wmdp-mini")))
     model = request.model or str(models / "target")
     tokenizer, context = load_tokenizer(model), context_length(load_config(model))
     profiles = read_profile(models / "retrained")
@@ -191,8 +194,9 @@ def _mini_training(world: wmdp_mini.World, tokenizer: Any, sides: Sequence[str])
     return Sequences.build(items)
 
 
-def _make_mini_models(folder: Path, world: wmdp_mini.World) -> None:
-    from ray_unlearn.prepare import Build, build_models, write_profile
+def _make_mini_models(folder: Path, world: wmdp_mini.World, train: Trainer) -> None:
+    from ray_unlearn.benchmarks.contract import Build
+    from ray_unlearn.benchmarks.profiles import write_profile
 
     start = folder / "start"
     write_untrained(start, world.texts, MINI, wmdp_mini.DATA_SEED)
@@ -210,7 +214,7 @@ def _make_mini_models(folder: Path, world: wmdp_mini.World) -> None:
         Build(start, folder / name, _mini_training(world, tokenizer, sides), trial, "wmdp", splits)
         for name, sides in knows.items()
     ]
-    for build, profiles in zip(builds, build_models(builds, print), strict=True):
+    for build, profiles in zip(builds, train(builds, print), strict=True):
         write_profile(build.output, profiles)
 
 
@@ -370,6 +374,7 @@ def _way_out(error: Exception, repository: str, data: Path | None) -> str:
 
 BENCHMARK = Benchmark(
     name="wmdp",
+    title="hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
     source="cais/wmdp, cais/mmlu, cais/wmdp-corpora and cais/wmdp-bio-forget-corpus on the hub; generated in the mini",
     scales=f"mini (a tiny model, no network); full with a GPU ({DEFAULT_MODEL}), or any model named",
     metrics={

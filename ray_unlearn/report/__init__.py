@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ray_unlearn.records.tables import REPRODUCTION, SearchResults, read_search, trial_schema, write_table
 from ray_unlearn.report.frontier import describe_frontier, frontier, parameter_names
-from ray_unlearn.results import REPRODUCTION, SearchResults, read_search, trial_schema, write_table
 
 __all__ = ["describe_frontier", "frontier", "write_files", "write_report"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table
 from ray_unlearn.report.text import is_number
-from ray_unlearn.results import SearchResults
 
 SHOWN = 50
 """Examples on the page."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ray_unlearn.objective import listing
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table, attack_of, metric_note, short_metric
 from ray_unlearn.report.text import count, is_number, method_label, score
-from ray_unlearn.results import SearchResults
+from ray_unlearn.wording import listing
 
 MEASURES = ("objective", "forget", "utility")
 

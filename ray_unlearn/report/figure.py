@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 
+from ray_unlearn.records.tables import INTERPOLATED, PRUNED, SearchResults
 from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, runs, scored
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import headline, methods, tally
 from ray_unlearn.report.text import is_number, method_label, trial_label
-from ray_unlearn.results import INTERPOLATED, PRUNED, SearchResults
 
 _FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 INK, QUIET, GRID, GROUND = "#1c2127", "#5d6673", "#e4e7eb", "#ffffff"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.config import TRIAL_SETTINGS
-from ray_unlearn.objective import pareto_front
+from ray_unlearn.metrics.fronts import pareto_front
+from ray_unlearn.records.tables import CANDIDATES, INTERPOLATED, SearchResults
 from ray_unlearn.report.text import is_number, method_label, score, setting, trial_label
-from ray_unlearn.results import CANDIDATES, INTERPOLATED, SearchResults
 
 HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error", "failure", "retries")
 SCORES = ("objective", "forget", "utility", "epoch")

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from ray_unlearn import __version__
+from ray_unlearn.records.tables import FAILED, SearchResults
 from ray_unlearn.report import compared, parameters, weighting
 from ray_unlearn.report.answers import SHOWN, answers
 from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_utility, metric_names, runs
@@ -38,7 +39,6 @@ from ray_unlearn.report.tables import (
     tally,
 )
 from ray_unlearn.report.text import command_line, is_number, method_label, setting, trial_label
-from ray_unlearn.results import FAILED, SearchResults
 
 _FRONTIER_SHOWN = 5
 TRIALS_SHOWN = 2000

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report import compared
 from ray_unlearn.report.tables import Table, best_of_methods, frontier_table, headline
 from ray_unlearn.report.text import latex
-from ray_unlearn.results import SearchResults
 
 
 def render_latex(results: SearchResults) -> str:

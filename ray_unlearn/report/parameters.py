@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.frontier import Row, runs
 from ray_unlearn.report.tables import Column, Table, best_trial, methods
 from ray_unlearn.report.text import is_number, method_label, setting
-from ray_unlearn.results import SearchResults
 
 NEAR = 0.05
 """A best point nearer to an end than this share of its range is worth a warning."""

@@ -6,6 +6,8 @@ import csv
 import io
 from collections.abc import Sequence
 
+from ray_unlearn.provenance import without_addresses
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report import compared, parameters, weighting
 from ray_unlearn.report.answers import answers
 from ray_unlearn.report.frontier import describe_frontier
@@ -32,8 +34,6 @@ from ray_unlearn.report.text import (
     spreadsheet_cell,
     visible,
 )
-from ray_unlearn.results import SearchResults
-from ray_unlearn.sharing import without_addresses
 
 _MARKDOWN_TRIALS, _MARKDOWN_EXAMPLES, _MARKDOWN_TEXT = 20, 10, 160
 """Trials and examples in the Markdown, and characters of one of an example's texts."""

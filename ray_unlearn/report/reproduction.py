@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ray_unlearn import __version__
-from ray_unlearn.objective import listing
+from ray_unlearn.records.tables import Reproduction, read_reproduction
 from ray_unlearn.report.figure import GRID, GROUND, INK, QUIET, save_figure
 from ray_unlearn.report.marks import marks
 from ray_unlearn.report.page import palette, policy_hash, read_part, render_template
 from ray_unlearn.report.plain import markdown_table
 from ray_unlearn.report.tables import Column, Table
 from ray_unlearn.report.text import command_line, count, markdown, markdown_block, method_label, score, setting
-from ray_unlearn.results import Reproduction, read_reproduction
+from ray_unlearn.wording import listing
 
 _PLURALS = {"holds": "hold", "does not hold": "do not hold"}
 CHAINS = ("forget1", "forget2")

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS
-from ray_unlearn.objective import listing
+from ray_unlearn.provenance import without_addresses
+from ray_unlearn.records.tables import COMPLETED, FAILED, INTERPOLATED, PRUNED, SearchResults
 from ray_unlearn.report.frontier import (
     Row,
     chosen_trial,
@@ -32,8 +33,7 @@ from ray_unlearn.report.text import (
     trial_label,
     visible,
 )
-from ray_unlearn.results import COMPLETED, FAILED, INTERPOLATED, PRUNED, SearchResults
-from ray_unlearn.sharing import without_addresses
+from ray_unlearn.wording import listing
 
 _LONGEST_TEXT = 600
 """Characters of a prompt or an answer on the page."""

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, TypeGuard
 
 from ray_unlearn.config import METHOD_TITLES
-from ray_unlearn.results import INTERPOLATED
-from ray_unlearn.sharing import public_command
+from ray_unlearn.provenance import public_command
+from ray_unlearn.records.tables import INTERPOLATED
 
 NOTHING = "–"
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.objective import listing
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table, methods
 from ray_unlearn.report.text import method_label, score
-from ray_unlearn.results import SearchResults
+from ray_unlearn.wording import listing
 
 BY = {
     "num_tokens": ("answer length", ("short", "medium", "long"), "tokens"),

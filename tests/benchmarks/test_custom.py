@@ -19,15 +19,16 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from ray_unlearn.benchmarks import Benchmark, Profile, Request, Task, custom, load_benchmark
+from ray_unlearn.benchmarks import custom, load_benchmark
+from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
+from ray_unlearn.benchmarks.objective import Judge, describe_objective
+from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.config import GangConfig, UserError
-from ray_unlearn.losses import find_method
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
-from ray_unlearn.model import load_tokenizer
-from ray_unlearn.objective import Judge, describe_objective
-from ray_unlearn.prepare import attach_retrained, write_profile
-from ray_unlearn.space import load_space
+from ray_unlearn.models.loading import load_tokenizer
+from ray_unlearn.search.space import load_space
+from ray_unlearn.training.losses import find_method
 from tests.test_cli import run as run_here
 from tests.tiny import write_text_model
 
@@ -605,7 +606,7 @@ def test_a_start_that_leaves_nothing_to_search_for_is_refused(
 
 
 def test_every_metric_that_is_measured_has_a_column(load: Load, tmp_path: Path) -> None:
-    from ray_unlearn.local import local_worker
+    from ray_unlearn.training.in_process import local_worker
 
     made = benchmark(tmp_path, definition())
     task = load()

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Request, Split, Task, load_benchmark, muse, muse_mini
+from ray_unlearn.benchmarks import load_benchmark, muse
+from ray_unlearn.benchmarks.contract import Request, Split, Task
+from ray_unlearn.benchmarks.miniatures import muse as muse_mini
+from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.rouge import rouge_l_f1
-from ray_unlearn.objective import Judge
 
 Rows = list[dict[str, Any]]
 Data = dict[str, dict[str, Rows]]
@@ -86,7 +88,7 @@ def load(model: Path, tmp_path: Path) -> Callable[..., Task]:
 
 
 def decode(model: Path, tokens: Any) -> str:
-    from ray_unlearn.model import load_tokenizer
+    from ray_unlearn.models.loading import load_tokenizer
 
     return load_tokenizer(str(model)).decode(tokens)
 
@@ -120,7 +122,7 @@ def test_a_verbatim_prompt_goes_on_with_at_most_128_tokens_of_its_text(
 
 
 def reading(model: Path) -> tuple[Any, int]:
-    from ray_unlearn.model import load_tokenizer
+    from ray_unlearn.models.loading import load_tokenizer
 
     return load_tokenizer(str(model)), CONTEXT
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ray_unlearn.benchmarks import Profile, Request, Task, load_benchmark
-from ray_unlearn.benchmarks.muse import BENCHMARK, MINI
-from ray_unlearn.benchmarks.muse_mini import (
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Profile, Request, Task
+from ray_unlearn.benchmarks.miniatures.muse import (
     DATA_SEED,
     RELATIONS,
     SIDES,
@@ -26,8 +26,10 @@ from ray_unlearn.benchmarks.muse_mini import (
     write_repository,
     write_untrained,
 )
-from ray_unlearn.model import load_tokenizer
-from ray_unlearn.objective import Judge
+from ray_unlearn.benchmarks.muse import BENCHMARK, MINI
+from ray_unlearn.benchmarks.objective import Judge
+from ray_unlearn.models.loading import load_tokenizer
+from ray_unlearn.training.in_process import build_models
 
 GROUPS = ("forget", "retain1", "retain2", "holdout")
 pytestmark = pytest.mark.timeout(300)  # the first test that asks for the models may have to train them
@@ -40,7 +42,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return load_benchmark("muse").load(Request("mini"))
+    return load_benchmark("muse").load(Request("mini"), build_models)
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(world: World) -> None:
@@ -111,7 +113,7 @@ def test_the_repository_is_written_as_the_hub_s(world: World, tmp_path: Path) ->
 
 
 def profiles(task: Task, name: str) -> dict[str, Profile]:
-    from ray_unlearn.prepare import read_profile
+    from ray_unlearn.benchmarks.profiles import read_profile
 
     return read_profile(Path(task.model).parent / name)
 
@@ -158,7 +160,7 @@ def test_hold_out_text_is_as_unknown_to_the_target_as_forgotten_text_to_the_retr
 @pytest.mark.slow
 @pytest.mark.slowest
 def test_loading_again_gives_the_same_data(task: Task) -> None:
-    other = load_benchmark("muse").load(Request("mini"))
+    other = load_benchmark("muse").load(Request("mini"), build_models)
     assert np.array_equal(other.forget.tokens, task.forget.tokens)
     for name, probe in task.selection.probes.items():
         assert np.array_equal(other.selection.probes[name].sequences.tokens, probe.sequences.tokens)

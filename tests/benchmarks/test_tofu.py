@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Profile, Request, Split, Task, load_benchmark, tofu, tofu_mini
-from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks import load_benchmark, tofu
+from ray_unlearn.benchmarks.contract import Profile, Request, Split, Task
+from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
+from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
+from ray_unlearn.benchmarks.objective import Judge
+from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.config import UserError
-from ray_unlearn.objective import Judge
-from ray_unlearn.prepare import attach_retrained, write_profile
+from ray_unlearn.training.in_process import build_models
 
 Parts = dict[str, list[dict[str, Any]]]
 SIZES = tofu_mini.Sizes(authors=20, retained_rows=12, real_authors=8, world_facts=8, width=16, heads=2, intermediate=32)
@@ -52,8 +55,7 @@ def without_hold_out() -> Parts:
 
 
 def evaluate(task: Task, complete: bool = True, precision: str = "fp32") -> Profile:
-    from ray_unlearn.local import local_worker
-    from ray_unlearn.prepare import SINGLE
+    from ray_unlearn.training.in_process import SINGLE, local_worker
 
     return local_worker(task, replace(SINGLE, precision=precision)).evaluate(task.selection, complete)
 
@@ -200,7 +202,7 @@ def check(task: Task, split: Split) -> dict[str, float]:
 def test_every_metric_of_a_trained_model_is_what_scipy_rouge_score_and_scikit_learn_make_of_its_examples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = Path(BENCHMARK.load(Request("mini")).model).parent
+    made = Path(BENCHMARK.load(Request("mini"), build_models).model).parent
     monkeypatch.setattr(tofu, "SELECTION_ROWS", 8)
     task = tofu.build_task(Request("mini", str(made / "retrained"), made / "data"))
     expected = check(task, task.selection)
@@ -349,7 +351,7 @@ def test_bad_data_are_named_by_file_and_row_in_one_line(
 
 
 def test_of_two_folders_of_one_name_and_of_a_changed_one_the_present_rows_are_read(tmp_path: Path) -> None:
-    from ray_unlearn.benchmarks.tables import load_table
+    from ray_unlearn.benchmarks.sources import load_table
 
     folders = [tmp_path / side / "data" for side in ("left", "right")]
     for folder, part in zip(folders, ("forget05", "forget10"), strict=True):

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Profile, Request, Task, load_benchmark
-from ray_unlearn.benchmarks.mini import train_tokenizer
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Profile, Request, Task
+from ray_unlearn.benchmarks.miniatures.shapes import train_tokenizer
+from ray_unlearn.benchmarks.miniatures.tofu import DATA_SEED, RELATIONS, World, build_world
 from ray_unlearn.benchmarks.tofu import MINI, UTILITY_SETS
-from ray_unlearn.benchmarks.tofu_mini import DATA_SEED, RELATIONS, World, build_world
+from ray_unlearn.training.in_process import build_models
 
 pytestmark = pytest.mark.timeout(300)  # the first test that asks for the models may have to train them
 
@@ -25,12 +27,11 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return load_benchmark("tofu").load(Request("mini"))
+    return load_benchmark("tofu").load(Request("mini"), build_models)
 
 
 def evaluate(task: Task, model: Path, precision: str = "fp32", complete: bool = False) -> Profile:
-    from ray_unlearn.local import local_worker
-    from ray_unlearn.prepare import SINGLE
+    from ray_unlearn.training.in_process import SINGLE, local_worker
 
     return local_worker(replace(task, model=str(model)), replace(SINGLE, precision=precision)).evaluate(
         task.report, complete
@@ -131,6 +132,6 @@ def test_truth_ratios_in_bf16_are_close_to_those_in_fp32_and_not_all_1(task: Tas
 
 
 def test_loading_again_gives_the_same_data(task: Task) -> None:
-    other = load_benchmark("tofu").load(Request("mini"))
+    other = load_benchmark("tofu").load(Request("mini"), build_models)
     assert other.model == task.model
     assert np.array_equal(other.forget.tokens, task.forget.tokens)

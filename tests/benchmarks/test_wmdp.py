@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Request, Task, load_benchmark, wmdp, wmdp_mini
-from ray_unlearn.benchmarks.mini import write_untrained
+from ray_unlearn.benchmarks import load_benchmark, wmdp
+from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
+from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.config import UserError
 
 Rows = list[dict[str, Any]]
@@ -94,7 +96,7 @@ def test_the_prompt_is_that_of_lm_evaluation_harness() -> None:
 
 
 def test_prompts_name_the_subject_as_the_harness_does(load: Callable[..., Task], model: Path) -> None:
-    from ray_unlearn.model import load_tokenizer
+    from ray_unlearn.models.loading import load_tokenizer
 
     task, tokenizer = load(good_data(), "cyber"), load_tokenizer(str(model))
     hazard = tokenizer.decode(task.selection.probes["forget"].sequences[0][0])
@@ -107,7 +109,7 @@ def test_prompts_name_the_subject_as_the_harness_does(load: Callable[..., Task],
 
 
 def test_the_four_letters_are_scored_after_one_prompt(load: Callable[..., Task], model: Path) -> None:
-    from ray_unlearn.model import load_tokenizer
+    from ray_unlearn.models.loading import load_tokenizer
 
     task, tokenizer = load(good_data()), load_tokenizer(str(model))
     probe = task.report.probes["forget"]

@@ -7,11 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ray_unlearn.benchmarks import Request, Task, load_benchmark
-from ray_unlearn.benchmarks.mini import train_tokenizer
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.miniatures.shapes import train_tokenizer
+from ray_unlearn.benchmarks.miniatures.wmdp import DATA_SEED, RELATIONS, Sizes, World, build_world
 from ray_unlearn.benchmarks.wmdp import MINI, measure
-from ray_unlearn.benchmarks.wmdp_mini import DATA_SEED, RELATIONS, Sizes, World, build_world
 from ray_unlearn.metrics import Scores
+from ray_unlearn.training.in_process import build_models
 
 SIDES = ("hazard", "general")
 pytestmark = pytest.mark.timeout(300)  # the first test that asks for the models may have to train them
@@ -24,7 +26,7 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return load_benchmark("wmdp").load(Request("mini"))
+    return load_benchmark("wmdp").load(Request("mini"), build_models)
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(world: World) -> None:
@@ -103,7 +105,7 @@ def test_no_value_is_right_much_more_often_than_the_others() -> None:
 def test_the_target_knows_both_sides_and_the_retrained_model_only_one(task: Task) -> None:
     from pathlib import Path
 
-    from ray_unlearn.prepare import read_profile
+    from ray_unlearn.benchmarks.profiles import read_profile
 
     target = read_profile(Path(task.model))
     for split in ("selection", "report"):
@@ -115,14 +117,14 @@ def test_the_target_knows_both_sides_and_the_retrained_model_only_one(task: Task
 
 
 def test_loading_again_gives_the_same_data(task: Task) -> None:
-    other = load_benchmark("wmdp").load(Request("mini"))
+    other = load_benchmark("wmdp").load(Request("mini"), build_models)
     assert np.array_equal(other.forget.tokens, task.forget.tokens)
     first, second = (t.selection.probes["forget"].sequences.tokens for t in (task, other))
     assert np.array_equal(first, second)
 
 
 def test_only_the_option_is_scored(task: Task) -> None:
-    from ray_unlearn.model import load_tokenizer
+    from ray_unlearn.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(task.model)
     facts = build_world(MINI).select(side="hazard", split="selection")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_unlearn import submit
+from ray_unlearn.commands import job_command
 from tests.commands import parse
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
@@ -29,7 +29,7 @@ def test_every_command_of_ours_on_the_page_parses(words):
     command, options = parse(words)
     assert command in ("tune", "doctor", "report", "submit")
     if options.get("words"):
-        assert submit.read_command(options["words"]).name == "tune"
+        assert job_command.read_command(options["words"]).name == "tune"
 
 
 def test_the_page_shows_commands():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_unlearn.config import GangConfig, TrialConfig
-from ray_unlearn.engine_config import engine_config, load_settings
+from ray_unlearn.training.engine_config import engine_config, load_settings
 from tests.tiny import tiny_task
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "deepspeed"
@@ -37,9 +37,9 @@ def test_the_offload_file_differs_by_offload_alone():
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_engine_is_built_from_the_file_and_repeats_a_trial_bit_for_bit(name, tiny_model):
-    from ray_unlearn.engine import check_settings, weights_digest
-    from ray_unlearn.local import local_worker, run_local
-    from ray_unlearn.trial import Job
+    from ray_unlearn.training.engine import check_settings, weights_digest
+    from ray_unlearn.training.in_process import local_worker, run_local
+    from ray_unlearn.training.trial import Job
 
     settings = load_settings(FOLDER / f"{name}.json")
     check_settings(settings, name)
@@ -61,7 +61,7 @@ def test_an_engine_is_built_from_the_file_and_repeats_a_trial_bit_for_bit(name, 
 
 @pytest.mark.parametrize("name", FILES)
 def test_deepspeed_itself_accepts_the_whole_file(name, tiny_model):
-    from ray_unlearn.local import local_worker
+    from ray_unlearn.training.in_process import local_worker
 
     local_worker(tiny_task(tiny_model), GangConfig())  # DeepSpeed wants a process group
     from deepspeed.runtime.config import DeepSpeedConfig

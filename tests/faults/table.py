@@ -31,8 +31,8 @@ from typing import Any
 
 import psutil
 
-from ray_unlearn.ledger import LEDGER, read_ledger
-from ray_unlearn.results import read_search
+from ray_unlearn.records.ledger import LEDGER, read_ledger
+from ray_unlearn.records.tables import read_search
 
 OPTIONS = ("--benchmark", "synthetic", "--scale", "mini", "--methods", "simnpo,ga", "--concurrent", "1")
 OPTIONS += ("--robustness", "none")

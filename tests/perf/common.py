@@ -76,8 +76,8 @@ def write_model(folder: Path, size: str) -> str:
 
 def read_pairs(model: str, part: str, count: int) -> Any:
     """The first `count` questions and answers of one part of TOFU, encoded: Sequences."""
-    from ray_unlearn.data import Sequences, encode_pair
-    from ray_unlearn.model import load_tokenizer
+    from ray_unlearn.models.loading import load_tokenizer
+    from ray_unlearn.models.sequences import Sequences, encode_pair
 
     tokenizer = load_tokenizer(model)
     rows = [json.loads(line) for line in (data_folder() / f"{part}.json").read_text().splitlines()[:count]]
@@ -109,7 +109,7 @@ def alternate(arms: Mapping[str, tuple[Arm, Sequence[Any]]], rounds: int) -> dic
 
     An arm whose name begins with "ours" starts with the environment that a search gives to its CPU workers.
     """
-    from ray_unlearn.worker_environment import WORKER_ENVIRONMENT
+    from ray_unlearn.gangs.environment import WORKER_ENVIRONMENT
 
     context = multiprocessing.get_context("spawn")
     links, results = {}, {}
@@ -145,8 +145,8 @@ def median(rounds: Sequence[Mapping[str, Any]], key: str) -> float:
 
 def fit(model: str, gang: Any) -> Any:
     """The gang with the tokens a pass that a search would choose for this model."""
-    from ray_unlearn.fit import fitted
-    from ray_unlearn.model import load_config
+    from ray_unlearn.models.loading import load_config
+    from ray_unlearn.training.memory import fitted
 
     return fitted(gang, load_config(model), 0, None, gang.threads_per_worker)
 

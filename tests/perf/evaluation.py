@@ -25,7 +25,7 @@ SPLITS = ("selection", "report")
 
 def build_splits(model: str, rows: int) -> Any:
     """(the task, by name both splits with `rows` random questions of each set; 0: all of them)."""
-    from ray_unlearn.benchmarks import Request
+    from ray_unlearn.benchmarks.contract import Request
     from ray_unlearn.benchmarks.tofu import build_task
 
     task = build_task(Request("full", model, data_folder()))
@@ -35,7 +35,7 @@ def build_splits(model: str, rows: int) -> Any:
 
 def sample(split: Any, rows: int, rng: np.random.Generator) -> Any:
     """That many questions of each set, with all the sequences that belong to them."""
-    from ray_unlearn.benchmarks import Probe, Split
+    from ray_unlearn.benchmarks.contract import Probe, Split
 
     chosen: dict[str, np.ndarray] = {}
     probes = {}
@@ -98,7 +98,7 @@ def run_ours(model: str, rows: int, all_rows: int, workers: int, rank: int, stor
     import torch.distributed as dist
 
     from ray_unlearn.config import GangConfig
-    from ray_unlearn.local import local_worker
+    from ray_unlearn.training.in_process import local_worker
 
     others = []
     if rank == 0:

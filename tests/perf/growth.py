@@ -25,11 +25,11 @@ from tests.perf.common import read_options, resident_bytes
 
 METHOD, BENCHMARK, EPOCHS = "simnpo", "wmdp", 10
 PARTS = {
-    "ask": ("ray_unlearn.sampling", "MethodStudy", "ask"),
-    "tell": ("ray_unlearn.sampling", "MethodStudy", "tell"),
-    "verdicts": ("ray_unlearn.recorder", "Recorder", "goes_on"),
-    "write": ("ray_unlearn.results", "Writer", "write_files"),
-    "ledger": ("ray_unlearn.ledger", "Ledger", "append"),
+    "ask": ("ray_unlearn.search.sampling", "MethodStudy", "ask"),
+    "tell": ("ray_unlearn.search.sampling", "MethodStudy", "tell"),
+    "verdicts": ("ray_unlearn.search.recorder", "Recorder", "goes_on"),
+    "write": ("ray_unlearn.records.tables", "Writer", "write_files"),
+    "ledger": ("ray_unlearn.records.ledger", "Ledger", "append"),
 }
 """What is timed by itself: module, class, method."""
 
@@ -96,7 +96,7 @@ def made_up_metrics(trial: Any, epoch: int) -> dict[str, float]:
 
 def reports(job: Any, num_forget: int) -> Iterator[dict[str, Any]]:
     """What a gang would report of a job."""
-    from ray_unlearn.trial import evaluation_epochs
+    from ray_unlearn.training.trial import evaluation_epochs
 
     plain = {"line": [], "notes": [], "hardware": {}, "train_seconds": 1.0, "evaluate_seconds": 1.0}
     plain |= {"peak_memory_bytes": 1, "forget_loss": 1.0, "retain_loss": 1.0, "weights": None, "forget_nll": None}
@@ -169,8 +169,8 @@ class InstantGangs:
 def settings(options: Any, trials: int) -> tuple[Any, dict[str, Any]]:
     """The search's settings and spaces."""
     from ray_unlearn.config import GangConfig, SearchConfig
-    from ray_unlearn.losses import METHODS
-    from ray_unlearn.space import load_space
+    from ray_unlearn.search.space import load_space
+    from ray_unlearn.training.losses import METHODS
 
     config = SearchConfig(
         name="growth",
@@ -192,26 +192,29 @@ def settings(options: Any, trials: int) -> tuple[Any, dict[str, Any]]:
 
 
 def run_whole(config: Any, spaces: Mapping[str, Any], folder: Path, watcher: Stretches) -> None:
-    import ray_unlearn.search
-    from ray_unlearn.benchmarks import Request, load_benchmark
+    import ray_unlearn.search.run
+    from ray_unlearn.benchmarks import load_benchmark
+    from ray_unlearn.benchmarks.contract import Request
+    from ray_unlearn.training.in_process import build_models
 
-    ray_unlearn.search.Gangs = InstantGangs  # type: ignore[misc, assignment]
-    task = load_benchmark(BENCHMARK).load(Request("mini"))
-    status = ray_unlearn.search.run_search(config, task, spaces, folder, [], watcher, keep_model=False)
+    ray_unlearn.search.run.Gangs = InstantGangs  # type: ignore[misc, assignment]
+    task = load_benchmark(BENCHMARK).load(Request("mini"), build_models)
+    status = ray_unlearn.search.run.run_search(config, task, spaces, folder, [], watcher, keep_model=False)
     assert status == "complete"
 
 
 def run_alone(config: Any, spaces: Mapping[str, Any], folder: Path, watcher: Stretches) -> None:
     """What Tune's loop does with the recorder, with two trials open at a time."""
     from ray_unlearn.benchmarks import load_benchmark
-    from ray_unlearn.finals import row_schema
-    from ray_unlearn.ledger import Ledger
-    from ray_unlearn.objective import Judge
-    from ray_unlearn.recorder import Recorder
-    from ray_unlearn.results import Writer, curve_schema
-    from ray_unlearn.search import build_studies, trial_job
-    from ray_unlearn.storage import Patience
-    from ray_unlearn.trial import Job
+    from ray_unlearn.benchmarks.objective import Judge
+    from ray_unlearn.files import Patience
+    from ray_unlearn.records.ledger import Ledger
+    from ray_unlearn.records.tables import Writer, curve_schema
+    from ray_unlearn.search.held_out import row_schema
+    from ray_unlearn.search.ray_tune import trial_job
+    from ray_unlearn.search.recorder import Recorder
+    from ray_unlearn.search.run import build_studies
+    from ray_unlearn.training.trial import Job
 
     benchmark = load_benchmark(BENCHMARK)
     folder.mkdir()
@@ -257,8 +260,8 @@ def main() -> None:
         prune=False,
     )
     numbers = sorted(int(n) for n in options.trials.split(","))
-    import ray_unlearn.search  # noqa: F401
-    from ray_unlearn.progress import noise_to
+    import ray_unlearn.search.run  # noqa: F401
+    from ray_unlearn.commands.progress import noise_to
 
     how = "recorder, study and writer alone" if options.alone else "the whole search"
     print(f"{how}: {options.sampler}, {options.objective}, {'pruned' if options.prune else 'not pruned'}")

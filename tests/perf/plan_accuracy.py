@@ -45,13 +45,14 @@ def run_steps(model: str, settings: dict[str, Any]) -> Iterator[Any]:
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401  (so that it is no part of the measured memory)
 
-    from ray_unlearn.benchmarks import Split, Task
+    from ray_unlearn.benchmarks.contract import Split, Task
     from ray_unlearn.config import GangConfig, TrialConfig
-    from ray_unlearn.fit import training_memory
-    from ray_unlearn.local import local_worker
-    from ray_unlearn.losses import find_method
-    from ray_unlearn.model import count_parameters, load_config
-    from ray_unlearn.worker import _Batch
+    from ray_unlearn.models.loading import load_config
+    from ray_unlearn.models.sizes import count_parameters
+    from ray_unlearn.training.in_process import local_worker
+    from ray_unlearn.training.losses import find_method
+    from ray_unlearn.training.memory import training_memory
+    from ray_unlearn.training.worker import _Batch
 
     forget, retain = (read_pairs(model, part, BATCH * STEPS) for part in ("forget10", "retain90"))
     gang = fit(model, GangConfig(threads_per_worker=torch.get_num_threads(), **settings))

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_unlearn.halving import REDUCTION, RUNGS, Halving, rung_epochs
-from ray_unlearn.objective import hypervolume
-from ray_unlearn.results import COMPLETED, INTERPOLATED, read_search
-from ray_unlearn.trial import evaluation_epochs
+from ray_unlearn.metrics.fronts import hypervolume
+from ray_unlearn.records.tables import COMPLETED, INTERPOLATED, read_search
+from ray_unlearn.search.halving import REDUCTION, RUNGS, Halving
+from ray_unlearn.training.trial import evaluation_epochs, rung_epochs
 
 SETTINGS = [(2, (0.2, 0.5)), (2, (0.2, 0.4, 0.6)), (2, (0.1, 0.2, 0.4)), (3, (0.2,)), (3, (0.2, 0.5))]
 SETTINGS += [(3, (0.2, 0.4)), (3, (0.2, 0.3)), (3, (0.3, 0.6)), (3, (0.1, 0.3)), (4, (0.2,)), (4, (0.2, 0.5))]

@@ -34,14 +34,14 @@ def run_arm(arm: str, model: str, steps: int) -> Iterator[Any]:
     import numpy as np
     import torch
 
-    from ray_unlearn import engine as engines
-    from ray_unlearn.benchmarks import Split, Task
+    from ray_unlearn.benchmarks.contract import Split, Task
     from ray_unlearn.config import GangConfig, TrialConfig
-    from ray_unlearn.data import pack
-    from ray_unlearn.local import local_worker
-    from ray_unlearn.logprobs import score_answers
-    from ray_unlearn.losses import find_method
-    from ray_unlearn.worker import _Batch
+    from ray_unlearn.models.logprobs import score_answers
+    from ray_unlearn.models.packing import pack
+    from ray_unlearn.training import engine as engines
+    from ray_unlearn.training.in_process import local_worker
+    from ray_unlearn.training.losses import find_method
+    from ray_unlearn.training.worker import _Batch
 
     forget, retain = read_pairs(model, "forget10", BATCH * steps), read_pairs(model, "retain90", BATCH * steps)
     task = Task("synthetic", "full", model, forget, retain, Split({}), Split({}))

@@ -28,9 +28,9 @@ def write_ledger(folder: Path, num_trials: int) -> None:
     from made_up_search import ATTACKED, METRICS, PARAMETERS, build_meta, simulate
 
     from ray_unlearn.config import TrialConfig
-    from ray_unlearn.ledger import Ledger
-    from ray_unlearn.results import Writer, curve_schema, trial_schema, write_json
-    from ray_unlearn.storage import Patience
+    from ray_unlearn.files import Patience
+    from ray_unlearn.records.ledger import Ledger
+    from ray_unlearn.records.tables import Writer, curve_schema, trial_schema, write_json
 
     folder.mkdir(parents=True)
     meta = build_meta()
@@ -53,10 +53,10 @@ def resume(folder: Path, num_trials: int) -> None:
     from types import SimpleNamespace
 
     from ray_unlearn.config import GangConfig, SearchConfig
-    from ray_unlearn.ledger import read_ledger
-    from ray_unlearn.recorder import Recorder
-    from ray_unlearn.sampling import MethodStudy
-    from ray_unlearn.space import Range, Space
+    from ray_unlearn.records.ledger import read_ledger
+    from ray_unlearn.search.recorder import Recorder
+    from ray_unlearn.search.sampling import MethodStudy
+    from ray_unlearn.search.space import Range, Space
 
     ranges = {"learning_rate": Range(1e-6, 1e-3, log=True)}
     spaces = {name: Space(name, {}, ranges, ()) for name in METHODS}
@@ -92,8 +92,8 @@ def peak_bytes() -> int:
 def measure(folder: Path, num_trials: int, stages: list[str]) -> dict[str, Any]:
     import ray_unlearn.report.figure
     import ray_unlearn.report.page  # noqa: F401
+    from ray_unlearn.records.tables import read_search
     from ray_unlearn.report import write_files as write_report_files
-    from ray_unlearn.results import read_search
 
     before, laps, results = peak_bytes(), [], None
     for stage in stages:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.config import SAMPLERS
-from ray_unlearn.objective import hypervolume
-from ray_unlearn.results import COMPLETED, read_search
-from ray_unlearn.sampling import MethodStudy
-from ray_unlearn.space import Range, Space
+from ray_unlearn.metrics.fronts import hypervolume
+from ray_unlearn.records.tables import COMPLETED, read_search
+from ray_unlearn.search.sampling import MethodStudy
+from ray_unlearn.search.space import Range, Space
 
 ENOUGH = 0.95
 

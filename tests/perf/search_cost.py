@@ -30,7 +30,7 @@ METHOD = "simnpo"
 
 def run_command(benchmark: str, trials: int, concurrent: int, out: Path) -> tuple[Any, float]:
     """(what the search left behind, seconds of the whole command)."""
-    from ray_unlearn.results import read_search
+    from ray_unlearn.records.tables import read_search
 
     options = [f"--trials={trials}", f"--concurrent={concurrent}", f"--out={out}", "--scale=mini"]
     command = [sys.executable, "-m", "ray_unlearn.cli", "tune", f"--benchmark={benchmark}", f"--methods={METHOD}"]
@@ -44,19 +44,20 @@ def run_trial(values: Mapping[str, Any], stamps: dict[str, float]) -> list[dict[
     def stamp(name: str) -> None:
         stamps[name] = time.time()
 
-    import ray_unlearn.worker
+    import ray_unlearn.training.worker
 
     stamp("imports")
-    from ray_unlearn.benchmarks import Request, load_benchmark
+    from ray_unlearn.benchmarks import load_benchmark
+    from ray_unlearn.benchmarks.contract import Request
     from ray_unlearn.config import GangConfig, TrialConfig
-    from ray_unlearn.local import local_worker, run_local
-    from ray_unlearn.trial import Job
+    from ray_unlearn.training.in_process import build_models, local_worker, run_local
+    from ray_unlearn.training.trial import Job
 
-    task = load_benchmark(values["benchmark"]).load(Request("mini"))
+    task = load_benchmark(values["benchmark"]).load(Request("mini"), build_models)
     stamp("data")
     # Who runs one trial and ends has no use for a test that the engine can be put back.
-    check = ray_unlearn.worker.Worker._check_restore
-    ray_unlearn.worker.Worker._check_restore = lambda worker: stamp("model and engine")  # type: ignore[method-assign]
+    check = ray_unlearn.training.worker.Worker._check_restore
+    ray_unlearn.training.worker.Worker._check_restore = lambda worker: stamp("model and engine")  # type: ignore[method-assign]
     worker = local_worker(task, GangConfig(**values["gang"]))
     if values.get("self_test"):
         check(worker)
@@ -174,8 +175,8 @@ def main() -> None:
 
 def one_trial(row: Mapping[str, Any], gang: dict[str, Any]) -> dict[str, Any]:
     """What an arm needs to repeat a row's trial: plain data."""
-    from ray_unlearn.losses import METHODS
-    from ray_unlearn.recorder import trial_of
+    from ray_unlearn.search.rows import trial_of
+    from ray_unlearn.training.losses import METHODS
 
     trial = trial_of(row, METHODS[row["method"]].parameters)
     return {"benchmark": row["benchmark"], "gang": gang, "trial": trial.to_json()}

@@ -50,12 +50,12 @@ def run_ours(model: str, method_name: str, steps: int, max_tokens: int, out: str
     import torch
     from transformers.models.llama import modeling_llama  # noqa: F401  (imported here, so that it is no arm's memory)
 
-    from ray_unlearn import engine as engines
-    from ray_unlearn.benchmarks import Split, Task
+    from ray_unlearn.benchmarks.contract import Split, Task
     from ray_unlearn.config import GangConfig, TrialConfig
-    from ray_unlearn.local import local_worker
-    from ray_unlearn.losses import find_method
-    from ray_unlearn.worker import _Batch
+    from ray_unlearn.training import engine as engines
+    from ray_unlearn.training.in_process import local_worker
+    from ray_unlearn.training.losses import find_method
+    from ray_unlearn.training.worker import _Batch
 
     count = BATCH * (steps + 1)
     forget, retain = read_pairs(model, "forget10", count), read_pairs(model, "retain90", count)
@@ -93,8 +93,8 @@ def run_public(model: str, method_name: str, steps: int, checkpointing: bool, ou
     from transformers import AutoModelForCausalLM
     from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from ray_unlearn import engine as engines
     from ray_unlearn.config import TrialConfig
+    from ray_unlearn.training import engine as engines
 
     count = BATCH * (steps + 1)
     forget, retain = read_pairs(model, "forget10", count), read_pairs(model, "retain90", count)

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from ray_unlearn.results import Writer, curve_schema, trial_schema, write_json
+from ray_unlearn.records.tables import Writer, curve_schema, trial_schema, write_json
 
 METRICS = {
     "forget_accuracy": "share of forget questions answered right; chance is 0.25",

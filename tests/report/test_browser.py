@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from made_up_search import build_meta, comparison, examples, simulate
 
+from ray_unlearn.records.tables import SearchResults, Writer, curve_schema, trial_schema, write_json
 from ray_unlearn.report import write_report
 from ray_unlearn.report.page import TRIALS_SHOWN, render_page
-from ray_unlearn.results import SearchResults, Writer, curve_schema, trial_schema, write_json
 
 selenium = pytest.importorskip("selenium", reason="the browser test needs selenium")
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")

@@ -30,6 +30,8 @@ from made_up_search import (
 )
 
 from ray_unlearn.config import UserError
+from ray_unlearn.provenance import without_addresses
+from ray_unlearn.records.tables import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
 from ray_unlearn.report import compared, describe_frontier, frontier, page, parameters, weighting, write_report
 from ray_unlearn.report.answers import answers
 from ray_unlearn.report.page import render_page
@@ -47,8 +49,6 @@ from ray_unlearn.report.text import (
     spreadsheet_cell,
     visible,
 )
-from ray_unlearn.results import SearchResults, Writer, curve_schema, read_search, trial_schema, write_json
-from ray_unlearn.sharing import without_addresses
 
 HOSTILE = ["<script>alert(1)</script>", "</script><b>bold</b>", "=cmd()", "a|b", "![x](http://x.invalid)", "$x_{$"]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ray_unlearn.config import UserError
+from ray_unlearn.records.tables import TRAJECTORY_SCHEMA, write_table
 from ray_unlearn.report import write_report
 from ray_unlearn.report.reproduction import ticks
-from ray_unlearn.results import TRAJECTORY_SCHEMA, write_table
 
 CHAINS = ("forget1", "forget2", "retain")
 SPEED = {"simnpo": (1.2, 1.0, 0.1), "npo": (1.6, 0.5, 0.3)}

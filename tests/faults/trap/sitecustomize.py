@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-MODULE = "ray_unlearn.worker"
+MODULE = "ray_unlearn.training.worker"
 
 
 def spring() -> None:

@@ -1,0 +1,203 @@
+"""What a benchmark is made of, and what passes between it and the training: plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_unlearn.config import TrialConfig, UserError
+from ray_unlearn.metrics import Scores
+from ray_unlearn.metrics.rouge import rouge_l_recall
+from ray_unlearn.models.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One set of sequences to score, with what groups them.
+
+    question: int [n], the question that each sequence answers; is_correct: bool [n]; truth: float [V, V],
+    the true next-token distribution given the current token, where there is one. options: int [n, k]: each
+    sequence's answer is one token, the first of k to choose from; the pass then scores k answers for the
+    price of one, as if there were k sequences (Scores has n * k rows, row i * k + j for option j of i).
+    attack: this probe is for membership attacks, and is scored token by token. texts: the answers as they are
+    read, where a metric needs them.
+    """
+
+    sequences: Sequences
+    question: np.ndarray | None = None
+    is_correct: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    options: np.ndarray | None = None
+    attack: bool = False
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Questions to answer by greedy generation: prompt token ids and the reference answers' text."""
+
+    prompts: list[list[int]]
+    references: list[str]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one model measures on one split: named metrics, and per-example arrays that metrics compare with.
+
+    absent: metrics that cannot be had here, each with the reason; never a made-up value.
+    """
+
+    metrics: Mapping[str, float]
+    arrays: Mapping[str, list[float]] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    examples: Sequence[Mapping[str, Any]] = ()
+    """One row an example of the set that was to be forgotten, for people to read; see results.py."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is scored on one split. The search sees "selection" alone; "report" is for finalists, and "whole"
+    for models by themselves."""
+
+    probes: Mapping[str, Probe]
+    """Scored at every evaluation point: what the objective needs, and what comes with it for nothing."""
+    final_probes: Mapping[str, Probe] = field(default_factory=dict)
+    """Only for finalists; their scores join those of `probes`, in the place of one of the same name."""
+    generations: Mapping[str, Prompts] = field(default_factory=dict)
+    """Only for finalists: generation costs more than the training."""
+    retrained: Profile | None = None
+    """The retrained model (never saw the forget set) on this split, where there is one."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Published figures of a retrained model that is not at hand, by metric: for metrics that compare with them."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a trial needs and that no trial changes: plain data, shared by all gangs."""
+
+    benchmark: str
+    scale: str
+    model: str
+    """The starting (target) model: a folder or a hub name."""
+    forget: Sequences
+    retain: Sequences
+    selection: Split
+    report: Split
+    split: str = ""
+    """Which part of the benchmark is forgotten, where it has several."""
+    whole: Split | None = None
+    """All that both splits hold, where it was asked for: what the literature's figures are of."""
+    measured_by: str = ""
+    """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
+    notes: tuple[str, ...] = ()
+    """What whoever starts a search should know about these data and the goal: shown before anything runs."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of a benchmark."""
+
+    scale: str
+    model: str | None = None
+    data: Path | None = None
+    split: str | None = None
+    whole: bool = False
+    """Whether Task.whole is wanted."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A metric that unlearning moves from the starting model's value to that of a model that never knew."""
+
+    metric: str
+    never_knew: float | None = None
+    """That value where no retrained model is at hand (chance level); None: the aim is left out then."""
+    hold_out: str | None = None
+    """The metric that has that value at the starting model: the same measure on data that it never saw. It goes
+    before `never_knew`, and the retrained model's before both."""
+    only_if_alone: bool = False
+    """Used only where no other aim can be had."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A metric that unlearning must keep where the starting model has it."""
+
+    metric: str
+    useless: float
+    """Its value for a model that knows nothing (chance level)."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: where its data and model come from, what is measured, and what is aimed at."""
+
+    name: str
+    title: str
+    """What is forgotten, in words."""
+    source: str
+    """Where its data come from, in words."""
+    scales: str
+    """What can be run of it and on which models, in words."""
+    metrics: Mapping[str, str]
+    """Every metric that `measure` can give, with one line on what it is."""
+    aims: tuple[Aim, ...]
+    keeps: tuple[Keep, ...]
+    load: Callable[..., Task]
+    """(request, train: Trainer | None = None) -> the task on the starting model. Where the benchmark makes its own
+    models, `train` makes them, once. Raises UserError where data or model are not as they must be."""
+    measure: Callable[[Mapping[str, Scores], Mapping[str, list[str]], Split], Profile]
+    """(scores by probe, generated answers by prompt set, the split) -> what can be measured from them."""
+    privacy: tuple[str, ...] = ()
+    """The metrics that say whether it can be told which data the model was trained on; never searched on."""
+    remark: str = ""
+    """What else must be known about the objective: sentences at the end of its paragraph (objective.py)."""
+    build_task: Callable[[Request], Task] | None = None
+    """For `ray_unlearn prepare`: the task with a base model in the place of the target; None where the
+    benchmark makes its own models."""
+    compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
+    """Completes the retrained model's own profile with metrics that compare with the retrained model."""
+    check_start: Callable[[Any], None] = field(default=lambda judge: None)
+    """(objective.Judge) -> None. Raises UserError where the starting model's metrics leave nothing to search for."""
+    leaks: Mapping[str, str] = field(default_factory=dict)
+    """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
+    what sampling attacks look at."""
+    similarity: Callable[[list[str], list[str]], np.ndarray] = rouge_l_recall
+    """(generated answers, references) -> how much of the reference each answer holds, [n] in [0, 1]."""
+
+
+SPLITS = ("selection", "report", "whole")
+"""Of a task, in the order of its fields."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One small model to train in a process of its own, and what to measure on it afterwards."""
+
+    start: Path
+    """Folder with the untrained (or base) model and its tokenizer."""
+    output: Path
+    sequences: Sequences
+    """What it is trained on: cross-entropy of the answer tokens."""
+    trial: TrialConfig
+    """With method "finetune"."""
+    benchmark: str = ""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """What to measure the trained model on, by the names in SPLITS; needs `benchmark`."""
+
+
+Trainer = Callable[[list[Build], Callable[[str], None]], list[dict[str, Profile]]]
+"""(builds, what gets a line before and one after) -> each one's profiles by split name: trains small models side by
+side, the same bits on every run."""
+
+
+def needed(train: Trainer | None, name: str) -> Trainer:
+    """Raises UserError where a benchmark's own models have not been made and nobody is there to make them."""
+    if train is None:
+        raise UserError(f"{name}: its models have not been made yet. Run `ray_unlearn tune` on it once")
+    return train

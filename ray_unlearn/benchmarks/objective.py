@@ -1,0 +1,201 @@
+"""Metrics -> forget and utility in [0, 1] -> the one number that a search optimises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
+from ray_unlearn.config import ATTACKS
+from ray_unlearn.metrics.truth_ratio import harmonic_mean
+from ray_unlearn.wording import listing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """forget: closeness to a model that never knew, two-sided; utility: relative to the starting model."""
+
+    forget: float
+    utility: float
+    objective: float
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Turns a trial's metrics into a verdict, given the starting and (where known) the retrained model's."""
+
+    aims: tuple[Aim, ...]
+    keeps: tuple[Keep, ...]
+    start: Mapping[str, float]
+    retrained: Mapping[str, float] | None
+    utility_floor: float
+    leaks: tuple[str, ...] = ()
+    """Metrics of generated text, for the sampling attack."""
+    under: tuple[str, ...] = ()
+    """Attacks that the forget score must hold under."""
+
+    @classmethod
+    def build(
+        cls,
+        benchmark: Benchmark,
+        start: Mapping[str, float],
+        retrained: Mapping[str, float] | None,
+        floor: float,
+        under: tuple[str, ...] = (),
+    ) -> Judge:
+        """Raises RuntimeError where the benchmark leaves nothing to aim at."""
+        leaks = tuple(dict.fromkeys(benchmark.leaks.values()))
+        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor, leaks, under)
+        if "sample" in under and not (retrained and leaks and all(name in retrained for name in leaks)):
+            raise RuntimeError(
+                f"{benchmark.name}: --under sample needs a retrained model's generated answers to aim at. Leave it out"
+            )
+        had = [aim for aim in benchmark.aims if judge.goal(aim) is not None]
+        had = [aim for aim in had if not aim.only_if_alone] or had
+        if not had:
+            names = ", ".join(aim.metric for aim in benchmark.aims)
+            raise RuntimeError(f"{benchmark.name}: no goal can be had for {names}. Prepare a retrained model first")
+        return replace(judge, aims=tuple(had))
+
+    def goal(self, aim: Aim) -> float | None:
+        """The value of a model that never knew: the retrained model's, else on a hold-out, else chance, else None."""
+        if self.retrained is not None and aim.metric in self.retrained:
+            return self.retrained[aim.metric]
+        if aim.hold_out is not None and aim.hold_out in self.start:
+            return self.start[aim.hold_out]
+        return aim.never_knew
+
+    def verdict(self, metrics: Mapping[str, float], is_last: bool = True) -> Verdict:
+        """Of one evaluation point. Under attacks (which only a trial's last point has gone through) the forget
+        score is the worst of all. Raises KeyError on a missing metric: a score is never made up."""
+        kept = [relative(metrics[k.metric], self.start[k.metric], k.useless) for k in self.keeps]
+        attacks = self.under if is_last else ()
+        forget = min([self._forget(metrics), *(self._forget_under(attack, metrics) for attack in attacks)])
+        utility = harmonic_mean(kept)
+        return Verdict(forget, utility, combined(forget, utility, self.utility_floor))
+
+    def _forget(self, metrics: Mapping[str, float], prefix: str = "") -> float:
+        return harmonic_mean(
+            [
+                two_sided(metrics[prefix + aim.metric], self.start[aim.metric], goal)
+                for aim in self.aims
+                if (goal := self.goal(aim)) is not None
+            ]
+        )
+
+    def _forget_under(self, attack: str, metrics: Mapping[str, float]) -> float:
+        """The same closeness of the attacked model; of sampled answers, from the starting model's worst to the
+        retrained model's greedy ones."""
+        prefix = f"{ATTACKS[attack]}_"
+        if attack != "sample":
+            return self._forget(metrics, prefix)
+        assert self.retrained is not None
+        names = [(prefix + name, self.retrained[name]) for name in self.leaks]
+        return harmonic_mean([two_sided(metrics[name], self.start[name], goal) for name, goal in names])
+
+
+def describe_objective(benchmark: Benchmark, floor: float, under: tuple[str, ...] = ()) -> str:
+    """One paragraph for people: what `Judge` and `combined` compute for this benchmark, utility floor and attacks."""
+    return " ".join(
+        filter(
+            None,
+            [
+                _describe_forget(benchmark),
+                _describe_under(benchmark, under),
+                _describe_utility(benchmark),
+                _describe_combined(floor),
+                f"Privacy is measured and never searched on: {listing(benchmark.privacy)}."
+                if benchmark.privacy
+                else "Privacy is not measured: that takes data like the forget set that no model saw.",
+                benchmark.remark,
+            ],
+        )
+    )
+
+
+def _describe_forget(benchmark: Benchmark) -> str:
+    aims = [aim for aim in benchmark.aims if not aim.only_if_alone]
+    mean = "the harmonic mean of how close" if len(aims) > 1 else "how close"
+    sources = ["the retrained model's, where one is at hand"]
+    if held_out := {aim.hold_out: aim.metric for aim in aims if aim.hold_out is not None}:
+        pairs = listing([f"{own} for {metric}" for own, metric in held_out.items()])
+        sources.append(f"else the starting model's on data that it never saw, where there are any ({pairs})")
+    sources += [
+        f"else {aim.never_knew:g} for {aim.metric}, as of a model that does not know"
+        for aim in aims
+        if aim.never_knew is not None
+    ]
+    without = [aim.metric for aim in aims if aim.hold_out is None and aim.never_knew is None]
+    if without and len(without) < len(aims):
+        sources.append(f"else {listing(without)} {'is' if len(without) == 1 else 'are'} left out")
+    sentences = [
+        f"Forget is two-sided: {mean} {listing([_noted(benchmark, aim.metric) for aim in aims])} "
+        f"{'are' if len(aims) > 1 else 'is'} to that of a model that never saw the forget set, 1 at that value, 0 at "
+        "the starting model's and as far beyond it on the other side, linear between.",
+        f"That value is {'; '.join(sources)}.",
+    ]
+    sentences += [
+        f"Where none of these can be had, it is how close {_noted(benchmark, aim.metric)} is to {aim.never_knew:g}."
+        for aim in benchmark.aims
+        if aim.only_if_alone
+    ]
+    return " ".join(sentences)
+
+
+def _describe_under(benchmark: Benchmark, under: tuple[str, ...]) -> str:
+    """Of the attacks that every trial goes through; empty without any."""
+    parts = [f"the same of the {ATTACKS[attack]} model" for attack in under if attack != "sample"]
+    if "sample" in under:
+        leaks = listing(list(dict.fromkeys(benchmark.leaks.values())))
+        parts.append(f"how close the worst of several sampled answers ({leaks}) is to the retrained model's answer")
+    return f"A trial's forget score is the lowest of this and of {listing(parts)}." if parts else ""
+
+
+def _describe_utility(benchmark: Benchmark) -> str:
+    keeps = benchmark.keeps
+    useless = list(dict.fromkeys(f"{keep.useless:.3g}" for keep in keeps))
+    at = useless[0] if len(useless) == 1 else listing([f"{k.useless:.3g} for {k.metric}" for k in keeps])
+    mean = "the harmonic mean of " if len(keeps) > 1 else ""
+    return (
+        f"Utility is {mean}{listing([_noted(benchmark, keep.metric) for keep in keeps])}, relative to the starting "
+        f"model: 1 at its value or better, 0 at that of a model that knows nothing ({at}), linear between."
+    )
+
+
+def _describe_combined(floor: float) -> str:
+    scaled = f", times utility / {floor:g} where utility is under the floor of {floor:g}" if floor else ""
+    constraint = f", with a utility of at least {floor:g} as a constraint for the samplers that learn" if floor else ""
+    return (
+        f"The combined objective is the harmonic mean of forget and utility{scaled}; --objective pareto searches "
+        f"forget and utility side by side{constraint}. No other metric is searched on."
+    )
+
+
+def _noted(benchmark: Benchmark, metric: str) -> str:
+    return f"{metric} ({benchmark.metrics[metric]})"
+
+
+def two_sided(value: float, start: float, goal: float) -> float:
+    """1 at the goal, 0 at the starting value and as far beyond the goal on the other side."""
+    if start == goal:
+        return 1.0 if value == goal else 0.0
+    return float(np.clip(1.0 - abs(value - goal) / abs(start - goal), 0.0, 1.0))
+
+
+def relative(value: float, start: float, useless: float) -> float:
+    """1 at (or better than) the starting value, 0 at a useless model's, linear between."""
+    if start == useless:
+        return 1.0
+    return float(np.clip((value - useless) / (start - useless), 0.0, 1.0))
+
+
+def combined(forget: float, utility: float, floor: float) -> float:
+    """Harmonic mean of forget and utility; under the utility floor it is scaled by utility / floor.
+
+    Continuous, so that a search finds its way up to the floor; a model that forgot everything has utility
+    0 and therefore 0 here, whatever its forget score.
+    """
+    mean = harmonic_mean([forget, utility])
+    return mean if utility >= floor else mean * utility / floor

@@ -1,0 +1,71 @@
+"""Profiles of models on disk: what a retrained model measures, kept beside its weights or in a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ray_unlearn.benchmarks.contract import SPLITS, Profile, Task
+from ray_unlearn.config import UserError
+
+
+def last_profiles(reports: list[dict[str, Any]]) -> dict[str, Profile]:
+    """The profiles of a finished job's last report, by split."""
+    return {name: Profile(**values) for name, values in reports[-1]["profiles"].items()}
+
+
+def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[str, str] | None = None) -> None:
+    """Keep a model's profiles in that file, or beside its weights in that folder, with what they were measured on."""
+    file = folder / "profile.json" if folder.is_dir() else folder
+    kept = {name: asdict(replace(p, examples=())) for name, p in profiles.items()}
+    for values in kept.values():
+        del values["examples"]
+    file.write_text(json.dumps({"about": dict(about or {}), "profiles": kept}, indent=1))
+
+
+def attach_retrained(task: Task, place: Path | None) -> Task:
+    """The task with the retrained model's profile from that place, else from where `prepare` leaves it: beside
+    the starting model. A benchmark that makes its own models has attached it. Raises UserError where the given one
+    cannot be had."""
+    beside = Path(task.model).parent / "retrained"
+    known = task.selection.retrained is not None or not (beside / "profile.json").is_file()
+    if place is None and known:
+        return task
+    return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))
+
+
+def available_splits(task: Task) -> tuple[str, ...]:
+    return tuple(name for name in SPLITS if getattr(task, name) is not None)
+
+
+def with_retrained(task: Task, profiles: Mapping[str, Profile]) -> Task:
+    """The task with what the retrained model measures, on every split that it was measured on."""
+    names = [name for name in available_splits(task) if name in profiles]
+    return replace(task, **{n: replace(getattr(task, n), retrained=profiles[n]) for n in names})
+
+
+def read_profile(place: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:
+    """From the file, or the folder that holds profile.json.
+
+    Raises UserError where there is none, or one that cannot be read or is about something else.
+    """
+    try:
+        values = json.loads((place / "profile.json" if place.is_dir() else place).read_text())
+        profiles = {name: Profile(**profile) for name, profile in values["profiles"].items()}
+        known = dict(values["about"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{place}: holds no profile of a retrained model that can be read ({type(error).__name__}). Give a "
+            "profile.json or the folder `retrained` that `ray_unlearn prepare` made; `ray_unlearn evaluate --model "
+            "RETRAINED --profile FILE` makes one of any model"
+        ) from None
+    for key, value in (about or {}).items():
+        if known.get(key) != value:
+            raise UserError(
+                f"{place}: was made for {key} {known.get(key)}, not {value}. "
+                f"Give the same to tune, or prepare models for {value}"
+            )
+    return profiles

@@ -1,0 +1,72 @@
+"""Checks of options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ray_unlearn.config import ATTACKS, Robustness, UserError
+
+BIGGEST_WORKER_COUNT = 1024
+MINI_BANNER = (
+    "MINI: generated data and a tiny model, to see the whole thing work. Its figures say nothing about real models."
+)
+
+
+def check_numbers(trials: int, concurrent: int | None, trial_timeout: float | None) -> None:
+    for name, value in (("--trials", trials), ("--concurrent", concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    if trial_timeout is not None and trial_timeout < 0:
+        raise UserError(f"--trial-timeout {trial_timeout:g}: must be above 0. Give seconds, or leave it out")
+
+
+def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) -> None:
+    if not 1 <= workers <= BIGGEST_WORKER_COUNT:
+        why = f"--zero {zero} shards over the workers, and there is none" if workers == 0 and zero else "not possible"
+        raise UserError(f"{option} {workers}: {why}. Give at least 1")
+    if gpus is not None and gpus < 0:
+        raise UserError(f"--gpus-per-worker {gpus:g}: must be 0 or more. Give another")
+
+
+def check_data(data: Path | None) -> None:
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such folder. Give the folder that holds the benchmark's data")
+
+
+def check_robustness(robustness: Robustness, under: tuple[str, ...] = ()) -> None:
+    for option, attacks in (("--robustness", robustness.attacks), ("--under", under)):
+        for attack in attacks:
+            if attack not in ATTACKS:
+                raise UserError(f"{option} {attack}: unknown. Choose from: {', '.join(ATTACKS)}, none")
+    if not 0.0 < robustness.relearn_share <= 1.0:
+        raise UserError(f"--relearn-share {robustness.relearn_share:g}: must be above 0 and at most 1. Give 0.2, say")
+    for name, value in (("--relearn-epochs", robustness.relearn_epochs), ("--samples", robustness.samples)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+
+
+def check_writable(folder: Path, what: str = "--out") -> None:
+    """Make the folder if need be; raise UserError where nothing can be written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{what} {folder}: cannot be written ({error.strerror}). Give another folder") from None
+
+
+def absolute(model: str | None) -> str | None:
+    """A model folder's whole path; a hub name as it is."""
+    return str(Path(model).expanduser().absolute()) if model and Path(model).expanduser().is_dir() else model
+
+
+def unused(folder: Path) -> Path:
+    """The folder, or the first of folder-2, folder-3 ... that is not there."""
+    count = 2
+    candidate = folder
+    while candidate.exists():
+        candidate = folder.with_name(f"{folder.name}-{count}")
+        count += 1
+    return candidate

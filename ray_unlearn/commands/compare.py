@@ -1,0 +1,77 @@
+"""`ray_unlearn compare`: train the finalists again with new seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rich.console import Console
+
+from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
+from ray_unlearn.commands.options import Compare
+from ray_unlearn.commands.progress import noise_to
+from ray_unlearn.commands.reopen import fetched, load_search, read_local
+from ray_unlearn.commands.resources import default_concurrency, find_resources
+from ray_unlearn.config import UserError
+from ray_unlearn.interruption import exit_code
+from ray_unlearn.models.loading import trust_remote_code
+from ray_unlearn.records.copies import copied
+from ray_unlearn.records.tables import read_search, write_json
+from ray_unlearn.report import write_report
+from ray_unlearn.search.space import read_spaces
+
+
+def run(options: Compare) -> int:
+    """Train the finalists again with new seeds, keep the runs, say what can be told apart; the exit code."""
+    from ray_unlearn.search.comparison import (
+        comparison_seeds,
+        count_budgets,
+        describe_comparison,
+        describe_unequal,
+        pick_finalists,
+        run_comparison,
+        summarise,
+    )
+
+    trust_remote_code(options.trust_remote_code)
+    for name, value in (("--top", options.top), ("--concurrent", options.concurrent)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    if options.seeds < 2:
+        raise UserError(f"--seeds {options.seeds}: one run has no spread. Give at least 2, better 5")
+    place = fetched(options.folder)
+    results = read_search(place)
+    if (unequal := describe_unequal(count_budgets(results.trials))) and not options.allow_unequal:
+        raise UserError(f"{place}: the methods had unequal budgets: {unequal}. Search again, or give --allow-unequal")
+    config, spaces = read_local(place)[0], read_spaces(results.meta)
+    finalists = pick_finalists(results.trials, config.utility_floor, options.top, options.frontier)
+    if not finalists:
+        raise UserError(f"{place}: no trial has completed, there is nothing to compare. Search again")
+    seeds = comparison_seeds(config, options.seeds)
+    address = options.address or config.address
+    wanted = options.concurrent or default_concurrency(
+        config.gang, find_resources(address), len(finalists) * len(seeds)
+    )
+    config = replace(config, address=address, concurrent=wanted)
+    folder = place.absolute()
+    (folder / "compare").mkdir(exist_ok=True)
+    log = folder / "compare" / "log.txt"
+    with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        _, task = load_search(folder)
+        say(f"{len(finalists)} finalist(s) with {len(seeds)} seeds each: {len(finalists) * len(seeds)} runs")
+        try:
+            runs = run_comparison(folder, config, task, finalists, seeds, say)
+        except KeyboardInterrupt:
+            say("interrupted; the runs that ended are kept, and the same command goes on with the others")
+            return exit_code()
+        from ray_unlearn.search.run import describe_importances
+
+        shares = describe_importances(results.trials, spaces)
+        comparison = summarise(config, results.trials, spaces, finalists, runs, seeds, shares)
+        write_json(folder / "comparison.json", comparison)
+        write_report(folder)
+    for line in describe_comparison(comparison):
+        print(line)
+    print(f"\nReport:  {place / 'report' / 'report.html'}")
+    missing = {row["method"] for row in finalists} - {entry["method"] for entry in comparison["finalists"]}
+    return PARTIAL if missing else 0

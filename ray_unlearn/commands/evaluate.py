@@ -1,0 +1,214 @@
+"""Score a model by itself: `ray_unlearn evaluate`. The same metrics and the same row as a search's finalists.
+
+<out>/evaluate-<benchmark>-<time>/
+    evaluation.parquet    one row for the model, and for the starting and the retrained one where known;
+                          the columns of a search's trials (see results.py), null where nothing was searched
+    evaluation.json       what was asked, versions, why a metric is absent
+    log.txt
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
+from ray_unlearn.benchmarks.objective import Judge, describe_objective
+from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, last_profiles, write_profile
+from ray_unlearn.commands.checks import (
+    MINI_BANNER,
+    absolute,
+    check_data,
+    check_robustness,
+    check_workers,
+    check_writable,
+    unused,
+)
+from ray_unlearn.commands.exit_codes import failures_named
+from ray_unlearn.commands.harness import check_harness, run_harness
+from ray_unlearn.commands.options import Evaluate
+from ray_unlearn.commands.progress import noise_to
+from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config, resolve_scale
+from ray_unlearn.config import GangConfig, Robustness
+from ray_unlearn.gangs.gangs import Gangs
+from ray_unlearn.gangs.session import ray_session
+from ray_unlearn.models.loading import check_model, trust_remote_code
+from ray_unlearn.models.sizes import check_trained
+from ray_unlearn.provenance import git_revision, package_versions
+from ray_unlearn.records.tables import COMPLETED, trial_schema, write_json, write_table
+from ray_unlearn.training.attacks import describe_metrics, judged_metrics
+from ray_unlearn.training.in_process import build_models
+from ray_unlearn.training.trial import Job
+
+WHOLE = "whole"
+MODEL, START, RETRAINED = "model", "start", "retrained"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Profiles on the whole benchmark, and the verdict on the model where a starting model was given."""
+
+    profiles: Mapping[str, Profile]
+    """Of MODEL, and of START and RETRAINED where they are known."""
+    scores: Mapping[str, float]
+    """forget, utility and objective of the model; empty without a starting model."""
+
+
+def run_evaluation(
+    benchmark: Benchmark,
+    tasks: Mapping[str, Task],
+    gang: GangConfig,
+    robustness: Robustness,
+    utility_floor: float,
+    seed: int,
+    address: str | None,
+    for_profile: bool,
+) -> tuple[Evaluation, dict[str, Profile]]:
+    """Score the models of `tasks` (MODEL, perhaps START) one after another on a gang each.
+
+    for_profile: MODEL on all splits, and not on the whole alone. Returns the evaluation, and the model's profiles on
+    the splits that it was scored on. Raises RuntimeError where one fails.
+    """
+    measured: dict[str, dict[str, Profile]] = {}
+    robustness = replace(robustness, metrics=judged_metrics(benchmark))
+    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address):
+        for who, task in tasks.items():
+            splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
+            with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
+                report = gangs.run(Job(who, evaluate=splits, complete=True, robustness=robustness, seed=seed))
+            if "error" in report:
+                raise RuntimeError(f"{task.model} could not be scored: {report['error']}")
+            measured[who] = last_profiles([report])
+    profiles = {who: by_split[WHOLE] for who, by_split in measured.items()}
+    task = tasks[MODEL]
+    if task.whole is not None and task.whole.retrained is not None:
+        profiles[RETRAINED] = task.whole.retrained
+    scores: dict[str, float] = {}
+    if START in profiles:
+        retrained = profiles[RETRAINED].metrics if RETRAINED in profiles else None
+        judge = Judge.build(benchmark, profiles[START].metrics, retrained, utility_floor)
+        scores = asdict(judge.verdict(profiles[MODEL].metrics))
+    return Evaluation(profiles, scores), measured[MODEL]
+
+
+def write_evaluation(
+    folder: Path,
+    benchmark: Benchmark,
+    task: Task,
+    asked: Mapping[str, Any],
+    evaluation: Evaluation,
+    harness: Mapping[str, Mapping[str, float]],
+) -> Path:
+    """The row of every model, and what it was made with; the row's path."""
+    metrics = [*benchmark.metrics, *describe_metrics(benchmark)]
+    schema = trial_schema(benchmark.name, [], metrics)
+    rows = []
+    for who, profile in evaluation.profiles.items():
+        head = {"trial_id": who, "method": who, "benchmark": benchmark.name, "scale": task.scale, "status": COMPLETED}
+        scores = evaluation.scores if who == MODEL else {}
+        named = {f"{benchmark.name}/{name}": value for name, value in profile.metrics.items()}
+        rows.append({**head, **scores, **named})
+    path = folder / "evaluation.parquet"
+    write_table(path, schema, rows)
+    about = {
+        "asked": dict(asked),
+        "benchmark": benchmark.name,
+        "objective_text": describe_objective(benchmark, asked["utility_floor"]),
+        "split": task.split,
+        "lm_evaluation_harness": {name: dict(found) for name, found in harness.items()},
+        "absent": {who: dict(profile.absent) for who, profile in evaluation.profiles.items()},
+        "versions": package_versions(),
+        "git": git_revision(),
+    }
+    write_json(folder / "evaluation.json", about)
+    return path
+
+
+def write_model_profile(path: Path, benchmark: Benchmark, task: Task, profiles: Mapping[str, Profile]) -> None:
+    """Keep the model's profiles as those of a retrained model, for `--retrained`."""
+    whole = {name: benchmark.compare_with_itself(profile) for name, profile in profiles.items()}
+    write_profile(path, whole, {"benchmark": benchmark.name, "split": task.split})
+
+
+def describe_evaluation(benchmark: Benchmark, evaluation: Evaluation) -> str:
+    """A table for people: one line a metric, one column a model; then why others are absent."""
+    models = list(evaluation.profiles)
+    texts = {**benchmark.metrics, **describe_metrics(benchmark)}
+    lines = ["  ".join([f"{'metric':<40}", *(f"{who:>10}" for who in models)])]
+    for name in texts:
+        values = [evaluation.profiles[who].metrics.get(name, math.nan) for who in models]
+        if not all(math.isnan(value) for value in values):
+            cells = [f"{'–' if math.isnan(value) else format(value, '.4g'):>10}" for value in values]
+            lines.append("  ".join([f"{name:<40}", *cells, texts[name]]))
+    for name, value in evaluation.scores.items():
+        lines.append(f"{name:<40}  {value:>10.4g}")
+    absent = evaluation.profiles[MODEL].absent
+    lines += [f"absent: {name}: {reason}" for name, reason in absent.items()]
+    return "\n".join(lines)
+
+
+def run(options: Evaluate) -> int:
+    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+
+    trust_remote_code(options.trust_remote_code)
+    benchmark = load_benchmark(options.benchmark)
+    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
+    check_data(options.data)
+    check_robustness(options.attacks)
+    models = {"model": options.model, "start": options.start}
+    for name in filter(None, models.values()):
+        check_model(name)
+    check_harness(options.harness, options.harness_tasks)
+    if options.profile is not None:
+        check_writable(options.profile.parent, "--profile")
+    check_writable(options.out)
+    resources = find_resources(options.address)
+    scale = resolve_scale(options.scale, resources.gpus, options.model)
+    if scale == "mini":
+        print(MINI_BANNER, flush=True)
+    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
+    folder.mkdir()
+    log = folder / "log.txt"
+    with noise_to(log), failures_named(log):
+        request = Request(scale, None, options.data, options.split, whole=True)
+        tasks = {
+            who: attach_retrained(
+                benchmark.load(replace(request, model=absolute(model)), build_models), options.retrained
+            )
+            for who, model in models.items()
+            if model is not None
+        }
+        size = check_trained(tasks["model"].model, 0, "")
+        gang = fit_gang(gang, tasks["model"].model, size, resources, 1)
+        evaluation, profiles = run_evaluation(
+            benchmark,
+            tasks,
+            gang,
+            options.attacks,
+            options.utility_floor,
+            options.seed,
+            options.address,
+            for_profile=options.profile is not None,
+        )
+        asked: dict[str, Any] = {"model": Path(options.model).name, "scale": scale}
+        asked |= {"start": options.start and Path(options.start).name, "utility_floor": options.utility_floor}
+        device = "cuda" if gang.gpus_per_worker else "cpu"
+        harness = run_harness(str(absolute(options.model)), options.harness, options.harness_tasks, device)
+        write_evaluation(folder, benchmark, tasks["model"], asked, evaluation, harness)
+        if options.profile is not None:
+            write_model_profile(options.profile, benchmark, tasks["model"], profiles)
+    print(describe_evaluation(benchmark, evaluation))
+    if evaluation.scores:
+        print(describe_objective(benchmark, options.utility_floor))
+    for task, found in harness.items():
+        print(f"lm-evaluation-harness, {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
+    return 0

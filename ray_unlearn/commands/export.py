@@ -1,0 +1,186 @@
+"""One trial's model as a folder to pass on: `ray_unlearn export`.
+
+<out>/
+    the model as transformers loads it, or with --adapter the LoRA adapter as peft loads it
+    README.md         a model card in the hub's form: what was forgotten, how, what it measures, what nobody measured
+    reproduce.json    all that `ray_unlearn reproduce` needs to run the trial again and to compare, see `describe_run`
+
+Nothing in it names a path or a machine. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.commands import reopen as again
+from ray_unlearn.commands.checks import check_writable
+from ray_unlearn.commands.exit_codes import failures_named
+from ray_unlearn.commands.model_card import MEASURES, Measured, describe_model
+from ray_unlearn.commands.options import Export
+from ray_unlearn.commands.progress import noise_to
+from ray_unlearn.commands.reopen import fetched, load_search, read_local
+from ray_unlearn.config import SearchConfig, UserError
+from ray_unlearn.models.fingerprints import weights_digest, weights_fingerprint
+from ray_unlearn.models.loading import trust_remote_code
+from ray_unlearn.provenance import git_revision, package_versions
+from ray_unlearn.records.copies import copied
+from ray_unlearn.records.tables import COMPLETED, FAILED, SearchResults, read_search, write_json
+from ray_unlearn.search.comparison import metrics_of
+from ray_unlearn.training.trial import Job
+
+BEST = "best"
+FORMAT = 1
+"""Of reproduce.json."""
+
+
+def find_trial(results: SearchResults, wanted: str) -> dict[str, Any]:
+    """The row of that trial, or of the chosen one for "best". Raises UserError where there is none to export."""
+    table = f"{results.folder / 'report' / 'trials.csv'} lists all"
+    name = results.meta["chosen"] if wanted == BEST else wanted
+    if name is None:
+        raise UserError(f"--trial {BEST}: this search has chosen none. Give the name of one; {table}")
+    for row in results.trials:
+        if row["trial_id"] == name:
+            if row["status"] == FAILED:
+                raise UserError(f"--trial {name}: failed, there is no model of it. Give another; {table}")
+            return row
+    raise UserError(f"--trial {name}: no such trial. Give another; {table}")
+
+
+def run_export(
+    results: SearchResults,
+    config: SearchConfig,
+    task: Task,
+    row: Mapping[str, Any],
+    out: Path,
+    adapter: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Fill `out`, which must not be there. Raises RuntimeError where the trial cannot be run again."""
+    from ray_unlearn.search.held_out import held_out_judge, rerun_job, rerun_row
+
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    job = replace(rerun_job(config, row, config.seed), save_to=str(unfinished), adapter=adapter)
+    finals = {final["trial_id"]: final for final in results.finals if final["status"] == COMPLETED}
+    retrained = task.report.retrained.metrics if task.report.retrained else None
+    kept = results.folder / "model"
+    is_kept = results.meta["chosen"] == row["trial_id"] and kept.is_dir() and {"start", row["trial_id"]} <= set(finals)
+    if is_kept and not adapter:
+        say("the search has kept this model: copying it")
+        shutil.copytree(kept, unfinished, dirs_exist_ok=True)
+        measured = Measured(finals[row["trial_id"]], metrics_of(finals["start"], config.benchmark), retrained)
+        made_by = {name: results.meta[name] for name in ("versions", "git", "hardware")}
+    else:
+        say(f"running {row['trial_id']} again")
+        start, report, seconds = run_job(config, task, job)
+        judge = held_out_judge(config, task, start)
+        measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
+        made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report["hardware"]}
+    _, request, _ = again.read_local(results.folder)
+    run = describe_run(config, task, request.model is None, job, measured, made_by, unfinished)
+    if adapter:
+        _name_base(unfinished / "adapter_config.json", run["model"])
+    write_json(unfinished / "reproduce.json", run)
+    card = describe_model(config, results.meta, row, measured, run, adapter)
+    (unfinished / "README.md").write_text(card, encoding="utf-8")
+    unfinished.rename(out)
+
+
+def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float], dict[str, Any], float]:
+    """One held-out job on a gang of its own: what the starting model measures, the job's last report, its seconds.
+
+    Raises RuntimeError where either fails.
+    """
+    from ray_unlearn.gangs.gangs import Gangs
+    from ray_unlearn.gangs.session import ray_session
+    from ray_unlearn.search.held_out import finished_profile, held_out_job
+
+    with (
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
+        ray_session(config.gang, 1, config.address, config.grow_to),
+        Gangs(task, config.gang, 1, Path(scratch)) as gangs,
+    ):
+        start = finished_profile(gangs.run(held_out_job(config, config.seed)), "report", "the starting model")
+        ((_, report, seconds),) = gangs.run_all([job])
+    if "error" in report:
+        raise RuntimeError(f"{job.job_id} failed: {report['error']}")
+    return dict(start.metrics), report, seconds
+
+
+def describe_run(
+    config: SearchConfig,
+    task: Task,
+    is_own_model: bool,
+    job: Job,
+    measured: Measured,
+    made_by: Mapping[str, Any],
+    weights: Path,
+) -> dict[str, Any]:
+    """reproduce.json as plain data: what to run (config, job), what it ran on, what came out.
+
+    model: null for the benchmark's own, else the hub name or the folder's name. made_by: versions, git, hardware.
+    Hashes are SHA-256 in hexadecimal.
+    """
+    from ray_unlearn.provenance import public_config
+
+    public = public_config(config)
+    assert job.trial is not None
+    return {
+        "format": FORMAT,
+        "config": public,
+        "model": None if is_own_model else public["model"],
+        "data": public["data"],
+        "job": {"trial": job.trial.to_json(), "stop_after": job.stop_after, "alpha": job.alpha, "adapter": job.adapter},
+        **made_by,
+        "hashes": {
+            "data": again.data_fingerprint(task),
+            "starting weights": weights_fingerprint(task.model),
+            "final weights": weights_digest(weights),
+        },
+        "scores": {name: measured.row[name] for name in MEASURES},
+        "metrics": metrics_of(measured.row, config.benchmark),
+    }
+
+
+def _name_base(file: Path, model: str | None) -> None:
+    """An adapter names the model under it; peft writes where that was on this machine."""
+    values = json.loads(file.read_text())
+    write_json(file, values | {"base_model_name_or_path": model})
+
+
+def run(options: Export) -> int:
+    """Write a trial's model, its card and what repeats it into a folder; the exit code."""
+    trust_remote_code(options.trust_remote_code)
+    place = fetched(options.folder)
+    results = read_search(place)
+    row = find_trial(results, options.trial)
+    out = options.out or place / "export" / row["trial_id"]
+    if out.exists():
+        raise UserError(f"--out {out}: is there already. Give another folder, or remove it")
+    config = read_local(place)[0]
+    if options.adapter and not config.gang.lora_rank:
+        raise UserError("--adapter: this search trained whole weights, there is no adapter. Leave it out")
+    check_writable(out.parent)
+    log = out.parent / f"{out.name}.log.txt"
+    with copied(place.absolute(), config.copy_to, is_needed=False):
+        with noise_to(log) as screen, failures_named(log):
+            say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+            config, task = load_search(place)
+            config = replace(config, address=options.address or config.address)
+            run_export(results, config, task, row, out.absolute(), options.adapter, say)
+        log.unlink()
+    print(f"Model:  {out}")
+    print(f"Card:   {out / 'README.md'}")
+    print(f"Again:  ray_unlearn reproduce {out / 'reproduce.json'}")
+    return 0

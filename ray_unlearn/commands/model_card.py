@@ -1,0 +1,121 @@
+"""The model card of an exported trial, in the hub's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray_unlearn.commands.methods import CONVENTION
+from ray_unlearn.config import ATTACKS, METHOD_TITLES, SearchConfig
+from ray_unlearn.report.text import markdown, markdown_block, score, setting
+from ray_unlearn.training.losses import find_method
+
+MEASURES = ("forget", "utility", "objective")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model, the starting and (where there is one) the retrained model measure on the held-out split."""
+
+    row: Mapping[str, Any]
+    start: Mapping[str, float]
+    retrained: Mapping[str, float] | None
+
+
+# ---- the model card
+
+
+def describe_model(
+    config: SearchConfig,
+    meta: Mapping[str, Any],
+    row: Mapping[str, Any],
+    measured: Measured,
+    run: Mapping[str, Any],
+    adapter: bool,
+) -> str:
+    """The card. Every name in it that somebody else chose is text, never Markdown, HTML or YAML."""
+    method = find_method(row["method"])
+    title = METHOD_TITLES.get(method.name, method.name)
+    base = run["model"]
+    origin = f"the model {base}" if base else f"the {config.benchmark} benchmark's own model"
+    part = f", split {config.split}" if config.split else ""
+    place = (
+        ""
+        if row["alpha"] == 1.0
+        else (f" It lies on the line from the starting to the trained weights, at {row['alpha']:g} of the way.")
+    )
+    settings = {**run["job"]["trial"], **run["job"]["trial"]["parameters"], "epochs trained": run["job"]["stop_after"]}
+    settings["retain_loss"] = settings["retain_loss"] or next(iter(method.retain_losses), "")
+    unsaid = ("trial_id", "method", "parameters", "evaluations")
+    names = [name for name, value in settings.items() if name not in unsaid and value != ""]
+    metrics = [name for name in meta["metrics"] if name in run["metrics"]]
+    words = tuple(f"{word}_" for word in ATTACKS.values())
+    plain, attacked = [n for n in metrics if not n.startswith(words)], [n for n in metrics if n.startswith(words)]
+    what = "LoRA adapter" if adapter else "Model"
+    parts = [
+        _head(base, method.name, adapter),
+        f"# {markdown(f'{title} on {config.benchmark}{part}')}",
+        markdown(
+            f"{what} made by unlearning the forget set of {config.benchmark}{part} ({config.scale}) from {origin} with "
+            f"{title}, as trial {row['trial_id']} of a search over {config.trials} trial(s) of each of "
+            f"{', '.join(METHOD_TITLES.get(m, m) for m in config.methods)} with ray_unlearn.{place}"
+        ),
+        "## How",
+        markdown_block(f"{method.formula}"),
+        markdown(f"{title}: {method.paper}. {CONVENTION}"),
+        _table(["setting", "value"], [[name, setting(name, settings[name])] for name in names]),
+        "## What it measures",
+        markdown(meta["objective_text"]),
+        "On the held-out split, which the search did not see:",
+        _table(["score", "this model"], [[name, score(measured.row[name])] for name in MEASURES]),
+        _metrics_table(plain, meta["metrics"], measured, run),
+    ]
+    if attacked:
+        parts += ["After attacks on the finished model:", _metrics_table(attacked, meta["metrics"], measured, run)]
+    parts += ["## Limits", "\n".join(f"- {markdown(text)}" for text in _limits(config, attacked))]
+    parts += ["## To make it again", "`reproduce.json` has every setting, version and hash:"]
+    parts += [markdown_block("ray_unlearn reproduce reproduce.json")]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(base: str | None, method: str, adapter: bool) -> str:
+    lines = ["---"]
+    # The hub wants names of its own; a folder's name would link to somebody else's model.
+    is_on_hub = base is not None and base.count("/") == 1
+    lines.append(f"base_model: {json.dumps(base)}" if is_on_hub else "# base_model: yours to state, as owner/name")
+    lines += ["# license: yours to state, and the base model's and the data's bind you"]
+    lines += [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
+    lines += ["tags:", "- unlearning", "- ray_unlearn", f"- {json.dumps(method)}", "---"]
+    return "\n".join(lines)
+
+
+def _metrics_table(names: list[str], texts: Mapping[str, str], measured: Measured, run: Mapping[str, Any]) -> str:
+    columns = [measured.start, measured.retrained or {}, run["metrics"]]
+    rows = [[name, *(score(column.get(name)) for column in columns), texts[name]] for name in names]
+    return _table(["metric", "starting model", "retrained model", "this model", "what it is"], rows)
+
+
+def _limits(config: SearchConfig, attacked: list[str]) -> list[str]:
+    limits = [
+        f"One training run, seed {config.seed}: how far other seeds scatter is not in these figures.",
+        "The settings were chosen on one half of the evaluation data, and the figures are of the other half, of the "
+        "same benchmark; other data may show what was not forgotten, or what was lost.",
+        "Utility is what the benchmark asks; abilities that it does not ask about were not measured.",
+        "That a model does not show knowledge is no proof that it has none.",
+    ]
+    asked = tuple(f"{ATTACKS[name]}_" for name in ATTACKS if any(n.startswith(ATTACKS[name]) for n in attacked))
+    missing = [name for name in ATTACKS if f"{ATTACKS[name]}_" not in asked]
+    if missing:
+        limits.append(f"Not tried on it: {', '.join(missing)}.")
+    if attacked:
+        limits.append("The attacks were of one strength each; a stronger one may bring back more.")
+    if config.scale == "mini":
+        limits.insert(0, "A miniature: generated data and a tiny model. Its figures say nothing about real models.")
+    return limits
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([markdown(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,158 @@
+"""The command line, made from the dataclasses in options.py. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ray_unlearn import __version__
+from ray_unlearn.commands import options
+from ray_unlearn.commands.options import Amounts, Names, default_of
+from ray_unlearn.config import UserError
+
+COMMANDS: Mapping[type, str] = {
+    options.Tune: "tune",
+    options.Prepare: "prepare",
+    options.Evaluate: "evaluate",
+    options.Compare: "compare",
+    options.Export: "export",
+    options.Reproduce: "reproduce",
+    options.Methods: "methods",
+    options.Benchmarks: "benchmarks",
+    options.Report: "report",
+    options.Verify: "verify",
+    options.Doctor: "doctor",
+    options.Plan: "plan",
+    options.Submit: "submit",
+}
+"""By options, the module of this package whose `run` takes them and returns the exit code."""
+NAMES = {kind.__name__.lower(): kind for kind in COMMANDS}
+EPILOGS: Mapping[type, str] = {
+    options.Submit: "Example: ray_unlearn submit --address http://HEAD:8265 -- tune --benchmark wmdp "
+    "--out /shared/results"
+}
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        help="Make a language model forget, and keep everything else: search the settings of unlearning methods.",
+    )
+    app.callback()(_root)
+    for kind, module in COMMANDS.items():
+        app.command(kind.__name__.lower(), epilog=EPILOGS.get(kind))(_command(kind, module))
+    return app
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"ray_unlearn {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    return None
+
+
+def _command(kind: type, module: str) -> Callable[..., None]:
+    """A function with an argument an option, as typer reads it."""
+
+    def call(**values: Any) -> None:
+        asked = kind(**parsed(kind, values))
+        raise typer.Exit(importlib.import_module(f"ray_unlearn.commands.{module}").run(asked))
+
+    hints = get_type_hints(kind, include_extras=True)
+    parameters = []
+    for option in sorted(fields(kind), key=lambda option: _place(hints[option.name])):
+        default = default_of(option)
+        shown = inspect.Parameter.empty if default is MISSING else _as_text(hints[option.name], default)
+        annotation = _on_the_command_line(hints[option.name])
+        parameters.append(
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=shown, annotation=annotation)
+        )
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__doc__, call.__name__ = kind.__doc__, kind.__name__.lower()
+    return call
+
+
+def _place(hint: Any) -> int:
+    """An option's panel, in the order in which the help shows them."""
+    panel = hint.__metadata__[0].rich_help_panel
+    return options.PANELS.index(panel) if panel in options.PANELS else -1
+
+
+def _on_the_command_line(hint: Any) -> Any:
+    """The type that typer parses for an option of that type."""
+    kind, information = hint.__origin__, hint.__metadata__[0]
+    if kind in (Names, Amounts) and isinstance(information, typer.models.OptionInfo):
+        return Annotated[str, information]
+    if kind in (tuple[Path, ...], Names):
+        return Annotated[list[Path] | None if kind == tuple[Path, ...] else list[str] | None, information]
+    return hint
+
+
+def _as_text(hint: Any, default: Any) -> Any:
+    kind, information = hint.__origin__, hint.__metadata__[0]
+    if kind == Names and isinstance(information, typer.models.OptionInfo):
+        return ",".join(default) or "none"
+    if kind == Amounts:
+        return ""
+    return None if default == () else default
+
+
+def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the command line gave, in the options' own types. Raises UserError."""
+    result = {}
+    for name, hint in get_type_hints(kind).items():
+        value = values[name]
+        if hint == Names:
+            value = split_names(value) if isinstance(value, str) else tuple(value or ())
+        elif hint == Amounts:
+            value = split_amounts(value, f"--{name.replace('_', '-')}")
+        elif hint == tuple[Path, ...]:
+            value = tuple(value or ())
+        result[name] = value
+    return result
+
+
+def split_names(listed: str) -> Names:
+    """What a comma-separated option names, each once; nothing for "none"."""
+    return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
+
+
+def split_amounts(listed: str, option: str) -> dict[str, float]:
+    """Resources as one writes them, GPU=16,CPU=64."""
+    try:
+        pairs = [part.split("=") for part in listed.split(",") if part.strip()]
+        amounts = {name.strip(): float(amount) for name, amount in pairs}
+        if not amounts.keys() <= {"CPU", "GPU"} or any(not 0 < amount < math.inf for amount in amounts.values()):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{option} {listed}: not amounts of CPU and GPU. Write GPU=16 or GPU=16,CPU=64") from None
+    return amounts
+
+
+def parse(words: Sequence[str]) -> tuple[str, Any, set[str]]:
+    """(the command's name, its options, the names of those that stand there), without running it. words: after the
+    program's name. Raises UserError, or what the parser raises for an option that does not exist."""
+    commands: Mapping[str, Any] = getattr(typer.main.get_command(build_app()), "commands")  # noqa: B009
+    context = commands[words[0]].make_context(words[0], list(words[1:]))
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    return words[0], NAMES[words[0]](**parsed(NAMES[words[0]], context.params)), given

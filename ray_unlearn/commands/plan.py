@@ -1,0 +1,471 @@
+"""`ray_unlearn plan`: what a search would take, by arithmetic from the model's configuration alone.
+
+Memory is `fit.training_memory`, by which a search sizes itself. Time is compute: the model's arithmetic at a share of
+what the device could do, and the optimizer at the speed of its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Benchmark, Probe, Request, Split
+from ray_unlearn.commands import options as options_of
+from ray_unlearn.commands.exit_codes import FAILED
+from ray_unlearn.commands.machine import free_memory, quiet
+from ray_unlearn.config import GangConfig, TrialConfig, UserError
+from ray_unlearn.models.loading import check_model, load_config
+from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
+from ray_unlearn.models.sizes import count_parameters
+from ray_unlearn.search.space import load_space
+from ray_unlearn.training.losses import RETAIN_LOSSES, Method, find_method
+from ray_unlearn.training.memory import FEWEST_TOKENS, Memory, fitted, gpu_budget, reference_bytes, training_memory
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+GIB = 2**30
+STAGES = (2, 1, 0, 3)
+"""In the order in which they are preferred: the search's default, and last the one that sends weights around."""
+GPU_FLOPS = {"bf16": 312e12, "fp32": 19.5e12}
+"""Of an A100 (its data sheet), where --tflops names nothing else."""
+GPU_BANDWIDTH = 2.0e12
+"""Bytes a second of an A100's memory."""
+EFFICIENCY = 0.4
+"""Share of the device's arithmetic that training reaches."""
+PROCESS_BYTES = 0.75 * GIB
+"""A CPU worker's process with its libraries before the model."""
+STATED_SEQUENCES, STATED_LENGTH = 400, 512
+"""Sequences to forget (and as many to retain) and their tokens, where the data cannot be read."""
+PROBE_SIDE, PROBE_SECONDS = 1024, 0.2
+"""Of the matrix product by which a CPU is measured."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trials run on: of each GPU, or of the whole CPU."""
+
+    gpus: int
+    cpus: int
+    memory_bytes: float
+    flops: float
+    bandwidth: float
+    says: str
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much there is to compute: sequences and tokens of each set, and those scored at an evaluation point."""
+
+    num_forget: int
+    forget_tokens: int
+    num_retain: int
+    retain_tokens: int
+    scored_tokens: int
+    longest: int
+    answer_share: float
+    """Of the tokens that are trained on, those that are answers."""
+    says: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One ZeRO stage, with or without recomputation: the gang as a search would size it, and its memory."""
+
+    gang: GangConfig
+    memory: Memory
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One trial of a method."""
+
+    method: str
+    tokens: int
+    """Trained on, over all epochs."""
+    steps: int
+    seconds: float
+    reference_bytes: float
+    """On one worker, beside the plan's memory: what the method reads of the starting model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    benchmark: str
+    model: str
+    num_parameters: int
+    num_trained: int
+    machine: Machine
+    amount: Amount
+    stages: tuple[Fit, ...]
+    chosen: Fit | None
+    concurrent: int
+    costs: tuple[Cost, ...]
+    hours: float
+    """Of the search's wall clock."""
+    device_hours: float
+    command: str
+    notes: tuple[str, ...]
+
+
+def run(options: options_of.Plan) -> int:
+    from rich.console import Console
+
+    plan = make_plan(options)
+    if options.as_json:
+        print(to_json(plan))
+    else:
+        show(plan, Console())
+    return 0 if plan.chosen else FAILED
+
+
+def make_plan(options: options_of.Plan) -> Plan:
+    """Check the options, read what can be read, and choose. Raises UserError."""
+    check_plan(options)
+    benchmark = load_benchmark(options.benchmark)
+    config = load_config(options.model)
+    total, trained = count_parameters(options.model, options.lora, options.train)
+    precision = options.precision or ("bf16" if options.gpus else "fp32")
+    machine = find_machine(options, precision)
+    amount = count_data(options, benchmark)
+    gang = GangConfig(
+        precision=precision,
+        gpus_per_worker=1.0 if options.gpus else 0.0,
+        lora_rank=options.lora,
+        train=options.train,
+    )
+    fits = list(fits_of(gang, config, total, trained, amount, machine, options))
+    chosen = next((fit for fit in fits if fit.fits), None)
+    workers = (chosen or fits[-1]).gang.num_workers
+    shown = sorted((f for f in fits if f.gang.num_workers == workers), key=lambda f: f.gang.zero_stage)
+    concurrent = concurrency(chosen, machine, options.trials * len(options.methods)) if chosen else 0
+    costs: list[Cost] = []
+    notes = [amount.says, machine.says]
+    if chosen:
+        costs = [
+            cost(find_method(m), benchmark, chosen, config, total, trained, amount, machine) for m in options.methods
+        ]
+        room = worker_room(chosen.gang, machine, concurrent)
+        for each in costs:
+            if each.reference_bytes + chosen.memory.peak > room:
+                more = f"{each.reference_bytes / GIB:.1f} GiB"
+                notes.append(f"{each.method} reads whole distributions or hidden states: {more} more may not fit")
+    seconds = sum(each.seconds for each in costs) * options.trials
+    if options.gpus and precision != "bf16":
+        notes.append("on GPUs `tune` takes bf16; fp32 is had with a --deepspeed file that switches bf16 off")
+    return Plan(
+        benchmark.name,
+        options.model,
+        total,
+        trained,
+        machine,
+        amount,
+        tuple(shown),
+        chosen,
+        concurrent,
+        tuple(costs),
+        seconds / max(concurrent, 1) / 3600,
+        seconds * (workers if options.gpus else 1 / max(concurrent, 1)) / 3600,
+        write_command(options, chosen, concurrent, machine) if chosen else "",
+        tuple(notes),
+    )
+
+
+def check_plan(options: options_of.Plan) -> None:
+    check_model(options.model)
+    for name, value, least in (
+        ("--gpus", options.gpus, 0),
+        ("--gpu-memory", options.gpu_memory, 1),
+        ("--workers-per-trial", options.workers_per_trial, 1),
+        ("--lora", options.lora, 0),
+        ("--length", options.length, 2),
+        ("--trials", options.trials, 1),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name} {value:g}: must be at least {least}. Give a larger number")
+    if options.gpus and (options.workers_per_trial or 1) > options.gpus:
+        raise UserError(
+            f"--workers-per-trial {options.workers_per_trial}: each takes a GPU, and --gpus {options.gpus} are too "
+            "few. Lower it"
+        )
+    if options.tflops is not None and options.tflops <= 0:
+        raise UserError(f"--tflops {options.tflops:g}: must be above 0. Give what the data sheet says")
+    if not options.methods:
+        raise UserError("--methods: names no method. Give one or more, such as simnpo,npo,ga")
+    for name in options.methods:
+        find_method(name)
+
+
+# ---- what there is
+
+
+def find_machine(options: options_of.Plan, precision: str) -> Machine:
+    """The GPUs that were named, or this machine's CPU, measured for a moment."""
+    if options.gpus:
+        flops = options.tflops * 1e12 if options.tflops else GPU_FLOPS[precision]
+        says = (
+            f"time: {EFFICIENCY:.0%} of {flops / 1e12:g} TFLOP/s a GPU{'' if options.tflops else ' (an A100)'}, the "
+            f"optimizer at {GPU_BANDWIDTH / 1e12:g} TB/s; sending gradients, generating answers, attacks and finalists "
+            "are not counted"
+        )
+        return Machine(options.gpus, 0, options.gpu_memory * GIB, flops, GPU_BANDWIDTH, says)
+    flops, bandwidth = measure_cpu()
+    flops = options.tflops * 1e12 if options.tflops else flops
+    says = (
+        f"time: {EFFICIENCY:.0%} of {flops / 1e9:.0f} GFLOP/s{'' if options.tflops else ' (measured just now)'}, the "
+        f"optimizer at {bandwidth / 1e9:.0f} GB/s; generating answers, attacks and finalists are not counted"
+    )
+    return Machine(0, os.cpu_count() or 1, free_memory(), flops, bandwidth, says)
+
+
+def measure_cpu() -> tuple[float, float]:
+    """FLOP/s of an fp32 matrix product on all cores, and bytes a second that a copy reads and writes."""
+    import torch
+
+    matrix = torch.rand(PROBE_SIDE, PROBE_SIDE)
+    large = torch.rand(16 * PROBE_SIDE * PROBE_SIDE)
+
+    def rate(work: Any, amount: float) -> float:
+        work()
+        count, began = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - began) < PROBE_SECONDS:
+            work()
+            count += 1
+        return count * amount / seconds
+
+    target = torch.empty_like(large)
+    return rate(lambda: matrix @ matrix, 2.0 * PROBE_SIDE**3), rate(lambda: target.copy_(large), 8.0 * large.numel())
+
+
+def count_data(options: options_of.Plan, benchmark: Benchmark) -> Amount:
+    """Of the benchmark's data where they can be read; else stated amounts, and that they are."""
+    model = Path(options.model).expanduser()
+    try:
+        if benchmark.build_task is None:
+            raise UserError("it makes its own data")
+        with quiet():
+            name = str(model.absolute()) if model.is_dir() else options.model
+            task = benchmark.load(Request("full", name, options.data and options.data.absolute(), options.split))
+    except UserError as error:
+        length = options.length or STATED_LENGTH
+        tokens = STATED_SEQUENCES * length
+        says = (
+            f"data: not read ({str(error).rpartition('. ')[0] or error}); assumed are {STATED_SEQUENCES} sequences of "
+            f"{length} tokens to forget and as many to retain, and as many scored"
+        )
+        return Amount(STATED_SEQUENCES, tokens, STATED_SEQUENCES, tokens, 2 * tokens, length, 1.0, says)
+    sets = (task.forget, task.retain)
+    longest = max(options.length or 0, *(int(s.lengths.max()) for s in sets if len(s)))
+    says = (
+        f"data: {len(task.forget)} sequences of {task.forget.lengths.mean():.0f} tokens to forget, "
+        f"{len(task.retain)} of {task.retain.lengths.mean() if len(task.retain) else 0:.0f} to retain"
+    )
+    return Amount(
+        len(task.forget),
+        int(task.forget.lengths.sum()),
+        len(task.retain),
+        int(task.retain.lengths.sum()),
+        scored_tokens(task.selection),
+        longest,
+        sum(int(s.answer_lengths.sum()) for s in sets) / sum(int(s.lengths.sum()) for s in sets),
+        says,
+    )
+
+
+def scored_tokens(split: Split) -> int:
+    """Of one evaluation point; a prompt is computed once for all its answers."""
+
+    def tokens(probe: Probe) -> int:
+        sequences = probe.sequences
+        prompts = [tree[0] for tree in sequences.trees()]
+        return int(sequences.answer_lengths.sum() + sequences.answer_starts[np.array(prompts, int)].sum())
+
+    return sum(tokens(probe) for probe in split.probes.values())
+
+
+# ---- memory
+
+
+def fits_of(
+    gang: GangConfig,
+    config: Any,
+    total: int,
+    trained: int,
+    amount: Amount,
+    machine: Machine,
+    options: options_of.Plan,
+) -> Iterator[Fit]:
+    """Every way to run a trial, in the order of preference: few workers, no recomputation, then by stage."""
+    counts = (
+        [options.workers_per_trial]
+        if options.workers_per_trial
+        else [2**k for k in range(11) if 2**k <= max(options.gpus, 1)]
+    )
+    gpu_bytes = int(machine.memory_bytes) if machine.gpus else None
+    for workers in counts:
+        for checkpointing in (False, True):
+            for stage in STAGES if options.zero is None else (options.zero,):
+                asked = replace(gang, num_workers=workers, zero_stage=stage, checkpointing=checkpointing)
+                # As the search sizes it; it recomputes by itself where it must, and then nothing fits without.
+                sized = fitted(asked, config, total, gpu_bytes, 1, trained)
+                room = worker_room(asked, machine, 1)
+                fits_so = sized.checkpointing == checkpointing
+                sized = replace(sized, checkpointing=checkpointing)
+                peak = training_memory(config, sized, total, trained, amount.answer_share).peak
+                # The search does not know the rows' masks either when it sizes itself; GPU_SHARE leaves room for them.
+                rows = replace(sized, row_length=amount.longest)
+                memory = training_memory(config, rows, total, trained, amount.answer_share)
+                yield Fit(sized, memory, fits_so and peak <= room)
+
+
+def worker_room(gang: GangConfig, machine: Machine, concurrent: int) -> float:
+    """Bytes that one worker's training may take, with so many gangs side by side."""
+    if machine.gpus:
+        return gpu_budget(gang, machine.memory_bytes)
+    return machine.memory_bytes / (gang.num_workers * concurrent) - PROCESS_BYTES
+
+
+def concurrency(fit: Fit, machine: Machine, trials: int) -> int:
+    """Gangs side by side: by GPUs; else as many as the search would start, or fewer where memory is short."""
+    workers = fit.gang.num_workers
+    if machine.gpus:
+        return max(1, min(machine.gpus // workers, trials))
+    by_memory = int(machine.memory_bytes // (workers * (fit.memory.peak + PROCESS_BYTES)))
+    return max(1, min(machine.cpus // workers, by_memory, trials))
+
+
+# ---- time
+
+
+def cost(
+    method: Method,
+    benchmark: Benchmark,
+    fit: Fit,
+    config: Any,
+    total: int,
+    trained: int,
+    amount: Amount,
+    machine: Machine,
+) -> Cost:
+    """6 N FLOP for a trained token (4 N where the weights themselves stand still, 2 N more with recomputation, and 2 N
+    for the starting model's pass where the method reads one), 2 N for a scored one."""
+    fixed = load_space(method, benchmark.name, "full", total).fixed
+    standard = TrialConfig("plan", method.name)
+    epochs, batch = (int(fixed.get(key, getattr(standard, key))) for key in ("epochs", "batch_size"))
+    evaluations = int(fixed.get("evaluations", standard.evaluations))
+    steps = epochs * -(-amount.num_forget // batch)
+    retained = amount.retain_tokens / max(amount.num_retain, 1) * amount.num_forget if method.uses_retain else 0.0
+    # Alternates are about as long as what they stand for.
+    tokens = epochs * (len(method.sets) * amount.forget_tokens + retained)
+    whats = reads_of_start(method, str(fixed.get("retain_loss", "")))
+    per_token = (6 if trained > total / 2 else 4) + 2 * fit.gang.checkpointing + 2 * bool(whats)
+    flop = total * (per_token * tokens + 2.0 * amount.scored_tokens * evaluations)
+    num_devices = fit.gang.num_workers if machine.gpus else 1 / concurrency(fit, machine, 1 << 30)
+    # Gradients, moments and masters are read and written, weights written.
+    moved = 2 * (fit.memory.gradients + fit.memory.optimizer) + fit.memory.weights
+    share = 1 if machine.gpus else fit.gang.num_workers
+    seconds = flop / (EFFICIENCY * machine.flops * num_devices) + steps * moved * share / machine.bandwidth
+    extra = reference_bytes(config, fit.gang, trained, DISTRIBUTION in whats) if whats else 0.0
+    return Cost(method.name, int(tokens), steps, seconds, extra)
+
+
+def reads_of_start(method: Method, retain_loss: str) -> set[str]:
+    """What a pass of the starting model is needed for in every step; nothing for cached log-probs."""
+    whats = {method.reads} if method.reads_reference else set()
+    if method.uses_retain:
+        reads = RETAIN_LOSSES[retain_loss or method.retain_losses[0]].reads
+        whats |= {reads} - {LOGPROBS}
+    return whats
+
+
+# ---- saying it
+
+
+def write_command(options: options_of.Plan, fit: Fit, concurrent: int, machine: Machine) -> str:
+    """The `tune` command line that the plan is of."""
+    gang = fit.gang
+    words = ["ray_unlearn", "tune", "--benchmark", options.benchmark, "--model", options.model]
+    for name, value in (("--data", options.data), ("--split", options.split)):
+        words += [name, str(value)] if value else []
+    words += ["--methods", ",".join(options.methods), "--trials", str(options.trials)]
+    words += ["--workers-per-trial", str(gang.num_workers), "--zero", str(gang.zero_stage)]
+    words += ["--lora", str(options.lora)] * bool(options.lora) + ["--train", options.train] * bool(options.train)
+    words += ["--checkpointing"] * gang.checkpointing
+    if not machine.gpus and concurrent < machine.cpus // gang.num_workers:
+        words += ["--concurrent", str(concurrent)]
+    return shlex.join(words)
+
+
+def to_json(plan: Plan) -> str:
+    values = asdict(plan)
+    for fit, entry in zip(plan.stages, values["stages"], strict=True):
+        entry["memory"] |= {"states": fit.memory.states, "peak": fit.memory.peak}
+    return json.dumps(values, indent=1)
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Tables and sentences."""
+    from rich.table import Table
+
+    def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        made = Table(box=None, pad_edge=False, header_style="bold")
+        for i, name in enumerate(columns):
+            made.add_column(name, justify="right" if i else "left", no_wrap=True)
+        for row in rows:
+            made.add_row(*row)
+        console.print(made)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    machine, workers = plan.machine, plan.stages[0].gang.num_workers
+    where = f"{machine.gpus} GPU(s) of {machine.memory_bytes / GIB:.0f} GiB" if machine.gpus else "this machine's CPU"
+    trained = "" if plan.num_trained == plan.num_parameters else f", {plan.num_trained:,} of them trained"
+    say(f"{plan.model}: {plan.num_parameters:,} parameters{trained}, {plan.stages[0].gang.precision}, on {where}\n")
+    say(f"GiB on one of {workers} worker(s) that train a trial together, by ZeRO stage (rec: activations recomputed):")
+    parts = (
+        "weights",
+        "gradients",
+        "optimizer",
+        "snapshot",
+        "buffers",
+        "step",
+        "activations",
+        "logits",
+        "heap",
+        "peak",
+    )
+    rows = [(part, *(f"{getattr(fit.memory, part) / GIB:.2f}" for fit in plan.stages)) for part in parts]
+    rows.append(("tokens", *(str(fit.gang.max_tokens) if fit.fits else "no fit" for fit in plan.stages)))
+    names = [f"{fit.gang.zero_stage}{' rec' * fit.gang.checkpointing}" for fit in plan.stages]
+    table(("ZeRO", *names), rows)
+    say("")
+    if plan.costs:
+        table(
+            ("method", "tokens a trial", "steps", "minutes a trial"),
+            [(c.method, f"{c.tokens:,}", str(c.steps), f"{c.seconds / 60:.1f}") for c in plan.costs],
+        )
+        hours = (
+            f"{plan.device_hours:.2g} GPU-hours" if machine.gpus else f"{plan.device_hours:.2g} hours of this machine"
+        )
+        say(f"\nThe search: about {plan.hours:.2g} hours with {plan.concurrent} trial(s) at a time, {hours}.")
+    for note in plan.notes:
+        say(note[0].upper() + note[1:])
+    say(f"\n{plan.command}" if plan.command else "\n" + way_out(plan))
+
+
+def way_out(plan: Plan) -> str:
+    fewest = f"not even {FEWEST_TOKENS} tokens a pass fit"
+    more = "more or larger GPUs" if plan.machine.gpus else "a smaller model or a machine with more memory"
+    return f"Nothing fits: {fewest}. Take --lora 16, --workers-per-trial and --zero left open, or {more}"

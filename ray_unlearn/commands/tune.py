@@ -1,0 +1,330 @@
+"""`ray_unlearn tune`: check, resolve, run, show; and `--resume`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.objective import describe_objective
+from ray_unlearn.benchmarks.profiles import attach_retrained
+from ray_unlearn.commands.checks import (
+    MINI_BANNER,
+    absolute,
+    check_data,
+    check_numbers,
+    check_robustness,
+    check_workers,
+    check_writable,
+    unused,
+)
+from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
+from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed
+from ray_unlearn.commands.progress import LiveProgress, PlainProgress, noise_to
+from ray_unlearn.commands.reopen import copied_to, describe_local, fetched, load_search, read_local
+from ray_unlearn.commands.resources import (
+    Resources,
+    default_concurrency,
+    find_resources,
+    fit_gang,
+    gang_config,
+    read_deepspeed,
+    resolve_scale,
+    threads_for,
+)
+from ray_unlearn.config import GangConfig, SearchConfig, UserError
+from ray_unlearn.files import cache_folder
+from ray_unlearn.interruption import exit_code
+from ray_unlearn.models.loading import check_model, check_pattern, trust_remote_code
+from ray_unlearn.models.sizes import check_trained
+from ray_unlearn.records.copies import Copies, copied
+from ray_unlearn.records.ledger import LEDGER, read_ledger
+from ray_unlearn.records.tables import COMPLETED, INTERPOLATED, read_search
+from ray_unlearn.report import describe_frontier, write_report
+from ray_unlearn.search.space import Space, file_method, load_space, read_spaces
+from ray_unlearn.training.attacks import judged_metrics
+from ray_unlearn.training.in_process import build_models
+from ray_unlearn.training.losses import find_method
+
+LINE = (0.25, 0.5, 0.75, 1.25)
+"""Where --harvest scores the line from the starting model (0) to a trial's (1)."""
+
+
+def run(options: Tune) -> int:
+    """A new search, or one that goes on; the exit code."""
+    trust_remote_code(options.trust_remote_code)
+    if options.resume is not None:
+        if others := sorted(changed(options) - RESUMABLE):
+            raise UserError(
+                f"--{others[0].replace('_', '-')}: a search goes on with its own settings. Leave it out, or leave out "
+                "--resume to search anew"
+            )
+        return resume(fetched(options.resume), options)
+    return tune(options)
+
+
+def tune(options: Tune) -> int:
+    """Check, run the search, write the report; the exit code."""
+    check_tune(options)
+    settings = read_deepspeed(options)
+    resources = find_resources(options.address, options.accelerator, options.grow_to)
+    scale = resolve_scale(options.scale, resources.gpus, options.model)
+    if scale == "mini":
+        print(MINI_BANNER, flush=True)
+    gang = replace(
+        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus, settings),
+        accelerator=options.accelerator,
+        lora_rank=options.lora,
+        train=options.train,
+        checkpointing=options.checkpointing,
+        reference_folder=str(cache_folder() / "reference"),
+    )
+    # Absolute, because the workers have working directories of their own.
+    out = options.out.absolute()
+    folder = unused(out / f"{load_benchmark(named(options)).name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    log = out / f".{folder.name}.log"
+    copy_to = None if options.copy_to == "none" else options.copy_to
+    with copied(folder, copy_to) as copies, noise_to(log) as screen:
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say("loading data and models (a miniature's models are trained once, then kept)")
+        concurrent = options.concurrent or default_concurrency(
+            gang, resources, trials_of(options) * len(options.methods)
+        )
+        if options.address is None and not options.dry_run:
+            from ray_unlearn.gangs.session import start_ahead
+
+            start_ahead(gang, concurrent)
+        try:
+            search = resolve_search(options, scale, gang, resources, concurrent, folder.name)
+        except UserError:
+            log.unlink()
+            raise
+        for note in search.task.notes:
+            say(note)
+        if options.dry_run:
+            say(describe_plan(search))
+            log.unlink()
+            return 0
+        try:
+            status = run_with_progress(search, folder, screen, options.keep_model, copies)
+        finally:
+            if folder.is_dir():
+                log.rename(folder / "log.txt")
+    return show_results(options.out / folder.name, status, copies)
+
+
+def resume(place: Path, options: Tune) -> int:
+    """Go on with the search in that folder where its ledger ends; the exit code."""
+    folder = place.absolute()
+    config, request, retrained = read_local(folder)
+    trials = config.trials if options.trials is None else options.trials
+    if trials < config.trials:
+        raise UserError(f"--trials {trials}: the search asked for {config.trials} already. Give at least as many")
+    meta = read_ledger(folder).meta
+    if meta is None:
+        raise UserError(f"{folder}: has no {LEDGER}, an older version wrote it. Search anew")
+    check_numbers(trials, options.concurrent, options.trial_timeout)
+    address = options.address or config.address
+    timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
+    asked = options.copy_to or copied_to(options.resume or "")
+    copy_to = None if asked == "none" else asked or config.copy_to
+    config = replace(config, trials=trials, address=address, trial_timeout=timeout, copy_to=copy_to)
+    resources = find_resources(address, config.gang.accelerator, config.grow_to)
+    if options.concurrent is not None:
+        gang = replace(config.gang, threads_per_worker=threads_for(config.gang, resources, options.concurrent))
+        config = replace(config, concurrent=options.concurrent, gang=gang)
+    with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
+        Console(file=screen, highlight=False, markup=False, soft_wrap=True).print("loading data and models")
+        if address is None:
+            from ray_unlearn.gangs.session import start_ahead
+
+            start_ahead(config.gang, config.concurrent)
+        _, task = load_search(folder)
+        search = ResolvedSearch(config, task, read_spaces(meta), 0, describe_local(config, request, retrained))
+        status = run_with_progress(search, folder, screen, options.keep_model, copies)
+    return show_results(place, status, copies)
+
+
+@dataclass(frozen=True)
+class ResolvedSearch:
+    """A search whose every choice is made and whose data are loaded."""
+
+    config: SearchConfig
+    task: Task
+    spaces: Mapping[str, Space]
+    num_parameters: int
+    local: Mapping[str, Any]
+    """What again.py keeps of it for later commands."""
+
+
+def resolve_search(
+    options: Tune, scale: str, gang: GangConfig, resources: Resources, concurrent: int, name: str
+) -> ResolvedSearch:
+    benchmark = load_benchmark(named(options))
+    request = Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
+    task = attach_retrained(benchmark.load(request, build_models), options.retrained)
+    size = check_trained(task.model, gang.lora_rank, gang.train)
+    gang = fit_gang(gang, task.model, size, resources, concurrent)
+    files = {file_method(path): path for path in options.space}
+    spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
+    config = SearchConfig(
+        name=name,
+        benchmark=benchmark.name,
+        scale=scale,
+        methods=options.methods,
+        trials=trials_of(options),
+        concurrent=concurrent,
+        objective=options.objective,
+        utility_floor=options.utility_floor,
+        sampler=options.sampler,
+        prune=options.prune,
+        line=LINE if options.harvest else (),
+        robustness=replace(options.attacks, metrics=judged_metrics(benchmark)),
+        under=options.under,
+        seed=options.seed,
+        gang=gang,
+        model=task.model,
+        definition=str(Path(named(options)).absolute()) if named(options).endswith(".toml") else None,
+        data=str(request.data) if request.data else None,
+        split=options.split,
+        log_to=options.log_to,
+        spaces=tuple(path.name for path in options.space),
+        address=options.address,
+        grow_to=options.grow_to,
+        trial_timeout=options.trial_timeout or 0.0,
+        copy_to=None if options.copy_to == "none" else options.copy_to,
+    )
+    return ResolvedSearch(config, task, spaces, size, describe_local(config, request, options.retrained))
+
+
+def run_with_progress(
+    search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool, copies: Copies | None
+) -> str:
+    """Run it and write its report, also when it is interrupted; its status."""
+    from ray_unlearn.search.run import run_search
+
+    interactive = screen.isatty()
+    console = Console(file=screen, force_terminal=interactive)
+    total = search.config.trials * len(search.config.methods)
+    progress = (LiveProgress if interactive else PlainProgress)(console, total)
+    way_on = f". Mend that, then go on with: ray_unlearn tune --resume {folder}"
+    with failures_named(folder / "log.txt", way_on), copies.told(progress.stage) if copies else nullcontext():
+        try:
+            status = run_search(
+                search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local
+            )
+        except KeyboardInterrupt:
+            status = "partial"
+        finally:
+            progress.close()
+        if (folder / "search.json").exists():
+            write_report(folder)
+    return status
+
+
+def show_results(folder: Path, status: str, copies: Copies | None) -> int:
+    """Print the frontier and what to type next; the search's name comes last, alone on its line."""
+    results = read_search(folder)
+    print()
+    for sentence in describe_frontier(results):
+        print(sentence)
+    print(f"\nReport:  {folder / 'report' / 'report.html'}")
+    if (folder / "model").is_dir():
+        print(f"Model:   {folder / 'model'}")
+    if copies:
+        print(f"Copy:    {copies.uri}")
+    print(f"Again:   ray_unlearn report {folder}")
+    if status != "complete":
+        ended = sum(row["status"] != INTERPOLATED for row in results.trials)
+        print(f"ray_unlearn: interrupted after {ended} trials; nothing of them is lost", file=sys.stderr)
+        print(f"ray_unlearn tune --resume {folder}", flush=True)
+        return exit_code()
+    done = {row["method"] for row in results.trials if row["status"] == COMPLETED}
+    missing = [method for method in results.meta["config"]["methods"] if method not in done]
+    if missing:
+        print(f"ray_unlearn: no trial of {', '.join(missing)} completed; trials.csv has the errors", file=sys.stderr)
+    print(folder.name, flush=True)
+    return PARTIAL if missing else 0
+
+
+def named(options: Tune) -> str:
+    """The benchmark that was asked for."""
+    if options.benchmark is None:
+        raise UserError("tune: what to forget? Give --benchmark NAME, or --resume FOLDER to go on with a search")
+    return options.benchmark
+
+
+def trials_of(options: Tune) -> int:
+    """Of each method."""
+    return DEFAULT_TRIALS if options.trials is None else options.trials
+
+
+def check_tune(options: Tune) -> None:
+    """All that can be known from the options alone, before anything is imported or started."""
+    benchmark = load_benchmark(named(options))
+    check_numbers(trials_of(options), options.concurrent, options.trial_timeout)
+    check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
+    if not 0.0 <= options.utility_floor <= 1.0:
+        raise UserError(
+            f"--utility-floor {options.utility_floor:g}: must lie between 0 and 1. Give a share such as 0.95"
+        )
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be 0 or more. Give another")
+    check_robustness(options.attacks, options.under)
+    if options.log_to:
+        from ray_unlearn.search.trackers import check_trackers
+
+        check_trackers(options.log_to)
+    if options.lora < 0:
+        raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
+    check_pattern(options.train)
+    check_data(options.data)
+    if options.model is not None:
+        check_model(options.model)
+    check_writable(options.out)
+    check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
+    if not options.methods:
+        raise UserError("--methods: names no method. Give one or more, such as simnpo,npo,ga")
+    if len(set(options.methods)) < len(options.methods):
+        raise UserError(f"--methods {','.join(options.methods)}: names one twice. Name each once")
+
+    for name in options.methods:
+        find_method(name)
+    methods = [file_method(path) for path in options.space]
+    for path, method in zip(options.space, methods, strict=True):
+        if methods.count(method) > 1:
+            raise UserError(f"--space {path}: a second file for {method}. Give one file a method")
+        if method not in options.methods:
+            raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
+        load_space(find_method(method), benchmark.name, "mini", 1, path)
+
+
+def describe_plan(search: ResolvedSearch) -> str:
+    config, task = search.config, search.task
+    gang = config.gang
+    benchmark = load_benchmark(config.loaded_from)
+    lines = [
+        f"benchmark   {config.benchmark} ({config.scale})",
+        f"model       {config.model} ({search.num_parameters:,} parameters)",
+        f"data        {len(task.forget)} sequences to forget, {len(task.retain)} to retain",
+        f"trials      {config.trials} each of {', '.join(config.methods)}",
+        f"gangs       {config.concurrent} of {gang.num_workers} worker(s), ZeRO-{gang.zero_stage}, "
+        f"{gang.precision}, {gang.gpus_per_worker:g} GPU(s) a worker",
+        f"objective   {config.objective}, utility floor {config.utility_floor:g}",
+        f"sampler     {config.sampler}, {'with' if config.prune else 'no'} pruning",
+    ]
+    for name, space in search.spaces.items():
+        ranges = ", ".join(
+            f"{key} {r.low:.3g}..{r.high:.3g}{' (log)' if r.log else ''}" for key, r in space.ranges.items()
+        )
+        fixed = ", ".join(f"{key} {value}" for key, value in space.fixed.items())
+        lines.append(f"{name:<11} {ranges}; fixed: {fixed}; {len(space.warm_starts)} warm start(s)")
+    return "\n".join([*lines, describe_objective(benchmark, config.utility_floor, config.under)])

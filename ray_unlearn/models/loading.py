@@ -1,0 +1,151 @@
+"""Load a model and its tokenizer."""
+
+from __future__ import annotations
+
+import re
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from ray_unlearn.config import UserError
+
+TOKENIZER_OF = dict.fromkeys(
+    ("muse-bench/MUSE-News_target", "muse-bench/MUSE-Books_target"), "meta-llama/Llama-2-7b-hf"
+)
+"""Hub models that come without a tokenizer, and the one that they were trained with."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
+_trusts: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
+
+
+def trust_remote_code(is_trusted: bool) -> None:
+    """Whether models may run code that lies beside their weights, for what this thread loads from here on."""
+    _trusts.set(is_trusted)
+
+
+def trusts_remote_code() -> bool:
+    return _trusts.get()
+
+
+def _settings() -> dict[str, bool]:
+    """For everything that is loaded. Said even where it is off: left unsaid, transformers would ask."""
+    return {"trust_remote_code": trusts_remote_code()}
+
+
+def check_model(name: str) -> None:
+    """Raise UserError where a path was given that is no model folder. Hub names pass unless they look like paths."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"--model {name}: this folder holds no model (no config.json). Give the folder that holds it"
+            )
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"--model {name}: no such folder. Give a model folder or a hub name such as owner/name")
+
+
+def load_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(TOKENIZER_OF.get(name, name), **_settings())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name}: its tokenizer cannot be loaded{_why(error)}") from None
+
+
+def load_config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, **_settings())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name}: cannot be loaded{_why(error)}") from None
+
+
+def load_model(name: str, precision: str) -> Any:
+    """The causal language model in that precision, with every dropout off.
+
+    Dropout would make the loss depend on how a batch is cut over workers, and NPO's ratio at the start
+    differ from 1.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    for key, value in config.to_dict().items():
+        if ("dropout" in key or key.endswith(("_pdrop", "_drop"))) and isinstance(value, float):
+            setattr(config, key, 0.0)
+    dtype = getattr(torch, DTYPES[precision])
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, **_settings()
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name}: cannot be loaded{_why(error)}") from None
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise UserError where the pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--train {pattern}: is no regular expression ({error}). Correct it") from None
+
+
+def _why(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return ": it brings code of its own, which could do anything. Read it, then give --trust-remote-code"
+    return f" ({_first_line(error)}). Check the name or the folder"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool) -> Any:
+    """The model with adapters around its linear layers, or with all but the named parameters frozen.
+
+    Raises UserError where the pattern names nothing, or peft is missing.
+    """
+    if lora_rank:
+        try:
+            from peft import LoraConfig, get_peft_model
+        except ImportError:
+            raise UserError("--lora: needs the peft package. Install ray_unlearn[lora]") from None
+        config = LoraConfig(
+            r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        model = get_peft_model(model, config)
+    if pattern:
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        chosen = {name for name in trained if re.search(pattern, name)}
+        if not chosen:
+            raise UserError(f"--train {pattern}: names no parameter. Some names: {', '.join(trained[:3])}")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+    if checkpointing:
+        # Not re-entrant: the re-entrant kind gives no gradients at all when the embeddings are frozen.
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    return model
+
+
+def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, source: str, precision: str) -> None:
+    """Write the model with these weights as `transformers` loads it (safetensors); adapters are merged first."""
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model
+
+        merged = get_peft_model(load_model(source, precision), model.peft_config["default"])
+        # Tied weights are named once; a name that the model does not have would be a loss.
+        unexpected = merged.load_state_dict(state, strict=False).unexpected_keys
+        if unexpected:
+            raise RuntimeError(f"the adapted model has weights that its base does not know: {unexpected[:3]}")
+        merged.merge_and_unload().save_pretrained(folder)
+    else:
+        model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def save_adapter(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path) -> None:
+    """Write the adapter by itself as `peft` loads it on top of the model that it was trained on."""
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,111 @@
+"""Every file of a search against what it should be: checksums, hashes, and the ledger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_unlearn.config import UserError
+from ray_unlearn.files import checksum
+from ray_unlearn.records.ledger import LEDGER, History, read_ledger
+from ray_unlearn.records.tables import CHECKSUM, LOCAL, json_checksum, schema_of, trial_place, write_json, write_table
+
+DERIVED = ("report", "log.txt")
+"""What `ray_unlearn report` writes again, and what nobody reads."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file that is not as it was written, or not there."""
+
+    name: str
+    """Within the search's folder."""
+    what: str
+    is_repaired: bool = False
+
+
+def verify_search(folder: Path, repair: bool = False) -> list[Finding]:
+    """What is damaged or missing. repair: write files of trials again where the ledger has them.
+
+    Raises UserError where the folder holds no search.
+    """
+    if not (folder / "search.json").exists() and not (folder / LEDGER).exists():
+        raise UserError(f"{folder}: holds no search. Give the folder that `tune` printed")
+    history = read_ledger(folder)
+    found = [*_check_ledger(history), *_check_json(folder), *_check_files(folder, history)]
+    return [_repair(folder, history, finding) for finding in found] if repair else found
+
+
+def describe_findings(folder: Path, findings: list[Finding]) -> str:
+    if not findings:
+        return f"{folder}: every file is as it was written"
+    lines = [f"{f.name}: {f.what}{', written again' if f.is_repaired else ''}" for f in findings]
+    left = sum(not f.is_repaired for f in findings)
+    return "\n".join([*lines, f"{folder}: {left} file(s) damaged or missing; all others can be read"])
+
+
+def _check_ledger(history: History) -> Iterator[Finding]:
+    if history.damaged:
+        yield Finding(LEDGER, f"damaged in line(s) {', '.join(map(str, history.damaged))}")
+    if history.is_cut:
+        yield Finding(LEDGER, "the last line is cut off, as after a kill; --resume removes it")
+
+
+def _check_json(folder: Path) -> Iterator[Finding]:
+    for path in sorted([*folder.glob("*.json"), *(folder / "compare").glob("*.json")]):
+        try:
+            values = dict(json.loads(path.read_text()))
+            is_right = path.name == LOCAL or values.get(CHECKSUM) in (None, json_checksum(values))
+        except (OSError, ValueError, TypeError):
+            is_right = False
+        if not is_right:
+            yield Finding(path.name, "damaged")
+
+
+def _check_files(folder: Path, history: History) -> Iterator[Finding]:
+    """What the ledger has a checksum of, and every Parquet file besides."""
+    known = history.files()
+    for name, expected in known.items():
+        path = folder / name
+        if not path.is_file():
+            yield Finding(name, "missing")
+        elif checksum(path) != expected:
+            yield Finding(name, "damaged")
+    for path in sorted(folder.rglob("*.parquet")):
+        name = str(path.relative_to(folder))
+        if name in known or name.split("/")[0] in DERIVED:
+            continue
+        try:
+            pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+        except (pa.ArrowException, OSError, ValueError):
+            yield Finding(name, "damaged")
+
+
+def _repair(folder: Path, history: History, finding: Finding) -> Finding:
+    """Write it again where the ledger says what was in it."""
+    known = _rows_of(history)
+    kind = Path(finding.name).parts[0]
+    columns = next((row.keys() for name, rows in known.items() if Path(name).parts[0] == kind for row in rows), None)
+    if finding.name == "search.json" and history.meta is not None:
+        write_json(folder / finding.name, history.meta)
+    elif finding.name in known and columns is not None:  # the same ones in all rows of a kind
+        write_table(folder / finding.name, schema_of(kind, columns), known[finding.name])
+    else:
+        return finding
+    return replace(finding, is_repaired=True)
+
+
+def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
+    """By file, what the ledger has of it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for life in history.lives().values():
+        if life.row is not None:
+            found[f"curves/{trial_place(life.row)}"] = life.curve
+            found |= {f"trials/{trial_place(row)}": [row] for row in (life.row, *life.points)}
+    return found

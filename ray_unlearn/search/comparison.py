@@ -1,0 +1,325 @@
+"""Finalists of every method over several seeds: `ray_unlearn compare`.
+
+results/<search>/
+    comparison.json     means, spreads, intervals, differences, warnings: see `summarise`
+    compare/runs/       Parquet, one row a run, <trial_id>-seed<k>.parquet; what is there is not run again
+    compare/start.parquet   the starting model on the held-out split
+    compare/log.txt
+
+The settings are the search's, chosen on the selection split; the runs have seeds that the search did not have, the
+same ones for every method, and are scored on the held-out split.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.config import METHOD_TITLES, SearchConfig
+from ray_unlearn.failures import INF, NAN
+from ray_unlearn.metrics.fronts import hypervolume, pareto_front
+from ray_unlearn.metrics.statistics import (
+    Difference,
+    bootstrap,
+    compare_pairs,
+    describe_difference,
+    describe_limits,
+    describe_spread,
+)
+from ray_unlearn.records.tables import CANDIDATES, COMPLETED, INTERPOLATED, write_table
+from ray_unlearn.report.parameters import NEAR, describe_edge
+from ray_unlearn.search.space import Space
+
+Row = Mapping[str, Any]
+SEED_BASE = 1000
+"""The first of a comparison's seeds lies so far above the search's."""
+MOST_UNEQUAL = {"trials": 1.0, "epochs": 1.1, "device_seconds": 3.0}
+"""How many times the least-served method's budget another one's may be. Seconds differ by what methods compute (GA
+reads no retain set) and by what else the machine did; trials are dealt out evenly."""
+MEASURES = ("objective", "forget", "utility")
+
+
+def comparison_seeds(config: SearchConfig, count: int) -> list[int]:
+    return [config.seed + SEED_BASE + k for k in range(count)]
+
+
+def pick_finalists(rows: Sequence[Row], floor: float, top: int, frontier: bool) -> list[Row]:
+    """By method, its best `top` by objective at or above the utility floor (of all, where none is), best first; then
+    every other point of the front over all methods, if wanted."""
+    candidates = [row for row in rows if row["status"] in CANDIDATES]
+    picked: list[Row] = []
+    for method in dict.fromkeys(row["method"] for row in candidates):
+        mine = [row for row in candidates if row["method"] == method]
+        able = [row for row in mine if row["utility"] >= floor] or mine
+        picked += sorted(able, key=lambda row: -row["objective"])[:top]
+    if frontier and candidates:
+        front = pareto_front(np.array([[row["forget"], row["utility"]] for row in candidates]))
+        names = {row["trial_id"] for row in picked}
+        picked += [row for row, on in zip(candidates, front, strict=True) if on and row["trial_id"] not in names]
+    return picked
+
+
+def count_budgets(trials: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """What the search spent on each method."""
+    budgets: dict[str, dict[str, float]] = {}
+    for row in trials:
+        if row["status"] != INTERPOLATED:
+            spent = budgets.setdefault(row["method"], {"trials": 0, "epochs": 0, "device_seconds": 0.0})
+            spent["trials"] += 1
+            spent["epochs"] += row["epochs_run"] or 0
+            spent["device_seconds"] += row["device_seconds"] or 0.0
+    return budgets
+
+
+def describe_unequal(budgets: Mapping[str, Mapping[str, float]]) -> str:
+    """What the methods did not get in equal measure, with the counts; empty where all is well."""
+    parts = []
+    for name, most in MOST_UNEQUAL.items():
+        values = {method: spent[name] for method, spent in budgets.items()}
+        if values and max(values.values()) > most * min(values.values()):
+            counts = ", ".join(f"{METHOD_TITLES.get(method, method)} {value:.6g}" for method, value in values.items())
+            parts.append(f"{name.replace('_', ' ')} ({counts})")
+    return "; ".join(parts)
+
+
+def find_edges(best: Mapping[str, Row], spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
+    """Settings of each method's best point that lie at an end of their range."""
+    return [
+        {
+            **{"method": method, "parameter": name, "value": row[name], "low": range_.low, "high": range_.high},
+            "end": "lower" if share <= NEAR else "upper",
+        }
+        for method, row in best.items()
+        for name, range_ in spaces[method].ranges.items()
+        if not NEAR < (share := range_.share(row[name])) < 1 - NEAR
+    ]
+
+
+# ---- the runs
+
+
+def run_comparison(
+    folder: Path,
+    config: SearchConfig,
+    task: Task,
+    finalists: Sequence[Row],
+    seeds: Sequence[int],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Every finalist with every seed, but for the runs that are there already: the rows of all of them.
+
+    A run that diverges is a result, and kept as a failed one. Raises RuntimeError where one fails for another reason
+    (no memory, lost workers); the runs that ended by then are kept.
+    """
+    from ray_unlearn.gangs.gangs import Gangs
+    from ray_unlearn.gangs.session import ray_session, rest_seconds
+    from ray_unlearn.search.held_out import (
+        finished_profile,
+        held_out_job,
+        held_out_judge,
+        rerun_job,
+        rerun_row,
+        row_schema,
+    )
+
+    schema, start_path = row_schema(config), folder / "compare" / "start.parquet"
+    places = {
+        (row["trial_id"], seed): folder / "compare" / "runs" / f"{row['trial_id']}-seed{seed}.parquet"
+        for row in finalists
+        for seed in seeds
+    }
+    done = {key: row for key, path in places.items() if (row := _read_row(path)) is not None}
+    # Seed by seed: a comparison that is interrupted has as many whole pairs as can be.
+    jobs = {
+        job.job_id: (row, job)
+        for seed in seeds
+        for row in finalists
+        if (row["trial_id"], seed) not in done
+        for job in [rerun_job(config, row, seed)]
+    }
+    if done:
+        say(f"{len(done)} of {len(places)} runs are there already")
+    if not jobs:
+        return list(done.values())
+    with (
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
+        Gangs(task, config.gang, config.concurrent, Path(scratch), rest=rest_seconds(config.address)) as gangs,
+    ):
+        start = _read_row(start_path)
+        if start is None:
+            profile = finished_profile(gangs.run(held_out_job(config, config.seed)), "report", "the starting model")
+            head = {"trial_id": "start", "method": "start", "benchmark": config.benchmark, "status": COMPLETED}
+            start = head | {f"{config.benchmark}/{name}": value for name, value in profile.metrics.items()}
+            write_table(start_path, schema, [start])
+        judge = held_out_judge(config, task, metrics_of(start, config.benchmark))
+        for job, report, seconds in gangs.run_all(job for _, job in jobs.values()):
+            row = rerun_row(config, judge, jobs[job.job_id][0], job, report, seconds)
+            key = row["trial_id"], job.seed
+            if row["error"] and row["failure"] not in (NAN, INF):
+                raise RuntimeError(f"{row['trial_id']} with seed {job.seed} failed: {row['error']}")
+            write_table(places[key], schema, [row])
+            done[key] = row
+            outcome = row["error"] or ", ".join(f"{name} {row[name]:.3f}" for name in MEASURES)
+            say(f"[{len(done)}/{len(places)}] {row['trial_id']} seed {job.seed}: {outcome}")
+    return list(done.values())
+
+
+def _read_row(path: Path) -> dict[str, Any] | None:
+    """The one row of a file; None where it is not there or damaged."""
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()[0]
+    except (OSError, IndexError, pa.ArrowException):
+        return None
+
+
+def metrics_of(row: Row, benchmark: str) -> dict[str, float]:
+    """The metrics that a row has, by their plain names."""
+    head = f"{benchmark}/"
+    return {key.removeprefix(head): v for key, v in row.items() if key.startswith(head) and v is not None}
+
+
+# ---- what they say
+
+
+def summarise(
+    config: SearchConfig,
+    trials: Sequence[Row],
+    spaces: Mapping[str, Space],
+    finalists: Sequence[Row],
+    runs: Sequence[Row],
+    seeds: Sequence[int],
+    importances: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:
+    """comparison.json as plain data: {
+        "seeds": [int],
+        "finalists": [{"method", "trial_id", "n": completed runs, "forget" | "utility" | "objective": {"mean", "std",
+            "min", "max"}, "metrics": {"<benchmark>/<metric>": {"mean", "std"}}}], std null where n is 1;
+        "hypervolume": {method: {"value", "low", "high"}},
+        "differences": [{"better", "other", "measure", "value", "low", "high", "verdict", "sentence", "n", "p"}],
+        "warnings": [str], "budget": {method: {"trials", "epochs", "device_seconds"}},
+        "importances": {method: {parameter: share}}, "edges": [{"method", "parameter", "value", "low", "high",
+        "end": "lower" | "upper"}]}.
+
+    A method's best point, of which `differences` speaks, is the first of its finalists: the one that the search would
+    choose. To pick it by these runs would favour whoever has more finalists.
+    """
+    completed = {
+        row["trial_id"]: {run["seed"]: run for run in runs if _is_of(run, row) and run["status"] == COMPLETED}
+        for row in finalists
+    }
+    best: dict[str, Row] = {}
+    for row in finalists:
+        best.setdefault(row["method"], row)
+    budgets = count_budgets(trials)
+    warnings = [describe_limits(len(seeds))]
+    if unequal := describe_unequal(budgets):
+        warnings.append(f"The methods had unequal budgets: {unequal}. Who had more had more chances to find something.")
+    for method in config.methods:
+        if method not in best:
+            warnings.append(f"No trial of {METHOD_TITLES.get(method, method)} completed; it is not compared.")
+    for row in finalists:
+        failed = [run for run in runs if _is_of(run, row) and run["status"] != COMPLETED]
+        if failed:
+            warnings.append(
+                f"{row['trial_id']}: {len(failed)} of {len(failed) + len(completed[row['trial_id']])} runs failed "
+                f"({failed[0]['error']}); the figures are of the others"
+            )
+    return {
+        "seeds": list(seeds),
+        "finalists": [
+            _describe_finalist(row, list(completed[row["trial_id"]].values()), config.benchmark)
+            for row in finalists
+            if completed[row["trial_id"]]
+        ],
+        "hypervolume": _hypervolumes(finalists, completed),
+        "differences": _differences(best, completed),
+        "warnings": warnings,
+        "budget": budgets,
+        "importances": {method: dict(shares) for method, shares in importances.items()},
+        "edges": find_edges(best, spaces),
+    }
+
+
+def _is_of(run: Row, finalist: Row) -> bool:
+    return bool(run["trial_id"] == finalist["trial_id"])
+
+
+def _describe_finalist(row: Row, runs: Sequence[Row], benchmark: str) -> dict[str, Any]:
+    def column(name: str) -> np.ndarray:
+        return np.array([run[name] for run in runs], float)
+
+    names = [n for n in runs[0] if n.startswith(f"{benchmark}/") and all(run.get(n) is not None for run in runs)]
+    spreads = {name: describe_spread(column(name)) for name in names}
+    return {
+        **{"method": row["method"], "trial_id": row["trial_id"], "n": len(runs)},
+        **{name: describe_spread(column(name)) for name in MEASURES},
+        "metrics": {name: {part: spread[part] for part in ("mean", "std")} for name, spread in spreads.items()},
+    }
+
+
+def _shared_seeds(runs: Sequence[Mapping[int, Row]]) -> list[int]:
+    """Seeds with which all of them completed."""
+    return sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
+
+
+def _hypervolumes(finalists: Sequence[Row], completed: Mapping[str, Mapping[int, Row]]) -> dict[str, dict[str, float]]:
+    """By method, the area under its finalists' mean (forget, utility), seeds resampled for all of them together."""
+    found = {}
+    for method in dict.fromkeys(row["method"] for row in finalists):
+        mine = [completed[row["trial_id"]] for row in finalists if row["method"] == method]
+        mine = [by_seed for by_seed in mine if by_seed]
+        seeds = _shared_seeds(mine) if mine else []
+        if seeds:
+            points = np.array([[[m[seed]["forget"], m[seed]["utility"]] for m in mine] for seed in seeds])
+            interval = bootstrap(len(seeds), lambda draw, points=points: hypervolume(points[draw].mean(axis=0)))  # type: ignore[misc]
+            found[method] = {"value": interval.value, "low": interval.low, "high": interval.high}
+    return found
+
+
+def _differences(best: Mapping[str, Row], completed: Mapping[str, Mapping[int, Row]]) -> list[dict[str, Any]]:
+    found = []
+    for first, second in combinations(best, 2):
+        mine, others = completed[best[first]["trial_id"]], completed[best[second]["trial_id"]]
+        seeds = _shared_seeds([mine, others])
+        for measure in MEASURES if seeds else ():
+            a, b = (np.array([by_seed[seed][measure] for seed in seeds], float) for by_seed in (mine, others))
+            difference = compare_pairs(a, b)
+            if difference.interval.value >= 0:
+                found.append(_describe_difference(first, second, measure, difference))
+            else:
+                found.append(_describe_difference(second, first, measure, difference.turned()))
+    return found
+
+
+def _describe_difference(better: str, other: str, measure: str, difference: Difference) -> dict[str, Any]:
+    first, second = (METHOD_TITLES.get(method, method) for method in (better, other))
+    interval = difference.interval
+    return {
+        **{"better": better, "other": other, "measure": measure},
+        **{"value": interval.value, "low": interval.low, "high": interval.high, "verdict": difference.verdict},
+        "sentence": describe_difference(first, second, measure, difference),
+        **{"n": difference.n, "p": difference.p},
+    }
+
+
+def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:
+    """Lines for people: the finalists, what tells them apart, what to mind."""
+    lines = []
+    for entry in comparison["finalists"]:
+        scores = ", ".join(
+            f"{name} {entry[name]['mean']:.3f} ({entry[name]['min']:.3f} to {entry[name]['max']:.3f})"
+            for name in MEASURES
+        )
+        lines.append(f"{entry['trial_id']} over {entry['n']} seeds: {scores}")
+    lines += [d["sentence"] for d in comparison["differences"]]
+    warnings = [*comparison["warnings"], *map(describe_edge, comparison["edges"])]
+    return lines + [f"Note: {warning}" for warning in warnings]

@@ -1,0 +1,227 @@
+"""Ray Tune over gangs: ask, run, record.
+
+Tune schedules; the settings come from Optuna through a searcher of our own that serves all methods in turn,
+each from its own study, so that every method gets the same number of trials in one run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.contract import Benchmark, Task
+from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.objective import Judge, describe_objective
+from ray_unlearn.config import SearchConfig, UserError
+from ray_unlearn.files import Patience
+from ray_unlearn.gangs.gangs import Gangs
+from ray_unlearn.gangs.session import ray_session, rest_seconds
+from ray_unlearn.interruption import end_soon, signals_as_interrupts
+from ray_unlearn.provenance import git_revision, package_versions, public_command, public_config
+from ray_unlearn.records.ledger import Event, History, Ledger
+from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, read_search, write_json
+from ray_unlearn.search.finals import finals_are_done, run_finals
+from ray_unlearn.search.held_out import attacks_of, finished_profile, metrics_of_profile, row_schema
+from ray_unlearn.search.optuna_log import StudiesView
+from ray_unlearn.search.ray_tune import tune_trials
+from ray_unlearn.search.recorder import Recorder, Watcher
+from ray_unlearn.search.sampling import MethodStudy, importances
+from ray_unlearn.search.selection import best_of_methods, choose
+from ray_unlearn.search.space import Space
+from ray_unlearn.search.trackers import build_trackers
+from ray_unlearn.training.attacks import describe_metrics
+from ray_unlearn.training.trial import Job
+
+
+def run_search(
+    config: SearchConfig,
+    task: Task,
+    spaces: Mapping[str, Space],
+    folder: Path,
+    command: list[str],
+    watcher: Watcher,
+    keep_model: bool = True,
+    local: Mapping[str, Any] | None = None,
+) -> str:
+    """Run the whole search into `folder`, or what is left of it there; returns its status, "complete" or "partial".
+
+    local: what a later command on this machine needs to go on (see again.py).
+
+    Raises UserError where the folder cannot be written or somebody else writes to it, RuntimeError where nothing can
+    run. Ctrl-C and SIGTERM raise KeyboardInterrupt outside the trials; what had ended by then is on the disk.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
+    benchmark = load_benchmark(config.loaded_from)
+    patience = Patience(watcher.stage)
+    curves = curve_schema(benchmark.name, [*benchmark.metrics, *describe_metrics(benchmark, config.under)])
+    writer = Writer(folder, row_schema(config), curves, patience)
+    with Ledger(folder, patience) as ledger:
+        history = ledger.open()
+        if local is not None:
+            write_json(folder / LOCAL, local)
+        meta = describe_search(config, benchmark, spaces, command, task, history.meta)
+
+        def describe(**now: Any) -> None:
+            meta.update(now)
+            ledger.append("described", meta=meta)
+            writer.write_search(meta)
+
+        describe(status="running")
+        view = StudiesView(folder, config.name, spaces, config.objective == "pareto", config.utility_floor)
+        recorder = Recorder(config, build_studies(config, spaces), spaces, writer, ledger, watcher, view)
+        if history.events:
+            recorder.recall(history, _unknown_rows(folder, history))
+        try:
+            status = "complete"
+            best = best_of_methods(recorder.rows, config.utility_floor)
+            done = history.finals()
+            if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, config.utility_floor):
+                status = _through_losses(
+                    recorder,
+                    watcher,
+                    lambda: _run_gangs(config, task, recorder, done, keep_model, watcher, describe),
+                )
+        except KeyboardInterrupt:
+            end_soon()
+            describe(status="partial", finished=_now())
+            raise
+        best = best_of_methods(recorder.rows, config.utility_floor)
+        chosen = choose(list(best.values()), config.utility_floor)
+        describe(
+            status=status,
+            finished=_now(),
+            chosen=chosen["trial_id"] if chosen else None,
+            importances=describe_importances(recorder.rows, spaces),
+        )
+    return status
+
+
+def _through_losses(recorder: Recorder, watcher: Watcher, run: Callable[[], str]) -> str:
+    """What `run` returns. Where the cluster or the broker is lost on the way it is begun anew, as long as that brings
+    trials to their end."""
+    while True:
+        left = recorder.num_left
+        try:
+            return run()
+        except RayError as error:
+            recorder.put_back(jobs_are_gone=True)
+            if recorder.num_left == left:
+                raise
+            watcher.stage(f"lost the search's place on the cluster ({str(error).splitlines()[0]}); starting anew")
+
+
+def _run_gangs(
+    config: SearchConfig,
+    task: Task,
+    recorder: Recorder,
+    done: Mapping[str, Event],
+    keep_model: bool,
+    watcher: Watcher,
+    describe: Callable[..., None],
+) -> str:
+    """What is left of a search, on a Ray cluster; "complete" or "partial"."""
+    benchmark = load_benchmark(config.loaded_from)
+    rest = rest_seconds(config.address)
+    way_on = f"stopped, and its cluster too. Go on with: ray_unlearn tune --resume {recorder.writer.folder}"
+    watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
+    with (
+        signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
+        Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
+    ):
+        # Sampled answers are judged against the starting model's.
+        sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
+        report = gangs.run(Job("start", robustness=sampling, seed=config.seed))
+        start = finished_profile(report, "selection", "the starting model")
+        retrained = metrics_of_profile(task.selection.retrained)
+        judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
+        benchmark.check_start(judge)
+        for note in report["notes"]:
+            watcher.stage(note)
+        describe(**describe_anchors(judge), notes=[*task.notes, *report["notes"]], hardware=report["hardware"])
+        recorder.attach(lambda trial_id: ray.get(gangs.broker.stop_trial.remote(trial_id)))
+        watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
+        trackers = build_trackers(config, recorder.writer.folder, watcher.stage)
+        if tune_trials(config, gangs, judge, recorder, Path(scratch), trackers) != "complete":
+            end_soon()  # whoever interrupted it wants the results now
+            return "partial"
+        best = best_of_methods(recorder.rows, config.utility_floor)
+        watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
+        finalists = run_finals(config, gangs, task, best, recorder.writer, recorder.ledger, done, keep_model)
+        describe(finalists=finalists)
+    return "complete"
+
+
+def build_studies(config: SearchConfig, spaces: Mapping[str, Space]) -> dict[str, MethodStudy]:
+    is_pareto = config.objective == "pareto"
+    return {
+        name: MethodStudy(spaces[name], config.trials, is_pareto, config.seed, config.sampler, config.utility_floor)
+        for name in config.methods
+    }
+
+
+def _unknown_rows(folder: Path, history: History) -> list[dict[str, Any]]:
+    """Rows of ended trials that stand in Parquet files alone, the ledger being damaged."""
+    return read_search(folder).trials if history.damaged else []
+
+
+def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]) -> dict[str, dict[str, float]]:
+    """By method, its parameters' shares; methods with too few trials are left out."""
+    found = {name: importances([r for r in rows if r["method"] == name], space) for name, space in spaces.items()}
+    return {name: shares for name, shares in found.items() if shares}
+
+
+def describe_search(
+    config: SearchConfig,
+    benchmark: Benchmark,
+    spaces: Mapping[str, Space],
+    command: list[str],
+    task: Task,
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What search.json says before anything has run; before: what it said when the search was broken off."""
+    words = public_command(command)
+    if before is not None:
+        now = {"command": words, "started": _now(), "versions": package_versions(), "git": git_revision()}
+        return {**before, "config": public_config(config), "resumed": [*before.get("resumed", []), now]}
+    return {
+        "name": config.name,
+        "status": "running",
+        "created": _now(),
+        "finished": None,
+        "command": words,
+        "config": public_config(config),
+        "git": git_revision(),
+        "objective_text": describe_objective(benchmark, config.utility_floor, config.under),
+        "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
+        "data_fingerprint": data_fingerprint(task),
+        "start": None,
+        "retrained": None,
+        "spaces": {name: asdict(space) for name, space in spaces.items()},
+        "versions": package_versions(),
+        "chosen": None,
+    }
+
+
+def describe_anchors(judge: Judge) -> dict[str, Any]:
+    start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start, is_last=False))}
+    retrained = None
+    if judge.retrained is not None:
+        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_last=False))}
+    return {"start": start, "retrained": retrained}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

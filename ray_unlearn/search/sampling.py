@@ -1,0 +1,204 @@
+"""Optuna, seen from the search: one study a method, the same number of first points for each.
+
+A study is told full-fidelity values of completed trials and no others. A failed
+trial is told FAIL, which no sampler reads. A pruned one is told PRUNED, with no value that could be mistaken for a
+whole trial's, because the samplers are not alike:
+
+- TPE counts PRUNED as known to be bad, below every completed trial (it ranks pruned ones among themselves by how far
+  they came). Told FAIL, it would forget where they were, and with most trials pruned it would draw at random for
+  most of a search. For several objectives it would rank a pruned trial by values that it has not got, so
+  there the pruned one also breaks a constraint: TPE takes infeasible trials for bad without reading their values.
+- GP reads completed and running trials alone. Its proposal follows from what it was told, so it would come back to
+  where a trial was pruned: it is told nothing, and the pruned trial stays one whose outcome is awaited.
+- NSGA-II breeds from completed trials: who is pruned leaves no children. QMC and random learn from nothing.
+
+With two objectives the utility floor is a constraint for TPE, GP and NSGA-II; the combined objective has it inside.
+
+TPE and GP take longer over a proposal the more trials they have seen (tests.perf.growth), so a long search would slow
+down without end. When a study of theirs has LOOKS_BACK trials, it begins again with the best and the newest of them.
+Shorter searches know nothing of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState
+
+from ray_unlearn.config import GP, NSGA2, QMC, RANDOM, TPE
+from ray_unlearn.records.tables import COMPLETED, PRUNED
+from ray_unlearn.search.halving import best
+from ray_unlearn.search.space import Range, Space
+
+FIRST_POINTS = 8
+"""Trials of each method that come before the model-based ones: published settings, then quasi-random."""
+GP_STARTS_AT = 2
+"""Completed trials from which GP proposes. Few, as of the first points only those that were not pruned complete."""
+GENERATIONS = 5
+"""NSGA-II's generations in one search; Optuna's own population of 50 would make a search of 20 trials random."""
+SMALLEST_POPULATION = 4
+LOOKS_BACK = {TPE: 1000, GP: 200}
+"""By sampler, the trials at which a study begins again with half of them: a fifth are the best, the rest the newest."""
+FEWEST_FOR_IMPORTANCES = 8
+"""Completed trials of a method under which its parameters' importances would be noise."""
+MOST_FOR_IMPORTANCES = 300
+"""Of more, so many are taken, spread over the search: fANOVA takes seconds for them, and its time grows faster."""
+
+
+class MethodStudy:
+    """Asks Optuna for one method's settings and tells it the outcomes."""
+
+    def __init__(
+        self, space: Space, trials: int, pareto: bool, seed: int, sampler: str = TPE, utility_floor: float = 0.0
+    ) -> None:
+        quieten()
+        self._pareto, self._floor = pareto, utility_floor
+        self._sampler, self._trials, self._seed = sampler, trials, seed
+        self._first = min(FIRST_POINTS, max(1, trials // 2))
+        self._study = self._new_study()
+        self._distributions = build_distributions(space)
+        # QMC has nothing to wait for: its first points are all of its points.
+        self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, self._first), seed)
+        self._asked = 0
+        self._open: dict[str, optuna.trial.Trial] = {}
+        self._known = 0
+
+    def _new_study(self) -> optuna.Study:
+        return optuna.create_study(directions=["maximize"] * (2 if self._pareto else 1))
+
+    def ask(self, trial_id: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The next settings. values: those that were suggested for this trial before, by a search that now goes on.
+
+        They follow from the seed, the trial's place and what was told so far, and from nothing else: a search that
+        goes on proposes what it would have proposed without the break.
+        """
+        known = self._points[self._asked] if self._asked < len(self._points) else None
+        if values is not None:
+            known = {name: values[name] for name in self._distributions}
+        kind = self._sampler
+        if known is not None:
+            self._study.enqueue_trial(known)
+            kind = NSGA2 if kind == NSGA2 else RANDOM  # NSGA-II marks its generations; the others have nothing to do
+        seed = int(np.random.SeedSequence([self._seed, self._asked]).generate_state(1)[0])
+        self._study.sampler = _build_sampler(kind, self._trials, self._first, seed)
+        self._asked += 1
+        trial = self._study.ask(self._distributions)
+        self._open[trial_id] = trial
+        return dict(trial.params)
+
+    def tell(self, trial_id: str, row: Mapping[str, Any]) -> None:
+        """How a trial ended: its row of results (status; of a completed one objective, forget and utility)."""
+        trial = self._open.pop(trial_id)
+        if row["status"] == COMPLETED:
+            if self._pareto:
+                trial.set_constraint("utility", self._floor - row["utility"])
+            self._study.tell(trial, [row["forget"], row["utility"]] if self._pareto else [row["objective"]])
+        elif row["status"] != PRUNED:
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif self._sampler != GP:
+            if self._pareto:
+                # More than a completed trial's utility can ever be under the floor, and less the further it came.
+                trial.set_constraint("pruned", 2.0 - row["epochs_run"] / row["epochs"])
+            else:
+                trial.report(row["objective"], row["epochs_run"])
+            self._study.tell(trial, state=TrialState.PRUNED)
+        self._known += 1
+        if self._known == LOOKS_BACK.get(self._sampler):
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        """A study of the best and the newest trials that ended, and of those that are open."""
+        ended = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        completed = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+        feasible = [trial for trial in completed if all(value <= 0 for value in trial.constraints.values())]
+        leading, keep = feasible or completed, LOOKS_BACK[self._sampler] // 2
+        first = best(np.array([trial.values for trial in leading]), keep // 5) if leading else []
+        kept = {leading[i].number for i in first}
+        others = [trial.number for trial in ended if trial.number not in kept]
+        kept |= set(others[len(kept) - keep :])
+        self._study = self._new_study()
+        self._study.add_trials([trial for trial in ended if trial.number in kept])
+        for trial_id, trial in self._open.items():
+            self._study.enqueue_trial(trial.params)
+            self._open[trial_id] = self._study.ask(self._distributions)
+        self._known = len(kept)
+
+
+def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samplers.BaseSampler:
+    if name == TPE:
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=True)
+    if name == GP:
+        import torch
+
+        torch.set_num_threads(1)  # its matrices are tiny: more threads wait for each other and for the workers
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=GP_STARTS_AT, warn_independent_sampling=False)
+    if name == NSGA2:
+        population = max(SMALLEST_POPULATION, trials // GENERATIONS)
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:
+    """Published settings (a missing key takes the middle of its range), then scrambled Sobol points."""
+    from scipy.stats import qmc  # a second of every process's start
+
+    ranges = _ordered(space)
+    points = [{name: warm.get(name, range_.at(0.5)) for name, range_ in ranges.items()} for warm in space.warm_starts][
+        :count
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the number of points need not be a power of 2
+        shares = qmc.Sobol(len(ranges), seed=seed).random(count - len(points)) if count > len(points) else []
+    points += [
+        {name: range_.at(float(s)) for (name, range_), s in zip(ranges.items(), row, strict=True)} for row in shares
+    ]
+    return points
+
+
+def _ordered(space: Space) -> dict[str, Range]:
+    """By name: a search that goes on has read its space from a file, and must draw in the same order."""
+    return dict(sorted(space.ranges.items()))
+
+
+def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, float]:
+    """How much of the objective's variance each searched parameter accounts for, largest first; sums to 1.
+
+    fANOVA (Hutter et al., ICML 2014) on one method's completed trials. Empty where there are fewer than
+    FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
+    """
+    completed = [row for row in rows if row["status"] == COMPLETED]
+    if len(completed) > MOST_FOR_IMPORTANCES:
+        places = np.linspace(0, len(completed) - 1, MOST_FOR_IMPORTANCES).round().astype(int)
+        completed = [completed[i] for i in places]
+    if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
+        return {}
+    quieten()
+    study = optuna.create_study(direction="maximize")
+    distributions = build_distributions(space)
+    kinds = {name: int if range_.integer else float for name, range_ in space.ranges.items()}
+    for row in completed:
+        values = {name: kind(row[name]) for name, kind in kinds.items()}
+        trial = optuna.trial.create_trial(params=values, distributions=distributions, value=row["objective"])
+        study.add_trial(trial)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return optuna.importance.get_param_importances(study, evaluator=evaluator)
+
+
+def quieten() -> None:
+    """Optuna tells of every trial, and warns that its constraints and metric names are new."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def build_distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {name: _distribution(range_) for name, range_ in _ordered(space).items()}
+
+
+def _distribution(range_: Any) -> optuna.distributions.BaseDistribution:
+    if range_.integer:
+        return optuna.distributions.IntDistribution(int(range_.low), int(range_.high), log=range_.log)
+    return optuna.distributions.FloatDistribution(range_.low, range_.high, log=range_.log)

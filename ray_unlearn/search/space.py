@@ -1,0 +1,227 @@
+"""A search_spaces/ TOML file -> ranges, checked against the method's signature.
+
+method = "simnpo"
+[fixed]                     # trial settings or method parameters that are not searched
+epochs = 10
+[space.learning_rate]       # ranges; log = true for a logarithmic one, integer = true for whole numbers
+low = 1e-6
+high = 1e-4
+log = true
+at_parameters = 7e9         # the range is meant for a model of this size, see `scaled`
+[[warm_start]]              # tried first; a key left out takes the middle of its range
+beta = 2.5
+[on.wmdp-mini.fixed]        # the same tables again, for one benchmark (and scale) only; "custom": all of the user's own
+epochs = 6
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_unlearn.benchmarks import BENCHMARKS, OWN_DATA
+from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, UserError
+from ray_unlearn.files import read_toml
+from ray_unlearn.models.sizes import scaled
+from ray_unlearn.training.losses import METHODS, Method
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def at(self, share: float) -> float:
+        """The value at a share in [0, 1] of the range (of its logarithm, where it is logarithmic)."""
+        value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        return round(value) if self.integer else min(max(value, self.low), self.high)
+
+    def share(self, value: float) -> float:
+        """Where a value lies in the range: 0 at its low end, 1 at its high end; what `at` takes."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched for one method, what is fixed, and which points come first."""
+
+    method: str
+    fixed: Mapping[str, Any]
+    ranges: Mapping[str, Range]
+    warm_starts: tuple[Mapping[str, float], ...]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Space:
+        """As search.json has it."""
+        ranges = {name: Range(**range_) for name, range_ in values["ranges"].items()}
+        return cls(values["method"], values["fixed"], ranges, tuple(values["warm_starts"]))
+
+
+def folder() -> Path:
+    """Where the search spaces are: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).parents[1]
+    return here / "search_spaces" if (here / "search_spaces").is_dir() else here.parent / "search_spaces"
+
+
+def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, file: Path | None = None) -> Space:
+    """The method's space for this benchmark and model size.
+
+    Raises UserError for whatever in the file cannot work, naming file, table and key.
+    """
+    path = file or folder() / f"{method.name}.toml"
+    raw = read_toml(path)
+    if raw.get("method") != method.name:
+        raise UserError(f'{path}: has method = {raw.get("method")!r}. Write method = "{method.name}"')
+    _check_keys(path, "the file", raw, {"method", "fixed", "space", "warm_start", "on"})
+    fixed, ranges = dict(_table(path, raw, "fixed")), dict(_table(path, raw, "space"))
+    warm_starts = _tables(path, raw, "warm_start")
+    overrides = _table(path, raw, "on")
+    known = {*BENCHMARKS, benchmark}
+    _check_keys(path, "[on]", overrides, {f"{name}{scale}" for name in known for scale in ("", "-mini", "-full")})
+    own = () if benchmark in BENCHMARKS else (OWN_DATA,)
+    for name in (*own, benchmark, f"{benchmark}-{scale}"):
+        table = _table(path, overrides, name)
+        _check_keys(path, f"[on.{name}]", table, {"fixed", "space", "warm_start"})
+        for key, value in _table(path, table, "fixed").items():
+            ranges.pop(key, None)
+            fixed[key] = value
+        for key, value in _table(path, table, "space").items():
+            fixed.pop(key, None)
+            ranges[key] = value
+        warm_starts = _tables(path, table, "warm_start") or warm_starts
+    return _check(path, method, fixed, ranges, warm_starts, num_parameters)
+
+
+def read_spaces(meta: Mapping[str, Any]) -> dict[str, Space]:
+    """By method, as search.json has them."""
+    return {name: Space.from_json(values) for name, values in meta["spaces"].items()}
+
+
+def _table(path: Path, parent: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = parent.get(key, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {key} = {table!r} is no table. Write [{key}] and the settings under it")
+    return table
+
+
+def _tables(path: Path, parent: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    tables = parent.get(key, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: {key} is no list of tables. Write [[{key}]] and the settings under it")
+    return list(tables)
+
+
+def file_method(path: Path) -> str:
+    """The method that a space file is for."""
+    name = read_toml(path).get("method")
+    if name not in METHODS:
+        raise UserError(f"{path}: method = {name!r} is unknown. Choose from: {', '.join(METHODS)}")
+    return str(name)
+
+
+def _check(
+    path: Path,
+    method: Method,
+    fixed: dict[str, Any],
+    tables: dict[str, Any],
+    warm_starts: list[dict[str, float]],
+    num_parameters: int,
+) -> Space:
+    allowed = {*method.parameters, *TRIAL_SETTINGS} - (set() if method.uses_retain else {"retain_weight"})
+    for where, keys in (
+        ("[fixed]", fixed),
+        ("[space]", tables),
+        *(("[[warm_start]]", w) for w in warm_starts),
+    ):
+        _check_keys(path, where, keys, allowed, f"{method.name} takes")
+    words = {"schedule": SCHEDULES, "retain_loss": method.retain_losses}
+    for key, value in fixed.items():
+        if key in words:
+            if value not in words[key]:
+                raise UserError(f"{path}: [fixed] {key} = {value!r}. Choose one of: {', '.join(words[key])}")
+        else:
+            _check_number(path, f"[fixed] {key}", key, value)
+        if key in tables:
+            raise UserError(f"{path}: {key} is in [fixed] and in [space]. Take it out of one of them")
+    for key in tables:
+        if key in words:
+            raise UserError(f"{path}: [space.{key}] is no number. Put it into [fixed]")
+    ranges = {key: _range(path, key, table, num_parameters) for key, table in tables.items()}
+    if not ranges:
+        raise UserError(f"{path}: [space] is empty, there is nothing to search. Add a range")
+    points = []
+    for warm_start in warm_starts:
+        at = _size(path, "[[warm_start]]", warm_start)
+        point = {}
+        for key, value in warm_start.items():
+            if key == "at_parameters":
+                continue
+            _check_number(path, f"[[warm_start]] {key}", key, value)
+            if key in ranges:
+                value = scaled(value, at, num_parameters) if key == "learning_rate" else value
+                point[key] = min(max(value, ranges[key].low), ranges[key].high)
+        points.append(point)
+    return Space(method.name, fixed, ranges, tuple(points))
+
+
+def _range(path: Path, key: str, table: Any, num_parameters: int) -> Range:
+    where = f"{path}: [space.{key}]"
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is no table. Write low = and high = under it")
+    _check_keys(path, f"[space.{key}]", table, {"low", "high", "log", "integer", "at_parameters"})
+    low, high = table.get("low"), table.get("high")
+    if not _is_number(low) or not _is_number(high):
+        raise UserError(f"{where} needs numbers for low and high, not {low!r} and {high!r}. Give both")
+    assert low is not None
+    assert high is not None
+    if low >= high:
+        raise UserError(f"{where} has low = {low:g} and high = {high:g}: the range is reversed or empty. Swap them")
+    if table.get("log") and low <= 0:
+        raise UserError(f"{where} is logarithmic and starts at {low:g}. Give a low above 0")
+    integer = SETTING_LIMITS.get(key, (float, 0, 0))[0] is int or bool(table.get("integer", False))
+    for name, value in (("low", low), ("high", high)):
+        _check_number(path, f"[space.{key}] {name}", key, value)
+        if integer and value != int(value):
+            raise UserError(f"{where} {name} = {value:g}: {key} takes whole numbers. Give one")
+    at = _size(path, f"[space.{key}]", table)
+    return Range(
+        scaled(low, at, num_parameters), scaled(high, at, num_parameters), bool(table.get("log", False)), integer
+    )
+
+
+def _size(path: Path, where: str, table: Mapping[str, Any]) -> float | None:
+    """The table's at_parameters."""
+    at = table.get("at_parameters")
+    if at is not None and (not _is_number(at) or at <= 0):
+        raise UserError(f"{path}: {where} at_parameters = {at!r} is no model size. Give a number such as 7e9")
+    return at
+
+
+def _check_number(path: Path, where: str, key: str, value: Any) -> None:
+    """The value fits the setting, or the method parameter (any number; one called beta must be above 0)."""
+    if not _is_number(value):
+        raise UserError(f"{path}: {where} = {value!r} is no number. Give one")
+    kind, low, high = SETTING_LIMITS.get(key, (float, -math.inf, math.inf))
+    if kind is int and value != int(value):
+        raise UserError(f"{path}: {where} = {value:g}: takes whole numbers. Give one")
+    if not low <= value <= high:
+        raise UserError(f"{path}: {where} = {value:g}: must lie between {low:g} and {high:g}. Give such a number")
+    if key == "beta" and value <= 0:
+        raise UserError(f"{path}: {where} = {value:g}: must be above 0. Give such a number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_keys(path: Path, where: str, found: Mapping[str, Any], allowed: set[str], who: str = "there is") -> None:
+    unknown = sorted(set(found) - allowed - ({"at_parameters"} if where == "[[warm_start]]" else set()))
+    if unknown:
+        raise UserError(f"{path}: {where} has {unknown[0]!r}. {who} only: {', '.join(sorted(allowed))}")
