@@ -9,8 +9,8 @@ from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.failures import NonFinite
 from ray_unlearn.training.engine import weights_digest
 from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.step import schedule
 from ray_unlearn.training.trial import Job, evaluation_epochs, run_trial
-from ray_unlearn.training.worker import schedule
 from tests.tiny import tiny_task
 
 TRIAL = TrialConfig("a", "simnpo", {"beta": 2.5, "gamma": 0.5}, 1.0, 3e-3, epochs=2, batch_size=8, evaluations=2)

@@ -80,7 +80,7 @@ def test_accuracy_is_the_harnesss_on_every_question(folder: Path):
     probe = wmdp.build_probe(tokenizer, questions, context)
     nothing = Sequences.build([])
     worker = local_worker(Task("wmdp", "full", model, probe.sequences, nothing, Split({}), Split({})), GangConfig())
-    ours = choice_correct(worker._score(probe), probe.question, probe.is_correct)
+    ours = choice_correct(worker.scorer.score(probe), probe.question, probe.is_correct)
 
     found = _evaluate(model, ["hazard_questions"], folder / "tasks", "cpu", write_out=False, limit=None)
     theirs = {s["doc_id"]: bool(s["acc"]) for s in found["samples"]["hazard_questions"]}

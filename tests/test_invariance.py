@@ -47,9 +47,9 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
         worker = Worker(task, gang, torch.device("cpu"))
         for name, trial in METHODS.items():
             worker.restore()
-            worker.prepare_reference(find_method(name))
-            losses = [dataclasses.astuple(s) for epoch in range(trial.epochs) for s in worker.train(trial, epoch)]
-            metrics = dict(worker.evaluate(task.selection).metrics)
+            worker.references.prepare(find_method(name))
+            losses = [dataclasses.astuple(s) for epoch in range(trial.epochs) for s in worker.step.train(trial, epoch)]
+            metrics = dict(worker.scorer.evaluate(task.selection).metrics)
             if name == "simnpo":
                 metrics |= every_score(worker)
             if rank == 0:
@@ -59,10 +59,10 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
 
 def every_score(worker) -> dict[str, float]:
     """All that metrics are made of, sequence by sequence and token by token."""
-    scores = worker._score(Probe(worker.task.forget, attack=True))
+    scores = worker.scorer.score(Probe(worker.task.forget, attack=True))
     assert scores.tokens is not None
     options = np.tile(np.arange(3), (len(worker.task.retain), 1))
-    chosen = worker._score(Probe(cut_to_one_answer(worker.task.retain), options=options))
+    chosen = worker.scorer.score(Probe(cut_to_one_answer(worker.task.retain), options=options))
     arrays = {"nll": scores.nll, "num_correct": scores.num_correct, "suffix_start": scores.suffix_start}
     arrays |= {"logprob": scores.tokens.logprob, "mean": scores.tokens.mean, "std": scores.tokens.std}
     arrays |= {"option_nll": chosen.nll, "option_correct": chosen.num_correct}

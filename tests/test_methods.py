@@ -82,9 +82,9 @@ def test_the_starting_weights_are_there_inside_and_gone_after(worker):
 
     worker.restore()
     before = logprobs()
-    worker.train(trial("graddiff"), 0)
+    worker.step.train(trial("graddiff"), 0)
     trained = logprobs()
-    with worker._snapshot.starting_weights(worker.engine):
+    with worker.rank.snapshot.starting_weights(worker.engine):
         inside = logprobs()
     assert not torch.equal(before, trained)
     torch.testing.assert_close(inside, before, rtol=0, atol=0)
@@ -123,7 +123,7 @@ def test_only_the_chosen_layers_move_under_train_layers(tiny_model):
     worker.restore()
     names = dict(worker.engine.module.named_parameters())
     before = {name: p.detach().clone() for name, p in names.items()}
-    worker.train(dataclasses.replace(trial("rmu"), train_layers=1, weight_decay=0.1), 0)
+    worker.step.train(dataclasses.replace(trial("rmu"), train_layers=1, weight_decay=0.1), 0)
     moved = {name for name, p in names.items() if not torch.equal(p, before[name])}
     assert moved == {"model.model.layers.1.mlp.down_proj.weight"}
 
@@ -142,7 +142,7 @@ def test_lora_trains_far_fewer_weights_and_restores_only_those(tiny_model):
     worker = local_worker(tiny_task(tiny_model), SHAPES["LoRA"])
     trained = sum(p.numel() for p in worker.engine.module.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in worker.engine.module.parameters())
-    assert sum(t.numel() for t in worker._snapshot._working) <= trained + 64
+    assert sum(t.numel() for t in worker.rank.snapshot._working) <= trained + 64
     assert trained < 0.3 * everything
 
 

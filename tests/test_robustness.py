@@ -37,20 +37,20 @@ def worker(request, tiny_model):
 
 
 def state(worker) -> tuple:
-    return weights_digest(worker.engine), dict(worker.evaluate(worker.task.selection).metrics)
+    return weights_digest(worker.engine), dict(worker.scorer.evaluate(worker.task.selection).metrics)
 
 
 @pytest.mark.parametrize("attack", ["relearn", "quantise"])
 def test_an_attack_changes_the_scores_and_then_leaves_every_bit_in_place(worker, attack):
     before = state(worker)
     settings = Robustness((attack,), tuple(before[1]))
-    profile = worker.attack(settings, worker.task.selection, seed=0)
+    profile = worker.attacker.run(settings, worker.task.selection, seed=0)
     assert state(worker) == before
     assert not profile.absent
     word = {"relearn": "relearned", "quantise": "quantised"}[attack]
     assert set(profile.metrics) == {f"{word}_{name}" for name in before[1]}
     assert all(value != before[1][name.removeprefix(f"{word}_")] for name, value in profile.metrics.items())
-    assert worker.attack(settings, worker.task.selection, seed=0) == profile
+    assert worker.attacker.run(settings, worker.task.selection, seed=0) == profile
 
 
 def test_a_trial_after_attacks_is_bit_identical(worker):
@@ -68,12 +68,12 @@ def test_the_line_through_both_models_begins_at_the_start_and_ends_at_the_traine
     with worker.on_the_line(1.0):
         assert state(worker)[1] == pytest.approx(trained[1], rel=1e-6)
     with worker.on_the_line(0.0):
-        at_start = dict(worker.evaluate(worker.task.selection).metrics)
+        at_start = dict(worker.scorer.evaluate(worker.task.selection).metrics)
     with worker.on_the_line(0.5):
-        assert dict(worker.evaluate(worker.task.selection).metrics) not in (at_start, trained[1])
+        assert dict(worker.scorer.evaluate(worker.task.selection).metrics) not in (at_start, trained[1])
     assert state(worker) == trained
     worker.restore()
-    assert dict(worker.evaluate(worker.task.selection).metrics) == at_start
+    assert dict(worker.scorer.evaluate(worker.task.selection).metrics) == at_start
 
 
 def test_a_job_scores_the_line_and_can_end_on_it(worker, tmp_path):
@@ -121,7 +121,7 @@ def test_worst_of_takes_the_largest_of_each_prompt():
 def test_sampled_answers_depend_on_the_seed_alone(tiny_model):
     worker = local_worker(tiny_task(tiny_model), GangConfig())
     prompts = Prompts([[0, 1], [3]], ["1 2", "4"], max_new_tokens=8)
-    greedy = worker._generate(prompts)
-    first, other = worker._generate(prompts, seed=1), worker._generate(prompts, seed=2)
-    assert worker._generate(prompts, seed=1) == first
+    greedy = worker.scorer.generate(prompts)
+    first, other = worker.scorer.generate(prompts, seed=1), worker.scorer.generate(prompts, seed=2)
+    assert worker.scorer.generate(prompts, seed=1) == first
     assert len({*map(tuple, (greedy, first, other))}) == 3

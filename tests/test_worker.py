@@ -26,7 +26,7 @@ def logits_of(worker, tokens: np.ndarray) -> torch.Tensor:
 
 def test_attack_probes_get_every_tokens_log_prob_with_the_moments_of_its_distribution(worker):
     sequences = worker.task.forget
-    scores = worker._score(Probe(sequences, attack=True))
+    scores = worker.scorer.score(Probe(sequences, attack=True))
     assert scores.tokens is not None
     for i, (tokens, start) in enumerate(sequences):
         logits, _ = logits_of(worker, tokens)
@@ -37,14 +37,14 @@ def test_attack_probes_get_every_tokens_log_prob_with_the_moments_of_its_distrib
         std = ((log_distribution.exp() * log_distribution**2).sum(-1) - mean**2).sqrt()
         for got, expected in ((scores.tokens.logprob, chosen), (scores.tokens.mean, mean), (scores.tokens.std, std)):
             np.testing.assert_allclose(got[here], expected.detach().numpy(), rtol=1e-4, atol=1e-5)
-    plain = worker._score(Probe(sequences))
+    plain = worker.scorer.score(Probe(sequences))
     assert plain.tokens is None
     np.testing.assert_allclose(plain.nll, scores.nll, rtol=1e-6)
 
 
 def test_gradient_norms_are_those_of_one_sequence_at_a_time_and_leave_no_gradient(worker):
     few = worker.task.forget.select(range(3))
-    norms = worker._score(Probe(few, attack=True)).gradient_norm
+    norms = worker.scorer.score(Probe(few, attack=True)).gradient_norm
     if worker.gang.zero_stage == 3:
         assert norms is None
         return
@@ -56,16 +56,16 @@ def test_gradient_norms_are_those_of_one_sequence_at_a_time_and_leave_no_gradien
         assert norm == pytest.approx(float(expected), rel=1e-4)
     trial = TrialConfig("a", "ga", {}, 0.0, 3e-3, epochs=1, batch_size=8, evaluations=1)
     first = run_local(worker, Job("one", trial))[-1]["profiles"]
-    worker._score(Probe(few, attack=True))
+    worker.scorer.score(Probe(few, attack=True))
     assert run_local(worker, Job("two", trial))[-1]["profiles"] == first
 
 
 def test_several_options_from_one_pass_score_as_one_sequence_each(worker):
     prompts = [tokens[:4] for tokens, _ in worker.task.retain.select(range(5))]
     options = np.array([[1, 5, 9], [2, 3, 4], [9, 8, 7], [0, 1, 2], [4, 6, 8]])
-    together = worker._score(Probe(Sequences.build(([*p, o[0]], 4) for p, o in zip(prompts, options, strict=True)),
-                                   options=options))  # fmt: skip
-    apart = worker._score(
+    firsts = Sequences.build(([*p, o[0]], 4) for p, o in zip(prompts, options, strict=True))
+    together = worker.scorer.score(Probe(firsts, options=options))
+    apart = worker.scorer.score(
         Probe(Sequences.build(([*p, o], 4) for p, row in zip(prompts, options, strict=True) for o in row))
     )
     for name in ("nll", "num_tokens", "num_correct", "suffix_start"):
@@ -79,13 +79,13 @@ def test_probes_that_share_prompts_are_scored_in_trees_with_the_same_result(work
         "right": Probe(Sequences.build(([*p, 7, 8], 4) for p in prompts)),
         "wrong": Probe(Sequences.build(([*p, *end], 4) for p in prompts for end in ends)),
     }
-    assert worker._has_trees
-    packs = [packed for _, packed in worker._packs(probes["wrong"].sequences, trees=True)]
+    assert worker.rank.has_trees
+    packs = [packed for _, packed in worker.rank.packs(probes["wrong"].sequences, trees=True)]
     assert sum(packed.num_tokens for packed in packs) < sum(probes["wrong"].sequences.lengths)
     together = worker._score_all(probes)
-    worker._has_trees = False
-    apart = {name: worker._score(probe) for name, probe in probes.items()}
-    worker._has_trees = True
+    worker.rank.has_trees = False
+    apart = {name: worker.scorer.score(probe) for name, probe in probes.items()}
+    worker.rank.has_trees = True
     for name, scores in apart.items():
         for field in ("nll", "num_tokens", "num_correct", "suffix_start"):
             np.testing.assert_allclose(getattr(together[name], field), getattr(scores, field), rtol=1e-5, err_msg=name)
@@ -118,8 +118,8 @@ def test_a_model_that_would_mix_packed_sequences_gets_them_in_rows_of_their_own_
     task = tiny_task(write_mixing_model(tmp_path / "mixing"))
     worker = local_worker(task, GangConfig(max_tokens=100))
     assert "row of its own" in worker.notes[0]
-    assert not worker._has_trees
-    scores = worker._score(Probe(task.forget))
+    assert not worker.rank.has_trees
+    scores = worker.scorer.score(Probe(task.forget))
     for i, (tokens, start) in enumerate(task.forget):
         logits, _ = logits_of(worker, tokens)
         chosen = (
@@ -141,11 +141,11 @@ def test_final_probes_are_scored_for_complete_evaluations_alone(tiny_model, monk
         seen.append(probe.attack)
         return score(probe)
 
-    monkeypatch.setattr(worker, "_score", watched)
-    monkeypatch.setattr(worker, "_measure", lambda scores, answers, split: Profile(dict.fromkeys(scores, 0.0)))
-    assert "more" not in worker.evaluate(split).metrics
+    monkeypatch.setattr(worker.scorer, "score", watched)
+    monkeypatch.setattr(worker.scorer, "_measure", lambda scores, answers, split: Profile(dict.fromkeys(scores, 0.0)))
+    assert "more" not in worker.scorer.evaluate(split).metrics
     assert True not in seen
-    assert "more" in worker.evaluate(split, complete=True).metrics
+    assert "more" in worker.scorer.evaluate(split, complete=True).metrics
     assert True in seen
 
 
@@ -174,10 +174,10 @@ def test_examples_pair_each_reference_with_what_was_generated(tiny_model):
     prompts = Prompts([tokens[:1].tolist() for tokens, _ in task.forget], ["1"] * len(task.forget), 4)
     split = Split({"forget": Probe(task.forget)}, generations={"forget": prompts})
     worker = local_worker(task, GangConfig())
-    scores, answers = {"forget": worker._score(Probe(task.forget))}, {"forget": worker._generate(prompts)}
+    scores, answers = {"forget": worker.scorer.score(Probe(task.forget))}, {"forget": worker.scorer.generate(prompts)}
     rows = worker._examples(split, scores, answers)
     assert [row["answer"] for row in rows] == answers["forget"]
     tokens, start = task.forget[3]
-    assert rows[3]["reference"] == worker.tokenizer.decode(tokens[start:])
+    assert rows[3]["reference"] == worker.rank.tokenizer.decode(tokens[start:])
     assert rows[3]["num_tokens"] == len(tokens) - start
     assert rows[3]["probability"] == pytest.approx(scores["forget"].probability[3])

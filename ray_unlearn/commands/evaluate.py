@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.attacked import describe_metrics, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, last_profiles, write_profile
@@ -42,7 +43,6 @@ from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import COMPLETED, trial_schema, write_json, write_table
-from ray_unlearn.training.attacks import describe_metrics, judged_metrics
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.trial import Job
 

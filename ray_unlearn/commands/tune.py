@@ -13,6 +13,7 @@ from typing import IO, Any
 from rich.console import Console
 
 from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.attacked import judged_metrics
 from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.objective import describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained
@@ -50,7 +51,6 @@ from ray_unlearn.records.ledger import LEDGER, read_ledger
 from ray_unlearn.records.tables import COMPLETED, INTERPOLATED, read_search
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.search.space import Space, file_method, load_space, read_spaces
-from ray_unlearn.training.attacks import judged_metrics
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 

@@ -87,7 +87,7 @@ def _serve(settings: Mapping[str, Any]) -> None:
             if rank == 0:
                 give_up(failure)
         if failure is not None and failure.kind in MEMORY:
-            worker.free_memory()
+            worker.rank.free_memory()
 
 
 class _Watchdog:

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.attacked import describe_metrics
 from ray_unlearn.benchmarks.contract import Profile, Task
 from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import ATTACKS, SearchConfig
 from ray_unlearn.records.tables import COMPLETED, FAILED, trial_schema
 from ray_unlearn.search.rows import trial_of
-from ray_unlearn.training.attacks import describe_metrics
 from ray_unlearn.training.losses import METHODS
 from ray_unlearn.training.trial import Job
 

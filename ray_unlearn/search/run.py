@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.benchmarks.attacked import describe_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
@@ -37,7 +38,6 @@ from ray_unlearn.search.sampling import MethodStudy, importances
 from ray_unlearn.search.selection import best_of_methods, choose
 from ray_unlearn.search.space import Space
 from ray_unlearn.search.trackers import build_trackers
-from ray_unlearn.training.attacks import describe_metrics
 from ray_unlearn.training.trial import Job
 
 

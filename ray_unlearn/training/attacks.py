@@ -8,26 +8,25 @@ greedy decoding hides what is left (arXiv:2511.04934).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ray_unlearn.benchmarks.attacked import attacked
+from ray_unlearn.benchmarks.contract import Profile, Split
 from ray_unlearn.config import ATTACKS, Robustness, TrialConfig
+from ray_unlearn.failures import NonFinite
+from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import scaled
+from ray_unlearn.training import engine as engines
+from ray_unlearn.training.rank import Rank
+from ray_unlearn.training.references import References
+from ray_unlearn.training.scoring import Scorer
+from ray_unlearn.training.step import Step
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ray_unlearn.benchmarks.contract import Benchmark
-    from ray_unlearn.models.sequences import Sequences
-
-
-TITLES = {
-    "relearn": "after fine-tuning on a part of the forget set",
-    "quantise": "with linear weights in 4 bits",
-    "sample": "worst of the sampled answers",
-}
 RELEARN_RATE, RELEARN_AT = 1e-5, 7e9
 """The attacker's learning rate, and the model size that it is meant for; other sizes see `space.scaled`."""
 NF4 = (
@@ -39,25 +38,6 @@ NF4 = (
 """The 16 levels of 4-bit NormalFloat (QLoRA, arXiv:2305.14314, appendix E)."""
 BLOCK = 64
 """Weights that share one scale, as bitsandbytes has it."""
-
-
-def judged_metrics(benchmark: Benchmark) -> tuple[str, ...]:
-    """What the objective reads."""
-    return tuple(dict.fromkeys([a.metric for a in benchmark.aims] + [k.metric for k in benchmark.keeps]))
-
-
-def describe_metrics(benchmark: Benchmark, attacks: Iterable[str] = tuple(ATTACKS)) -> dict[str, str]:
-    """Every metric that these attacks add to a benchmark's own, with one line on what it is."""
-    result = {}
-    for attack in attacks:
-        for name in dict.fromkeys(benchmark.leaks.values() if attack == "sample" else judged_metrics(benchmark)):
-            result[f"{ATTACKS[attack]}_{name}"] = f"{TITLES[attack]}: {benchmark.metrics[name]}"
-    return result
-
-
-def attacked(attack: str, metrics: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
-    """Those of the metrics that are named, under the attack's names."""
-    return {f"{ATTACKS[attack]}_{name}": metrics[name] for name in names if name in metrics}
 
 
 def pick_relearned(forget: Sequences, share: float, order: str, seed: int) -> Sequences:
@@ -85,8 +65,6 @@ def round_to_nf4(weight: Tensor) -> Tensor:
 
     An emulation: the values are those of bitsandbytes' NF4 without double quantisation, the memory is not.
     """
-    import torch
-
     flat = weight.detach().float().flatten()
     padded = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scale = padded.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -99,3 +77,58 @@ def round_to_nf4(weight: Tensor) -> Tensor:
 def worst_of(similarities: np.ndarray) -> float:
     """Mean over prompts of the largest over samples; similarities: [samples, prompts] in [0, 1]."""
     return float(similarities.max(axis=0).mean())
+
+
+class Attacker:
+    """Tries to bring back what a finished model forgot; afterwards the weights are what they were."""
+
+    def __init__(self, rank: Rank, references: References, step: Step, scorer: Scorer) -> None:
+        self._rank, self._references, self._step, self._scorer = rank, references, step, scorer
+
+    def run(self, settings: Robustness, split: Split, seed: int) -> Profile:
+        """The metrics of the model under each attack; afterwards the weights are what they were.
+
+        A metric that an attack makes infinite is absent.
+        """
+        metrics: dict[str, float] = {}
+        absent: dict[str, str] = {}
+        for name in settings.attacks:
+            try:
+                if name == "sample":
+                    metrics |= self._sample(settings, split, seed)
+                else:
+                    under = self._relearned(settings, seed) if name == "relearn" else self._quantised()
+                    with under:
+                        metrics |= attacked(name, self._scorer.evaluate(split).metrics, settings.metrics)
+            except NonFinite as error:
+                absent |= {f"{ATTACKS[name]}_{metric}": str(error) for metric in settings.metrics}
+        return Profile(metrics, absent=absent)
+
+    def _sample(self, settings: Robustness, split: Split, seed: int) -> dict[str, float]:
+        benchmark = self._scorer.benchmark
+        result: dict[str, float] = {}
+        for name, metric in benchmark.leaks.items():
+            if name in split.generations:
+                prompts = split.generations[name]
+                answers = [self._scorer.generate(prompts, (seed + 1) * 1000 + k) for k in range(settings.samples)]
+                similarities = np.array([benchmark.similarity(a, prompts.references) for a in answers])
+                result |= attacked("sample", {metric: worst_of(similarities)}, [metric])
+        return result
+
+    def _quantised(self) -> contextlib.AbstractContextManager[None]:
+        return engines.changed_linear_weights(self._rank.engine, self._rank.number, round_to_nf4)
+
+    @contextlib.contextmanager
+    def _relearned(self, settings: Robustness, seed: int) -> Iterator[None]:
+        kept = self._rank.snapshot.kept(self._rank.engine)
+        self._rank.snapshot.start_from(self._rank.engine, kept)
+        part = f"{settings.relearn_order} {settings.relearn_share} of forget, {seed}"
+        known = pick_relearned(self._rank.task.forget, settings.relearn_share, settings.relearn_order, seed)
+        self._references.add_set(part, known)
+        trial = relearn_trial(settings, self._rank.num_parameters, seed)
+        try:
+            for epoch in range(trial.epochs):
+                self._step.train(trial, epoch, (part,))
+            yield
+        finally:
+            self._rank.snapshot.put_back(self._rank.engine, kept)

@@ -67,22 +67,22 @@ def evaluation_epochs(epochs: int, evaluations: int, rungs: Sequence[float] = ()
 
 def _score(worker: Worker, splits: tuple[str, ...], complete: bool = False) -> dict[str, Any]:
     """The profiles of the model as it is, by split, as plain data."""
-    return {s: asdict(worker.evaluate(getattr(worker.task, s), complete)) for s in splits}
+    return {s: asdict(worker.scorer.evaluate(getattr(worker.task, s), complete)) for s in splits}
 
 
 def _at(worker: Worker, alpha: float, splits: tuple[str, ...]) -> dict[str, Any]:
-    with worker.on_the_line(alpha):
+    with worker.rank.on_the_line(alpha):
         return _score(worker, splits)
 
 
 def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
     """What is done with the model at the end of a job: it is kept, scored and attacked."""
-    with worker.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
+    with worker.rank.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
         if job.save_to is not None:
-            worker.save(Path(job.save_to), job.adapter)
+            worker.rank.save(Path(job.save_to), job.adapter)
         profiles = _score(worker, splits, job.complete)
         for name in splits if job.robustness.attacks else ():
-            attacked = asdict(worker.attack(job.robustness, getattr(worker.task, name), job.seed))
+            attacked = asdict(worker.attacker.run(job.robustness, getattr(worker.task, name), job.seed))
             for part in ("metrics", "absent"):
                 profiles[name][part] |= attacked[part]
     return profiles
@@ -95,14 +95,14 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     model or the data raise; the caller turns that into a failed trial.
     """
     trial = job.trial
-    worker.max_tokens = job.max_tokens or worker.gang.max_tokens
+    worker.rank.max_tokens = job.max_tokens or worker.gang.max_tokens
     worker.restore()
     seconds = {"train_seconds": 0.0, "evaluate_seconds": 0.0}
-    mark = worker.clock()
+    mark = worker.rank.clock()
 
     def spend(on: str) -> None:
         nonlocal mark
-        now = worker.clock()
+        now = worker.rank.clock()
         seconds[on] += now - mark
         mark = now
 
@@ -116,16 +116,16 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
             **losses,
             "profiles": profiles,
             "line": line,
-            "weights": worker.weights if done and job.weights else None,
-            "forget_nll": worker.forget_nll() if done and job.weights and trial is None else None,
+            "weights": worker.step.gradient_weights if done and job.weights else None,
+            "forget_nll": worker.scorer.forget_nll() if done and job.weights and trial is None else None,
             "notes": worker.notes,
-            "hardware": worker.hardware,
+            "hardware": worker.rank.hardware,
             **seconds,
-            "peak_memory_bytes": worker.peak_memory_bytes(),
+            "peak_memory_bytes": worker.rank.peak_memory_bytes(),
             "done": done,
         }
         go_on = report(values)
-        mark = worker.clock()
+        mark = worker.rank.clock()
         return go_on
 
     if trial is None:
@@ -135,12 +135,12 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
 
     method = find_method(trial.method)
     if method.needs_reference:
-        worker.prepare_reference(method, job.learn)
-        mark = worker.clock()  # once a search, so it is no trial's training
+        worker.references.prepare(method, job.learn)
+        mark = worker.rank.clock()  # once a search, so it is no trial's training
     last = job.stop_after or trial.epochs
     points = evaluation_epochs(trial.epochs, trial.evaluations, job.rungs) if job.points else []
     for epoch in range(1, last + 1):
-        steps = worker.train(trial, epoch - 1, job.learn, job.epoch_size, job.weights)
+        steps = worker.step.train(trial, epoch - 1, job.learn, job.epoch_size, job.weights)
         spend("train_seconds")
         if method.retain_rule is not None:
             rule = {name: trial.parameters[name] for name in method.rule_parameters}

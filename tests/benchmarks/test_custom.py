@@ -611,8 +611,8 @@ def test_every_metric_that_is_measured_has_a_column(load: Load, tmp_path: Path) 
     made = benchmark(tmp_path, definition())
     task = load()
     worker = local_worker(task, GangConfig(num_workers=1, zero_stage=0, threads_per_worker=1))
-    at_a_point = worker.evaluate(task.selection).metrics
-    finalist = worker.evaluate(task.report, complete=True).metrics
+    at_a_point = worker.scorer.evaluate(task.selection).metrics
+    finalist = worker.scorer.evaluate(task.report, complete=True).metrics
     assert set(finalist) == set(made.metrics)
     assert set(finalist) - set(at_a_point) == {
         *(f"{name}_rouge_l_recall" for name in custom.SETS),

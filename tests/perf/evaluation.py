@@ -113,9 +113,9 @@ def run_ours(model: str, rows: int, all_rows: int, workers: int, rank: int, stor
     threads = max(1, torch.get_num_threads() // workers)
     gang = fit(model, GangConfig(num_workers=workers, zero_stage=0, threads_per_worker=threads))
     worker = local_worker(task, gang)
-    yield {"profiles": {name: worker.evaluate(split) for name, split in few.items()}}
+    yield {"profiles": {name: worker.scorer.evaluate(split) for name, split in few.items()}}
     for _ in range(rounds):
-        took = timed(lambda: [worker.evaluate(split) for split in splits.values()])[1]
+        took = timed(lambda: [worker.scorer.evaluate(split) for split in splits.values()])[1]
         yield {"tokens": count_tokens(splits), **took}
     for process in others:
         process.join()

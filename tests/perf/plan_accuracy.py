@@ -52,7 +52,7 @@ def run_steps(model: str, settings: dict[str, Any]) -> Iterator[Any]:
     from ray_unlearn.training.in_process import local_worker
     from ray_unlearn.training.losses import find_method
     from ray_unlearn.training.memory import training_memory
-    from ray_unlearn.training.worker import _Batch
+    from ray_unlearn.training.step import Batch
 
     forget, retain = (read_pairs(model, part, BATCH * STEPS) for part in ("forget10", "retain90"))
     gang = fit(model, GangConfig(threads_per_worker=torch.get_num_threads(), **settings))
@@ -74,7 +74,7 @@ def run_steps(model: str, settings: dict[str, Any]) -> Iterator[Any]:
     forget_peak()
     for i in range(STEPS):
         rows = range(BATCH * i, BATCH * (i + 1))
-        worker._step(_Batch(trial, [[forget[j]] for j in rows], [retain[j] for j in rows], {}))
+        worker.step.run(Batch(trial, [[forget[j]] for j in rows], [retain[j] for j in rows], {}))
     yield {
         **vars(predicted),
         "predicted": predicted.peak,

@@ -41,7 +41,7 @@ def run_arm(arm: str, model: str, steps: int) -> Iterator[Any]:
     from ray_unlearn.training import engine as engines
     from ray_unlearn.training.in_process import local_worker
     from ray_unlearn.training.losses import find_method
-    from ray_unlearn.training.worker import _Batch
+    from ray_unlearn.training.step import Batch
 
     forget, retain = read_pairs(model, "forget10", BATCH * steps), read_pairs(model, "retain90", BATCH * steps)
     task = Task("synthetic", "full", model, forget, retain, Split({}), Split({}))
@@ -56,14 +56,14 @@ def run_arm(arm: str, model: str, steps: int) -> Iterator[Any]:
     worker.restore()
     known = []
     if arm == "NPO, log-probs once":
-        worker.prepare_reference(method)
-        known = worker._pick_references(method, ("forget",), {"forget": 0})["forget"]
+        worker.references.prepare(method)
+        known = worker.references.pick(method, ("forget",), {"forget": 0})["forget"]
     engines.set_hyperparameters(worker.engine, trial.learning_rate, trial.weight_decay, trial.max_grad_norm)
 
     def step(i: int) -> list[float]:
         rows = range(BATCH * i, BATCH * (i + 1))
         items = [forget[j] for j in rows]
-        batch = _Batch(trial, [[item] for item in items], [retain[j] for j in rows], {})
+        batch = Batch(trial, [[item] for item in items], [retain[j] for j in rows], {})
         if known:
             batch = dataclasses.replace(batch, references={"forget": [known[j] for j in rows]})
         if reference is not None:
@@ -72,7 +72,7 @@ def run_arm(arm: str, model: str, steps: int) -> Iterator[Any]:
                 logprobs = score_answers(reference, packed).logprobs[torch.argsort(packed.place)].numpy()
             ends = np.cumsum([len(t) - s for t, s in items])[:-1]
             batch = dataclasses.replace(batch, references={"forget": np.split(logprobs, ends)})
-        return worker._step(batch).tolist()
+        return worker.step.run(batch).tolist()
 
     forget_peak()
     yield {"weights": 4 * sum(p.numel() for p in worker.engine.module.parameters())}

@@ -55,7 +55,7 @@ def run_ours(model: str, method_name: str, steps: int, max_tokens: int, out: str
     from ray_unlearn.training import engine as engines
     from ray_unlearn.training.in_process import local_worker
     from ray_unlearn.training.losses import find_method
-    from ray_unlearn.training.worker import _Batch
+    from ray_unlearn.training.step import Batch
 
     count = BATCH * (steps + 1)
     forget, retain = read_pairs(model, "forget10", count), read_pairs(model, "retain90", count)
@@ -70,15 +70,15 @@ def run_ours(model: str, method_name: str, steps: int, max_tokens: int, out: str
     worker.restore()
     references = {}
     if method.needs_reference:
-        worker.prepare_reference(method)
-        references = worker._pick_references(method, ("forget",), {"forget": 0})
+        worker.references.prepare(method)
+        references = worker.references.pick(method, ("forget",), {"forget": 0})
     module = worker.engine.module
 
     def step(i: int) -> list[float]:
         rows = range(BATCH * i, BATCH * (i + 1))
         chosen = {name: [logprobs[j] for j in rows] for name, logprobs in references.items()}
-        batch = _Batch(trial, [[forget[j]] for j in rows], [retain[j] for j in rows], chosen)
-        return worker._step(batch).tolist()
+        batch = Batch(trial, [[forget[j]] for j in rows], [retain[j] for j in rows], chosen)
+        return worker.step.run(batch).tolist()
 
     engines.set_hyperparameters(worker.engine, LEARNING_RATE, trial.weight_decay, trial.max_grad_norm)
     yield from _measure_steps(worker.engine, module, step, steps, before, out)

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-MODULE = "ray_unlearn.training.worker"
+MODULE = "ray_unlearn.training.step"
 
 
 def spring() -> None:
@@ -34,13 +34,13 @@ class Trap(importlib.abc.MetaPathFinder):
 
         def load_and_set(module) -> None:
             load(module)
-            train = module.Worker.train
+            train = module.Step.train
 
             def trapped(worker, *arguments, **named):
                 spring()
                 return train(worker, *arguments, **named)
 
-            module.Worker.train = trapped
+            module.Step.train = trapped
 
         spec.loader.exec_module = load_and_set
         return spec

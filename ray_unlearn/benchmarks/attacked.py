@@ -1,0 +1,33 @@
+"""The metrics that attacks add to a benchmark's own: which are measured again, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ray_unlearn.benchmarks.contract import Benchmark
+from ray_unlearn.config import ATTACKS
+
+TITLES = {
+    "relearn": "after fine-tuning on a part of the forget set",
+    "quantise": "with linear weights in 4 bits",
+    "sample": "worst of the sampled answers",
+}
+
+
+def judged_metrics(benchmark: Benchmark) -> tuple[str, ...]:
+    """What the objective reads."""
+    return tuple(dict.fromkeys([a.metric for a in benchmark.aims] + [k.metric for k in benchmark.keeps]))
+
+
+def describe_metrics(benchmark: Benchmark, attacks: Iterable[str] = tuple(ATTACKS)) -> dict[str, str]:
+    """Every metric that these attacks add to a benchmark's own, with one line on what it is."""
+    result = {}
+    for attack in attacks:
+        for name in dict.fromkeys(benchmark.leaks.values() if attack == "sample" else judged_metrics(benchmark)):
+            result[f"{ATTACKS[attack]}_{name}"] = f"{TITLES[attack]}: {benchmark.metrics[name]}"
+    return result
+
+
+def attacked(attack: str, metrics: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Those of the metrics that are named, under the attack's names."""
+    return {f"{ATTACKS[attack]}_{name}": metrics[name] for name in names if name in metrics}
