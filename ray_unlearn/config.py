@@ -39,6 +39,14 @@ ATTACKS = {
 """By attack, the first word of its metrics' names."""
 
 
+COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
+INTERPOLATED = "interpolated"
+"""No trial: a point on the line from the starting model to a completed trial's."""
+CANDIDATES = (COMPLETED, INTERPOLATED)
+"""What can be on the front and be chosen."""
+
+FLOORED, SCALED = "floored", "scaled"
+"""How candidates are ranked, see metrics/ranking.py."""
 UTILITY_FLOOR = 0.95
 """Least utility, relative to the starting model, unless another is asked for."""
 
@@ -178,6 +186,8 @@ class SearchConfig:
     model: str
     sampler: str = TPE
     """One of SAMPLERS."""
+    ranking: str = FLOORED
+    """How candidates are ranked, see metrics/ranking.py."""
     prune: bool = False
     """Whether trials that lag behind their method's others are stopped early."""
     line: tuple[float, ...] = ()
@@ -215,4 +225,6 @@ class SearchConfig:
         robustness: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values["robustness"].items()
         }
-        return cls(**{**plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**robustness)})
+        return cls(
+            **{"ranking": SCALED, **plain, "gang": GangConfig(**values["gang"]), "robustness": Robustness(**robustness)}
+        )

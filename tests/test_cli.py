@@ -49,7 +49,7 @@ FOREIGN = 'method = "ga"\n[space.beta]\nlow = 1.0\nhigh = 4.0\n'
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--benchmark", "wmpd"], ["--benchmark wmpd", "wmdp, muse, tofu, synthetic"]),
+        (["--benchmark", "wmpd"], ["--benchmark wmpd", "muse, synthetic, tofu, wmdp"]),
         (["--benchmark", "wmdp", "--methods", "simnpo,magic"], ["method magic", "graddiff"]),
         (["--benchmark", "wmdp", "--methods", "ga,ga"], ["names one twice"]),
         (["--benchmark", "wmdp", "--methods", ""], ["names no method"]),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from ray_unlearn.config import GangConfig, SearchConfig
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, trial_schema
 from ray_unlearn.search.comparison import (
     comparison_seeds,
@@ -44,18 +45,18 @@ def summary(runs: list[dict], finalists: list[dict] | None = None, trials: list[
     return summarise(CONFIG, trials or finalists, SPACES, finalists, runs, comparison_seeds(CONFIG, 5), {})
 
 
-def test_finalists_are_the_best_above_the_floor_and_the_front_if_wanted():
+def test_finalists_are_the_best_by_the_objective_and_the_front_if_wanted():
     rows = [
         row("simnpo-0000", 0.6),
-        row("simnpo-0001", 0.9, utility=0.5),
+        row("simnpo-0001", 0.2, utility=0.5, forget=1.0),
         row("simnpo-0002", 0.7),
         row("simnpo-0003", 0.99, status="failed"),
         row("simnpo-0000@0.5", 0.65, status="interpolated"),
         row("npo-0000", 0.3, utility=0.2),
     ]
-    names = [r["trial_id"] for r in pick_finalists(rows, 0.9, 2, frontier=False)]
-    assert names == ["simnpo-0002", "simnpo-0000@0.5", "npo-0000"], "npo has nothing above the floor"
-    more = [r["trial_id"] for r in pick_finalists(rows, 0.9, 2, frontier=True)]
+    names = [r["trial_id"] for r in pick_finalists(rows, Ranking(0.9), 2, frontier=False)]
+    assert names == ["simnpo-0002", "simnpo-0000@0.5", "npo-0000"]
+    more = [r["trial_id"] for r in pick_finalists(rows, Ranking(0.9), 2, frontier=True)]
     assert more == [*names, "simnpo-0001"]
 
 

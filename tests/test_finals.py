@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.search.finals import finals_are_done
 
 
@@ -15,7 +16,7 @@ def test_a_finalist_whose_files_are_missing_is_run_again(tmp_path):
     }
 
     def is_done(keep_model: bool) -> bool:
-        return finals_are_done(task, best, tmp_path, done, keep_model, 0.9)
+        return finals_are_done(task, best, tmp_path, done, keep_model, Ranking(0.9))
 
     for name in ("examples/start.parquet", "finals/ga-0001.parquet"):
         assert not is_done(keep_model=False), name

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
-from ray_unlearn.benchmarks.objective import Judge, combined, relative, two_sided
+from ray_unlearn.benchmarks.objective import Judge, relative, two_sided
 from ray_unlearn.metrics.fronts import hypervolume, pareto_front
+from ray_unlearn.metrics.ranking import Ranking
 
 START = {"forget_accuracy": 0.95, "general_accuracy": 0.9}
 
@@ -12,7 +13,7 @@ def judge(retrained=None, under=(), **start: float) -> Judge:
     aims = (Aim("forget_accuracy", never_knew=0.25),)
     keeps = (Keep("general_accuracy", useless=0.25),)
     benchmark = Benchmark("toy", "", "", {}, aims, keeps, load=None, measure=None, leaks={"forget": "forget_rouge"})
-    return Judge.build(benchmark, {**START, **start}, retrained, 0.95, under)
+    return Judge.build(benchmark, {**START, **start}, retrained, Ranking(0.95), under)
 
 
 def test_forgetting_is_two_sided():
@@ -49,8 +50,8 @@ def test_the_retrained_models_value_is_the_goal_where_there_is_one():
 def test_an_aim_for_want_of_better_is_left_out_where_there_is_better():
     aims = (Aim("distance"), Aim("chance", never_knew=0.0, only_if_alone=True))
     benchmark = Benchmark("toy", "", "", {}, aims, (), load=None, measure=None)
-    assert [a.metric for a in Judge.build(benchmark, {}, {"distance": 0.0}, 0.9).aims] == ["distance"]
-    assert [a.metric for a in Judge.build(benchmark, {}, None, 0.9).aims] == ["chance"]
+    assert [a.metric for a in Judge.build(benchmark, {}, {"distance": 0.0}, Ranking(0.9)).aims] == ["distance"]
+    assert [a.metric for a in Judge.build(benchmark, {}, None, Ranking(0.9)).aims] == ["chance"]
 
 
 def test_a_missing_metric_is_an_error_and_never_made_up():
@@ -81,14 +82,14 @@ def test_a_hold_out_says_what_a_model_that_never_knew_would_have():
     aims = (Aim("forget_probability", hold_out="hold_out_probability", never_knew=0.0),)
     benchmark = Benchmark("toy", "", "", {}, aims, (), load=None, measure=None)
     start = {"forget_probability": 0.9, "hold_out_probability": 0.3}
-    assert Judge.build(benchmark, start, None, 0.95).goal(aims[0]) == 0.3
-    assert Judge.build(benchmark, start, {"forget_probability": 0.4}, 0.95).goal(aims[0]) == 0.4
-    assert Judge.build(benchmark, {"forget_probability": 0.9}, None, 0.95).goal(aims[0]) == 0.0
+    assert Judge.build(benchmark, start, None, Ranking(0.95)).goal(aims[0]) == 0.3
+    assert Judge.build(benchmark, start, {"forget_probability": 0.4}, Ranking(0.95)).goal(aims[0]) == 0.4
+    assert Judge.build(benchmark, {"forget_probability": 0.9}, None, Ranking(0.95)).goal(aims[0]) == 0.0
 
 
 def test_the_objective_is_continuous_at_the_floor_and_lower_below_it():
-    assert combined(0.9, 0.95, 0.95) == pytest.approx(combined(0.9, 0.95 - 1e-9, 0.95), abs=1e-6)
-    assert combined(0.9, 0.5, 0.95) < combined(0.9, 0.5, 0.5)
+    assert Ranking(0.95).objective(0.9, 0.95) == pytest.approx(Ranking(0.95).objective(0.9, 0.95 - 1e-9), abs=1e-6)
+    assert Ranking(0.95).objective(0.9, 0.5) < Ranking(0.5).objective(0.9, 0.5)
 
 
 def test_the_front_holds_what_nothing_dominates():

@@ -8,12 +8,12 @@ import pytest
 
 from ray_unlearn.config import GangConfig, SearchConfig
 from ray_unlearn.files import Patience
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.ledger import Ledger, read_ledger
 from ray_unlearn.records.tables import Writer, curve_schema, read_search, read_table, trial_schema
 from ray_unlearn.search.ray_tune import _Events, _Verdicts
 from ray_unlearn.search.recorder import Recorder
 from ray_unlearn.search.sampling import MethodStudy
-from ray_unlearn.search.selection import choose
 from ray_unlearn.search.space import Range, Space
 
 SPACE = Space("ga", {"epochs": 10, "evaluations": 1}, {"learning_rate": Range(1e-5, 1e-3, log=True)}, ())
@@ -148,9 +148,9 @@ def test_a_pruned_trial_is_chosen_only_where_none_completed():
     completed = {"status": "completed", "utility": 0.5, "objective": 0.2}
     pruned = {"status": "pruned", "utility": 0.99, "objective": 0.9}
     failed = {"status": "failed", "utility": None, "objective": None}
-    assert choose([failed, pruned, completed], 0.9) is completed
-    assert choose([failed, pruned], 0.9) is pruned
-    assert choose([failed], 0.9) is None
+    assert Ranking(0.9).best([failed, pruned, completed]) is completed
+    assert Ranking(0.9).best([failed, pruned]) is pruned
+    assert Ranking(0.9).best([failed]) is None
 
 
 def suggestions(recorder: Recorder, count: int) -> list:

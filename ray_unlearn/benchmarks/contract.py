@@ -138,8 +138,6 @@ class Benchmark:
     """One benchmark: where its data and model come from, what is measured, and what is aimed at."""
 
     name: str
-    title: str
-    """What is forgotten, in words."""
     source: str
     """Where its data come from, in words."""
     scales: str
@@ -153,6 +151,8 @@ class Benchmark:
     models, `train` makes them, once. Raises UserError where data or model are not as they must be."""
     measure: Callable[[Mapping[str, Scores], Mapping[str, list[str]], Split], Profile]
     """(scores by probe, generated answers by prompt set, the split) -> what can be measured from them."""
+    title: str = ""
+    """What is forgotten, in words."""
     privacy: tuple[str, ...] = ()
     """The metrics that say whether it can be told which data the model was trained on; never searched on."""
     remark: str = ""

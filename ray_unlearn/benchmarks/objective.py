@@ -9,6 +9,7 @@ import numpy as np
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
 from ray_unlearn.config import ATTACKS
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 from ray_unlearn.wording import listing
 
@@ -30,7 +31,7 @@ class Judge:
     keeps: tuple[Keep, ...]
     start: Mapping[str, float]
     retrained: Mapping[str, float] | None
-    utility_floor: float
+    ranking: Ranking
     leaks: tuple[str, ...] = ()
     """Metrics of generated text, for the sampling attack."""
     under: tuple[str, ...] = ()
@@ -42,12 +43,12 @@ class Judge:
         benchmark: Benchmark,
         start: Mapping[str, float],
         retrained: Mapping[str, float] | None,
-        floor: float,
+        ranking: Ranking,
         under: tuple[str, ...] = (),
     ) -> Judge:
         """Raises RuntimeError where the benchmark leaves nothing to aim at."""
         leaks = tuple(dict.fromkeys(benchmark.leaks.values()))
-        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, floor, leaks, under)
+        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, ranking, leaks, under)
         if "sample" in under and not (retrained and leaks and all(name in retrained for name in leaks)):
             raise RuntimeError(
                 f"{benchmark.name}: --under sample needs a retrained model's generated answers to aim at. Leave it out"
@@ -74,7 +75,7 @@ class Judge:
         attacks = self.under if is_last else ()
         forget = min([self._forget(metrics), *(self._forget_under(attack, metrics) for attack in attacks)])
         utility = harmonic_mean(kept)
-        return Verdict(forget, utility, combined(forget, utility, self.utility_floor))
+        return Verdict(forget, utility, self.ranking.objective(forget, utility))
 
     def _forget(self, metrics: Mapping[str, float], prefix: str = "") -> float:
         return harmonic_mean(
@@ -96,8 +97,8 @@ class Judge:
         return harmonic_mean([two_sided(metrics[name], self.start[name], goal) for name, goal in names])
 
 
-def describe_objective(benchmark: Benchmark, floor: float, under: tuple[str, ...] = ()) -> str:
-    """One paragraph for people: what `Judge` and `combined` compute for this benchmark, utility floor and attacks."""
+def describe_objective(benchmark: Benchmark, ranking: Ranking, under: tuple[str, ...] = ()) -> str:
+    """One paragraph for people: what `Judge` and `Ranking` compute for this benchmark, utility floor and attacks."""
     return " ".join(
         filter(
             None,
@@ -105,7 +106,7 @@ def describe_objective(benchmark: Benchmark, floor: float, under: tuple[str, ...
                 _describe_forget(benchmark),
                 _describe_under(benchmark, under),
                 _describe_utility(benchmark),
-                _describe_combined(floor),
+                _describe_combined(ranking),
                 f"Privacy is measured and never searched on: {listing(benchmark.privacy)}."
                 if benchmark.privacy
                 else "Privacy is not measured: that takes data like the forget set that no model saw.",
@@ -164,12 +165,13 @@ def _describe_utility(benchmark: Benchmark) -> str:
     )
 
 
-def _describe_combined(floor: float) -> str:
-    scaled = f", times utility / {floor:g} where utility is under the floor of {floor:g}" if floor else ""
+def _describe_combined(ranking: Ranking) -> str:
+    floor = ranking.floor
     constraint = f", with a utility of at least {floor:g} as a constraint for the samplers that learn" if floor else ""
     return (
-        f"The combined objective is the harmonic mean of forget and utility{scaled}; --objective pareto searches "
-        f"forget and utility side by side{constraint}. No other metric is searched on."
+        f"{ranking.describe()}; the search maximises it, and what it chooses, in the end and in every table, has the "
+        f"highest one. --objective pareto searches forget and utility side by side{constraint}, and chooses by the "
+        "same number. No other metric is searched on."
     )
 
 
@@ -189,13 +191,3 @@ def relative(value: float, start: float, useless: float) -> float:
     if start == useless:
         return 1.0
     return float(np.clip((value - useless) / (start - useless), 0.0, 1.0))
-
-
-def combined(forget: float, utility: float, floor: float) -> float:
-    """Harmonic mean of forget and utility; under the utility floor it is scaled by utility / floor.
-
-    Continuous, so that a search finds its way up to the floor; a model that forgot everything has utility
-    0 and therefore 0 here, whatever its forget score.
-    """
-    mean = harmonic_mean([forget, utility])
-    return mean if utility >= floor else mean * utility / floor

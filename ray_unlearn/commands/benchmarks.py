@@ -8,7 +8,7 @@ from ray_unlearn.benchmarks import BENCHMARKS, load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.benchmarks.objective import describe_objective
 from ray_unlearn.commands.options import Benchmarks
-from ray_unlearn.config import UTILITY_FLOOR
+from ray_unlearn.metrics.ranking import Ranking
 
 
 def run(options: Benchmarks) -> int:
@@ -33,7 +33,7 @@ def _describe(benchmark: Benchmark) -> str:
     add("data", benchmark.source)
     add("scales", benchmark.scales)
     if benchmark.aims:
-        add("objective", describe_objective(benchmark, UTILITY_FLOOR))
+        add("objective", describe_objective(benchmark, Ranking()))
     else:
         add("objective", "follows from what the file has: `ray_unlearn benchmarks FILE.toml` states it")
     return "\n".join(lines)

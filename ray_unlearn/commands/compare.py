@@ -13,6 +13,7 @@ from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.resources import default_concurrency, find_resources
 from ray_unlearn.config import UserError
 from ray_unlearn.interruption import exit_code
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import trust_remote_code
 from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import read_search, write_json
@@ -43,7 +44,7 @@ def run(options: Compare) -> int:
     if (unequal := describe_unequal(count_budgets(results.trials))) and not options.allow_unequal:
         raise UserError(f"{place}: the methods had unequal budgets: {unequal}. Search again, or give --allow-unequal")
     config, spaces = read_local(place)[0], read_spaces(results.meta)
-    finalists = pick_finalists(results.trials, config.utility_floor, options.top, options.frontier)
+    finalists = pick_finalists(results.trials, Ranking.of_search(config), options.top, options.frontier)
     if not finalists:
         raise UserError(f"{place}: no trial has completed, there is nothing to compare. Search again")
     seeds = comparison_seeds(config, options.seeds)

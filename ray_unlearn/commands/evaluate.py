@@ -36,13 +36,14 @@ from ray_unlearn.commands.harness import check_harness, run_harness
 from ray_unlearn.commands.options import Evaluate
 from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config, resolve_scale
-from ray_unlearn.config import GangConfig, Robustness
+from ray_unlearn.config import COMPLETED, GangConfig, Robustness
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.provenance import git_revision, package_versions
-from ray_unlearn.records.tables import COMPLETED, trial_schema, write_json, write_table
+from ray_unlearn.records.tables import trial_schema, write_json, write_table
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.trial import Job
 
@@ -92,7 +93,7 @@ def run_evaluation(
     scores: dict[str, float] = {}
     if START in profiles:
         retrained = profiles[RETRAINED].metrics if RETRAINED in profiles else None
-        judge = Judge.build(benchmark, profiles[START].metrics, retrained, utility_floor)
+        judge = Judge.build(benchmark, profiles[START].metrics, retrained, Ranking(utility_floor))
         scores = asdict(judge.verdict(profiles[MODEL].metrics))
     return Evaluation(profiles, scores), measured[MODEL]
 
@@ -119,7 +120,7 @@ def write_evaluation(
     about = {
         "asked": dict(asked),
         "benchmark": benchmark.name,
-        "objective_text": describe_objective(benchmark, asked["utility_floor"]),
+        "objective_text": describe_objective(benchmark, Ranking(asked["utility_floor"])),
         "split": task.split,
         "lm_evaluation_harness": {name: dict(found) for name, found in harness.items()},
         "absent": {who: dict(profile.absent) for who, profile in evaluation.profiles.items()},
@@ -207,7 +208,7 @@ def run(options: Evaluate) -> int:
             write_model_profile(options.profile, benchmark, tasks["model"], profiles)
     print(describe_evaluation(benchmark, evaluation))
     if evaluation.scores:
-        print(describe_objective(benchmark, options.utility_floor))
+        print(describe_objective(benchmark, Ranking(options.utility_floor)))
     for task, found in harness.items():
         print(f"lm-evaluation-harness, {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")

@@ -28,12 +28,12 @@ from ray_unlearn.commands.model_card import MEASURES, Measured, describe_model
 from ray_unlearn.commands.options import Export
 from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
-from ray_unlearn.config import SearchConfig, UserError
+from ray_unlearn.config import COMPLETED, FAILED, SearchConfig, UserError
 from ray_unlearn.models.fingerprints import weights_digest, weights_fingerprint
 from ray_unlearn.models.loading import trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
-from ray_unlearn.records.tables import COMPLETED, FAILED, SearchResults, read_search, write_json
+from ray_unlearn.records.tables import SearchResults, read_search, write_json
 from ray_unlearn.search.comparison import metrics_of
 from ray_unlearn.training.trial import Job
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_unlearn.config import TrialConfig
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.training.losses import METHODS
 
 SHOWN_TRIALS = 12
@@ -35,10 +36,10 @@ def settings_text(values: Mapping[str, Any], method: str) -> str:
 class PlainProgress:
     """One line an event, for logs."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total = console, total
+    def __init__(self, console: Console, total: int, ranking: Ranking) -> None:
+        self._console, self._total, self._ranking = console, total, ranking
         self._done = self._done_before = 0
-        self._best: float | None = None
+        self._best: Mapping[str, Any] | None = None
         self._began = 0.0
 
     def stage(self, what: str) -> None:
@@ -58,16 +59,20 @@ class PlainProgress:
         self._count(row)
         self._line(
             f"[{self._done}/{self._total}] {row['trial_id']} {settings_text(row, row['method'])}: "
-            f"{outcome(row)}; best {number(self._best)}; {self._eta()} left"
+            f"{outcome(row)}; best {self._best_text}; {self._eta()} left"
         )
 
     def close(self) -> None:
         return None
 
+    @property
+    def _best_text(self) -> str:
+        return number(None if self._best is None else self._best["objective"])
+
     def _count(self, row: Mapping[str, Any]) -> None:
         self._done += 1
         if row["status"] == "completed":
-            self._best = max(row["objective"], self._best if self._best is not None else row["objective"])
+            self._best = self._ranking.best([row] if self._best is None else [self._best, row])
 
     def _eta(self) -> str:
         done = self._done - self._done_before
@@ -83,8 +88,8 @@ class PlainProgress:
 class LiveProgress(PlainProgress):
     """A table that renews itself: running and latest trials, best so far, time left."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        super().__init__(console, total)
+    def __init__(self, console: Console, total: int, ranking: Ranking) -> None:
+        super().__init__(console, total, ranking)
         self._rows: dict[str, tuple[str, str, str, Mapping[str, Any] | None]] = {}
         self._stage = ""
         # Not redirecting: what others print goes to the log, and Live would bring it back to the screen.
@@ -127,14 +132,14 @@ class LiveProgress(PlainProgress):
             if row is None:
                 cells = [Text("running", style="dim"), Text(""), Text("")]
             elif row["status"] == "completed":
-                best = row["objective"] == self._best
+                best = row is self._best
                 cells = [Text(number(row[n]), style="bold green" if best else "") for n in ("forget", "utility")]
                 cells.append(Text(number(row["objective"]), style="bold green" if best else ""))
             else:
                 style = "dim" if row["status"] == "pruned" else "red"
                 cells = [Text(row["status"], style=style), Text(""), Text("")]
             table.add_row(Text(trial_id), Text(method), Text(settings), *cells)
-        summary = f"{self._done}/{self._total} trials, best {number(self._best)}, {self._eta()} left"
+        summary = f"{self._done}/{self._total} trials, best {self._best_text}, {self._eta()} left"
         return Group(Text(self._stage, style="bold"), table, Text(summary, style="dim"))
 
 

@@ -41,14 +41,15 @@ from ray_unlearn.commands.resources import (
     resolve_scale,
     threads_for,
 )
-from ray_unlearn.config import GangConfig, SearchConfig, UserError
+from ray_unlearn.config import COMPLETED, INTERPOLATED, GangConfig, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import check_model, check_pattern, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.records.copies import Copies, copied
 from ray_unlearn.records.ledger import LEDGER, read_ledger
-from ray_unlearn.records.tables import COMPLETED, INTERPOLATED, read_search
+from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.search.space import Space, file_method, load_space, read_spaces
 from ray_unlearn.training.in_process import build_models
@@ -214,7 +215,7 @@ def run_with_progress(
     interactive = screen.isatty()
     console = Console(file=screen, force_terminal=interactive)
     total = search.config.trials * len(search.config.methods)
-    progress = (LiveProgress if interactive else PlainProgress)(console, total)
+    progress = (LiveProgress if interactive else PlainProgress)(console, total, Ranking.of_search(search.config))
     way_on = f". Mend that, then go on with: ray_unlearn tune --resume {folder}"
     with failures_named(folder / "log.txt", way_on), copies.told(progress.stage) if copies else nullcontext():
         try:
@@ -327,4 +328,4 @@ def describe_plan(search: ResolvedSearch) -> str:
         )
         fixed = ", ".join(f"{key} {value}" for key, value in space.fixed.items())
         lines.append(f"{name:<11} {ranges}; fixed: {fixed}; {len(space.warm_starts)} warm start(s)")
-    return "\n".join([*lines, describe_objective(benchmark, config.utility_floor, config.under)])
+    return "\n".join([*lines, describe_objective(benchmark, Ranking.of_search(config), config.under)])

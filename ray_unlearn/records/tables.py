@@ -48,11 +48,6 @@ from ray_unlearn.config import UserError
 from ray_unlearn.files import Patience, crc32, write_file
 from ray_unlearn.records.ledger import LEDGER, History, read_ledger
 
-COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
-INTERPOLATED = "interpolated"
-"""No trial: a point on the line from the starting model to a completed trial's."""
-CANDIDATES = (COMPLETED, INTERPOLATED)
-"""What can be on the front and be chosen."""
 CHECKSUM = "checksum"
 Row = dict[str, Any]
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 
-from ray_unlearn.records.tables import INTERPOLATED, PRUNED, SearchResults
+from ray_unlearn.config import INTERPOLATED, PRUNED
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, runs, scored
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import headline, methods, tally

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.config import TRIAL_SETTINGS
+from ray_unlearn.config import CANDIDATES, INTERPOLATED, SCALED, TRIAL_SETTINGS
 from ray_unlearn.metrics.fronts import pareto_front
-from ray_unlearn.records.tables import CANDIDATES, INTERPOLATED, SearchResults
+from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.text import is_number, method_label, score, setting, trial_label
 
 HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error", "failure", "retries")
@@ -161,12 +162,14 @@ def _rule(results: SearchResults, row: Row, chosen: Row | None, front: list[Row]
 def _rule_of_chosen(results: SearchResults, row: Row, floor: float, is_beaten: bool) -> str:
     if not is_number(row["utility"]) or not is_number(row["objective"]):
         return "It is the one that the search chose."
-    above = row["utility"] >= floor
-    rivals = [r for r in scored(results) if is_number(r["objective"]) and (r["utility"] >= floor or not above)]
-    is_best = all(row["objective"] >= rival["objective"] for rival in rivals)
-    text = "Take it for the best balance: the highest objective," if is_best else "The search chose it, with objective"
-    if above:
-        where = "of all trials with utility at or above" if is_best else "and utility at or above"
+    ranking = Ranking.of(results.meta["config"])
+    best = ranking.sorted(scored(results))[0]
+    text = (
+        "Take it for the best balance: the highest objective," if row is best else "The search chose it, with objective"
+    )
+    if row["utility"] >= floor:
+        of_all = row is best and ranking.rule == SCALED
+        where = "of all trials with utility at or above" if of_all else "and utility at or above"
     elif any(r["utility"] >= floor for r in scored(results)):
         where = "but its utility is under"
     else:

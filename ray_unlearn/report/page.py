@@ -13,7 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from ray_unlearn import __version__
-from ray_unlearn.records.tables import FAILED, SearchResults
+from ray_unlearn.config import FAILED
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report import compared, parameters, weighting
 from ray_unlearn.report.answers import SHOWN, answers
 from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_utility, metric_names, runs

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_unlearn.config import ATTACKS, TRIAL_SETTINGS
+from ray_unlearn.config import ATTACKS, COMPLETED, FAILED, INTERPOLATED, PRUNED, TRIAL_SETTINGS
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.provenance import without_addresses
-from ray_unlearn.records.tables import COMPLETED, FAILED, INTERPOLATED, PRUNED, SearchResults
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.frontier import (
     Row,
     chosen_trial,
@@ -118,11 +119,9 @@ def status_counts(results: SearchResults, method: str | None = None) -> dict[str
 
 
 def best_trial(results: SearchResults, method: str) -> Row | None:
-    """The method's best objective at or above the utility floor, else its best of all; the earliest of equals."""
-    floor = results.meta["config"]["utility_floor"]
+    """The method's best candidate by the search's own ranking."""
     rows = [row for row in scored(results) if row["method"] == method and is_number(row["objective"])]
-    above = [row for row in rows if row["utility"] >= floor]
-    return max(above or rows, key=lambda row: (row["objective"], -row["number"]), default=None)
+    return next(iter(Ranking.of(results.meta["config"]).sorted(rows)), None)
 
 
 def best_of_methods(results: SearchResults) -> Table:
@@ -137,7 +136,8 @@ def best_of_methods(results: SearchResults) -> Table:
         Column("frontier", "on the frontier", "count"),
     ]
     ranked = [(method, best_trial(results, method) or {}) for method in methods(results)]
-    ranked.sort(key=lambda pair: -1.0 if not pair[1] else pair[1]["objective"], reverse=True)
+    order = Ranking.of(results.meta["config"]).sorted(best for _, best in ranked if best)
+    ranked.sort(key=lambda pair: order.index(pair[1]) if pair[1] else len(order))
     rows = [
         [
             method_label(method),

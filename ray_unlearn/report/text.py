@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeGuard
 
-from ray_unlearn.config import METHOD_TITLES
+from ray_unlearn.config import INTERPOLATED, METHOD_TITLES
 from ray_unlearn.provenance import public_command
-from ray_unlearn.records.tables import INTERPOLATED
 
 NOTHING = "–"
 

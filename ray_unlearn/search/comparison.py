@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import METHOD_TITLES, SearchConfig
+from ray_unlearn.config import CANDIDATES, COMPLETED, INTERPOLATED, METHOD_TITLES, SearchConfig
 from ray_unlearn.failures import INF, NAN
 from ray_unlearn.metrics.fronts import hypervolume, pareto_front
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.statistics import (
     Difference,
     bootstrap,
@@ -34,7 +35,7 @@ from ray_unlearn.metrics.statistics import (
     describe_limits,
     describe_spread,
 )
-from ray_unlearn.records.tables import CANDIDATES, COMPLETED, INTERPOLATED, write_table
+from ray_unlearn.records.tables import write_table
 from ray_unlearn.report.parameters import NEAR, describe_edge
 from ray_unlearn.search.space import Space
 
@@ -51,15 +52,14 @@ def comparison_seeds(config: SearchConfig, count: int) -> list[int]:
     return [config.seed + SEED_BASE + k for k in range(count)]
 
 
-def pick_finalists(rows: Sequence[Row], floor: float, top: int, frontier: bool) -> list[Row]:
-    """By method, its best `top` by objective at or above the utility floor (of all, where none is), best first; then
+def pick_finalists(rows: Sequence[Row], ranking: Ranking, top: int, frontier: bool) -> list[Row]:
+    """By method, its best `top`, best first; then
     every other point of the front over all methods, if wanted."""
     candidates = [row for row in rows if row["status"] in CANDIDATES]
     picked: list[Row] = []
     for method in dict.fromkeys(row["method"] for row in candidates):
         mine = [row for row in candidates if row["method"] == method]
-        able = [row for row in mine if row["utility"] >= floor] or mine
-        picked += sorted(able, key=lambda row: -row["objective"])[:top]
+        picked += ranking.sorted(mine)[:top]
     if frontier and candidates:
         front = pareto_front(np.array([[row["forget"], row["utility"]] for row in candidates]))
         names = {row["trial_id"] for row in picked}

@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import SearchConfig
+from ray_unlearn.config import COMPLETED, SearchConfig
 from ray_unlearn.files import checksum
 from ray_unlearn.gangs.gangs import Gangs
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.ledger import Event, Ledger
-from ray_unlearn.records.tables import COMPLETED, Writer
-from ray_unlearn.search.held_out import _final_row, finished_profile, held_out_job, held_out_judge, rerun_job, rerun_row
-from ray_unlearn.search.selection import choose
+from ray_unlearn.records.tables import Writer
+from ray_unlearn.search.held_out import (
+    _final_row,
+    finished_profile,
+    held_out_job,
+    held_out_judge,
+    rerun_job,
+    rerun_row,
+)
 
 
 def run_finals(
@@ -38,9 +45,9 @@ def run_finals(
     """
     anchors = _anchors(task)
     finalists = [*anchors, *(row["trial_id"] for row in best.values())]
-    if finals_are_done(task, best, writer.folder, done, keep_model, config.utility_floor):
+    if finals_are_done(task, best, writer.folder, done, keep_model, Ranking.of_search(config)):
         return finalists
-    keeps = _kept(best, config.utility_floor, keep_model)
+    keeps = _kept(best, Ranking.of_search(config), keep_model)
     left = {
         name: row
         for row in best.values()
@@ -83,10 +90,10 @@ def finals_are_done(
     folder: Path,
     done: Mapping[str, Event],
     keep_model: bool,
-    floor: float,
+    ranking: Ranking,
 ) -> bool:
     """Whether nothing is left to be run of what `run_finals` does."""
-    keeps = _kept(best, floor, keep_model)
+    keeps = _kept(best, ranking, keep_model)
     names = [row["trial_id"] for row in best.values()]
     return all(_is_done(done.get(name), folder, name == keeps) for name in [*_anchors(task), *names])
 
@@ -95,9 +102,9 @@ def _anchors(task: Task) -> list[str]:
     return ["start"] + (["retrained"] if task.report.retrained else [])
 
 
-def _kept(best: Mapping[str, Mapping[str, Any]], floor: float, keep_model: bool) -> str | None:
+def _kept(best: Mapping[str, Mapping[str, Any]], ranking: Ranking, keep_model: bool) -> str | None:
     """The trial whose model is kept."""
-    chosen = choose(list(best.values()), floor)
+    chosen = ranking.best(best.values())
     return chosen["trial_id"] if keep_model and chosen is not None else None
 
 

@@ -12,8 +12,9 @@ from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import describe_metrics
 from ray_unlearn.benchmarks.contract import Profile, Task
 from ray_unlearn.benchmarks.objective import Judge
-from ray_unlearn.config import ATTACKS, SearchConfig
-from ray_unlearn.records.tables import COMPLETED, FAILED, trial_schema
+from ray_unlearn.config import ATTACKS, COMPLETED, FAILED, SearchConfig
+from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.records.tables import trial_schema
 from ray_unlearn.search.rows import trial_of
 from ray_unlearn.training.losses import METHODS
 from ray_unlearn.training.trial import Job
@@ -41,7 +42,7 @@ def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
 def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float]) -> Judge:
     """From what the starting model measures on the held-out split."""
     retrained = metrics_of_profile(task.report.retrained)
-    return Judge.build(load_benchmark(config.loaded_from), start, retrained, config.utility_floor, config.under)
+    return Judge.build(load_benchmark(config.loaded_from), start, retrained, Ranking.of_search(config), config.under)
 
 
 def rerun_row(

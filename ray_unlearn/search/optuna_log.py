@@ -22,7 +22,8 @@ import optuna
 from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from ray_unlearn.records.tables import COMPLETED, INTERPOLATED, PRUNED, SearchResults
+from ray_unlearn.config import COMPLETED, INTERPOLATED, PRUNED
+from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.search.sampling import build_distributions, quieten
 from ray_unlearn.search.space import Space, read_spaces
 

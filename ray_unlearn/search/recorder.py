@@ -11,11 +11,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
+from ray_unlearn.config import INTERPOLATED, TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.failures import LOST
 from ray_unlearn.files import crc32
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.ledger import History, Ledger, settings_hash
-from ray_unlearn.records.tables import INTERPOLATED, Writer
+from ray_unlearn.records.tables import Writer
 from ray_unlearn.search.halving import RUNGS, Halving
 from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.rows import curve_row, point_row, trial_of, trial_row
@@ -61,6 +62,7 @@ class Recorder:
         self.writer, self.ledger, self._watcher, self._view = writer, ledger, watcher, view
         self._open: dict[str, _Open] = {}
         self._waiting: deque[_Open] = deque()
+        self._ranking = Ranking.of_search(config)
         self._halving = Halving()
         self._judged: dict[tuple[str, int], bool] = {}
         self._asked: dict[str, set[str]] = {name: set() for name in config.methods}
@@ -179,7 +181,7 @@ class Recorder:
         key = here.trial.trial_id, rung
         if key not in self._judged:
             names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
-            best = max([*here.reports, report], key=lambda r: r["objective"])
+            best = self._ranking.best_point([*here.reports, report])
             scores = [best[name] for name in names]
             verdict = self._halving.goes_on(here.trial.method, rung, scores)
             self.ledger.append("judged", trial_id=key[0], rung=rung, scores=scores, goes_on=verdict)

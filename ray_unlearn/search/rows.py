@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ray_unlearn.config import TRIAL_SETTINGS, SearchConfig, TrialConfig
-from ray_unlearn.records.tables import COMPLETED, FAILED, INTERPOLATED, PRUNED
+from ray_unlearn.config import COMPLETED, FAILED, INTERPOLATED, PRUNED, TRIAL_SETTINGS, SearchConfig, TrialConfig
+from ray_unlearn.metrics.ranking import Ranking
 
 
 def trial_of(row: Mapping[str, Any], parameters: Mapping[str, float]) -> TrialConfig:
@@ -44,7 +44,7 @@ def trial_row(
     if good:
         # Points on the way have not been through the attacks that the last one has.
         counted = good[-1:] if config.under else good
-        best = max(counted, key=lambda r: r["objective"])
+        best = Ranking.of_search(config).best_point(counted)
         row |= _scores(best, config.benchmark)
         row |= {name: good[-1][name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
     return row

@@ -26,6 +26,7 @@ from ray_unlearn.files import Patience
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session, rest_seconds
 from ray_unlearn.interruption import end_soon, signals_as_interrupts
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.provenance import git_revision, package_versions, public_command, public_config
 from ray_unlearn.records.ledger import Event, History, Ledger
 from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, read_search, write_json
@@ -35,7 +36,6 @@ from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.ray_tune import tune_trials
 from ray_unlearn.search.recorder import Recorder, Watcher
 from ray_unlearn.search.sampling import MethodStudy, importances
-from ray_unlearn.search.selection import best_of_methods, choose
 from ray_unlearn.search.space import Space
 from ray_unlearn.search.trackers import build_trackers
 from ray_unlearn.training.trial import Job
@@ -63,7 +63,7 @@ def run_search(
     except OSError as error:
         raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
     benchmark = load_benchmark(config.loaded_from)
-    patience = Patience(watcher.stage)
+    patience, ranking = Patience(watcher.stage), Ranking.of_search(config)
     curves = curve_schema(benchmark.name, [*benchmark.metrics, *describe_metrics(benchmark, config.under)])
     writer = Writer(folder, row_schema(config), curves, patience)
     with Ledger(folder, patience) as ledger:
@@ -84,9 +84,9 @@ def run_search(
             recorder.recall(history, _unknown_rows(folder, history))
         try:
             status = "complete"
-            best = best_of_methods(recorder.rows, config.utility_floor)
+            best = ranking.best_of_methods(recorder.rows)
             done = history.finals()
-            if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, config.utility_floor):
+            if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, ranking):
                 status = _through_losses(
                     recorder,
                     watcher,
@@ -96,8 +96,7 @@ def run_search(
             end_soon()
             describe(status="partial", finished=_now())
             raise
-        best = best_of_methods(recorder.rows, config.utility_floor)
-        chosen = choose(list(best.values()), config.utility_floor)
+        chosen = ranking.best(recorder.rows)
         describe(
             status=status,
             finished=_now(),
@@ -146,7 +145,7 @@ def _run_gangs(
         report = gangs.run(Job("start", robustness=sampling, seed=config.seed))
         start = finished_profile(report, "selection", "the starting model")
         retrained = metrics_of_profile(task.selection.retrained)
-        judge = Judge.build(benchmark, start.metrics, retrained, config.utility_floor, config.under)
+        judge = Judge.build(benchmark, start.metrics, retrained, Ranking.of_search(config), config.under)
         benchmark.check_start(judge)
         for note in report["notes"]:
             watcher.stage(note)
@@ -157,7 +156,7 @@ def _run_gangs(
         if tune_trials(config, gangs, judge, recorder, Path(scratch), trackers) != "complete":
             end_soon()  # whoever interrupted it wants the results now
             return "partial"
-        best = best_of_methods(recorder.rows, config.utility_floor)
+        best = Ranking.of_search(config).best_of_methods(recorder.rows)
         watcher.stage(f"scoring the best of each method on the held-out split: {', '.join(best)}")
         finalists = run_finals(config, gangs, task, best, recorder.writer, recorder.ledger, done, keep_model)
         describe(finalists=finalists)
@@ -204,7 +203,7 @@ def describe_search(
         "command": words,
         "config": public_config(config),
         "git": git_revision(),
-        "objective_text": describe_objective(benchmark, config.utility_floor, config.under),
+        "objective_text": describe_objective(benchmark, Ranking.of_search(config), config.under),
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
         "data_fingerprint": data_fingerprint(task),
         "start": None,

@@ -29,8 +29,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from ray_unlearn.config import GP, NSGA2, QMC, RANDOM, TPE
-from ray_unlearn.records.tables import COMPLETED, PRUNED
+from ray_unlearn.config import COMPLETED, GP, NSGA2, PRUNED, QMC, RANDOM, TPE
 from ray_unlearn.search.halving import best
 from ray_unlearn.search.space import Range, Space
 

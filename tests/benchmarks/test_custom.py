@@ -26,6 +26,7 @@ from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import load_tokenizer
 from ray_unlearn.search.space import load_space
 from ray_unlearn.training.losses import find_method
@@ -523,7 +524,7 @@ NOISE = dict.fromkeys(START, 0.0) | {"retain_probability": 0.8, "keep_questions_
 
 def judge(made: Benchmark, retrained: dict[str, float] | None = None) -> Judge:
     start = {name: value for name, value in START.items() if name in made.metrics}
-    return Judge.build(made, start, retrained, 0.95)
+    return Judge.build(made, start, retrained, Ranking(0.95))
 
 
 def test_with_a_hold_out_forgetting_too_much_does_not_win(tmp_path: Path) -> None:
@@ -533,7 +534,7 @@ def test_with_a_hold_out_forgetting_too_much_does_not_win(tmp_path: Path) -> Non
     assert found.verdict(goal).forget == pytest.approx(1.0)
     assert found.verdict(START).forget == 0.0
     assert found.verdict(NOISE).forget < 0.4
-    text = describe_objective(made, 0.95)
+    text = describe_objective(made, Ranking(0.95))
     assert "hold_out_exact_memorisation for forget_exact_memorisation" in text
     assert "CANNOT" not in text
 
@@ -543,7 +544,7 @@ def test_without_a_hold_out_the_questions_fall_to_chance_and_not_below(tmp_path:
     found = judge(made)
     assert [aim.metric for aim in found.aims] == ["forget_questions_above_chance"]
     assert found.verdict({**START, "forget_questions_above_chance": -0.3}).forget == pytest.approx(0.5)
-    assert "CANNOT BE TOLD" in describe_objective(made, 0.95)
+    assert "CANNOT BE TOLD" in describe_objective(made, Ranking(0.95))
 
 
 def test_with_neither_extraction_is_aimed_at_and_the_blindness_is_said_aloud(load: Load, tmp_path: Path) -> None:
@@ -552,7 +553,7 @@ def test_with_neither_extraction_is_aimed_at_and_the_blindness_is_said_aloud(loa
     found = judge(made)
     assert [aim.metric for aim in found.aims] == ["forget_extraction_strength"]
     assert found.verdict(NOISE).forget == 1.0
-    for text in (describe_objective(made, 0.95), load(tables).notes[-1]):
+    for text in (describe_objective(made, Ranking(0.95)), load(tables).notes[-1]):
         assert "TOO MUCH FORGETTING CANNOT BE TOLD" in text
 
 

@@ -17,6 +17,7 @@ from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.rouge import rouge_l_f1
 
 Rows = list[dict[str, Any]]
@@ -342,7 +343,7 @@ def test_the_published_auc_is_used_for_muse_s_own_target_and_nothing_else(
 def test_without_a_retrained_model_the_goal_is_what_hold_out_text_has_at_the_start() -> None:
     start = muse.measure(scored(-1.0, -3.0), {}, Split({})).metrics
     start |= {"holdout_exact_memorisation": 0.3, "holdout_extraction_strength": 0.1}
-    judge = Judge.build(muse.BENCHMARK, start, None, 0.95)
+    judge = Judge.build(muse.BENCHMARK, start, None, Ranking(0.95))
     assert [aim.metric for aim in judge.aims] == ["forget_exact_memorisation", "forget_extraction_strength"]
     assert [judge.goal(aim) for aim in judge.aims] == [0.3, 0.1]
     assert judge.verdict(start).forget == 0.0

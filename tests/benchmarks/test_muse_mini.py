@@ -28,6 +28,7 @@ from ray_unlearn.benchmarks.miniatures.muse import (
 )
 from ray_unlearn.benchmarks.muse import BENCHMARK, MINI
 from ray_unlearn.benchmarks.objective import Judge
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import load_tokenizer
 from ray_unlearn.training.in_process import build_models
 
@@ -143,7 +144,7 @@ def test_the_target_knows_the_forgotten_texts_and_the_retrained_model_does_not(t
 @pytest.mark.slowest
 def test_the_retrained_model_has_the_full_score_and_the_target_none(task: Task) -> None:
     target, retrained = (profiles(task, name)["report"].metrics for name in ("target", "retrained"))
-    judge = Judge.build(BENCHMARK, target, retrained, 0.95)
+    judge = Judge.build(BENCHMARK, target, retrained, Ranking(0.95))
     assert judge.verdict(target).forget == 0.0
     assert judge.verdict(retrained).forget == 1.0
 

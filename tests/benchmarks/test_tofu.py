@@ -18,6 +18,7 @@ from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.config import UserError
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.training.in_process import build_models
 
 Parts = dict[str, list[dict[str, Any]]]
@@ -250,7 +251,7 @@ def test_every_metric_is_measured_or_absent_with_a_reason(
 
 def test_without_a_retrained_model_and_a_hold_out_the_log_truth_ratio_is_the_one_aim(load: Callable[..., Task]) -> None:
     start = evaluate(load(without_hold_out()), complete=False).metrics
-    judge = Judge.build(BENCHMARK, start, None, 0.95)
+    judge = Judge.build(BENCHMARK, start, None, Ranking(0.95))
     assert [aim.metric for aim in judge.aims] == ["forget_log_truth_ratio"]
     assert judge.verdict(start).forget == 0.0
     assert judge.verdict({**start, "forget_log_truth_ratio": 0.0}).objective == 1.0
@@ -260,7 +261,7 @@ def test_without_a_retrained_model_the_hold_out_says_how_much_an_unseen_author_i
     load: Callable[..., Task],
 ) -> None:
     start = {**evaluate(load(WORLD.parts), complete=False).metrics, "forget_exact_memorisation": 0.9}
-    judge = Judge.build(BENCHMARK, start, None, 0.95)
+    judge = Judge.build(BENCHMARK, start, None, Ranking(0.95))
     assert [aim.metric for aim in judge.aims] == ["forget_exact_memorisation"]
     forgotten = {**start, "forget_exact_memorisation": start["holdout_exact_memorisation"]}
     assert judge.verdict(forgotten).forget == 1.0

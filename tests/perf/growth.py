@@ -208,6 +208,7 @@ def run_alone(config: Any, spaces: Mapping[str, Any], folder: Path, watcher: Str
     from ray_unlearn.benchmarks import load_benchmark
     from ray_unlearn.benchmarks.objective import Judge
     from ray_unlearn.files import Patience
+    from ray_unlearn.metrics.ranking import Ranking
     from ray_unlearn.records.ledger import Ledger
     from ray_unlearn.records.tables import Writer, curve_schema
     from ray_unlearn.search.held_out import row_schema
@@ -220,7 +221,7 @@ def run_alone(config: Any, spaces: Mapping[str, Any], folder: Path, watcher: Str
     folder.mkdir()
     writer = Writer(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
     start = next(reports(Job("start"), 1))["profiles"]["selection"]["metrics"]
-    judge = Judge.build(benchmark, start, None, config.utility_floor)
+    judge = Judge.build(benchmark, start, None, Ranking.of_search(config))
     with Ledger(folder, Patience()) as ledger:
         ledger.open()
         recorder = Recorder(config, build_studies(config, spaces), spaces, writer, ledger, watcher)

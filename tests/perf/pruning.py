@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ray_unlearn.config import COMPLETED, INTERPOLATED
 from ray_unlearn.metrics.fronts import hypervolume
-from ray_unlearn.records.tables import COMPLETED, INTERPOLATED, read_search
+from ray_unlearn.records.tables import read_search
 from ray_unlearn.search.halving import REDUCTION, RUNGS, Halving
 from ray_unlearn.training.trial import evaluation_epochs, rung_epochs
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.config import SAMPLERS
+from ray_unlearn.config import COMPLETED, SAMPLERS
 from ray_unlearn.metrics.fronts import hypervolume
-from ray_unlearn.records.tables import COMPLETED, read_search
+from ray_unlearn.records.tables import read_search
 from ray_unlearn.search.sampling import MethodStudy
 from ray_unlearn.search.space import Range, Space
 

@@ -33,6 +33,7 @@ def build_meta(**changes: Any) -> dict[str, Any]:
         "concurrent": 2,
         "objective": "combined",
         "utility_floor": 0.95,
+        "ranking": "floored",
         "seed": 7,
         "gang": {"num_workers": 2, "zero_stage": 2, "precision": "fp32"},
         "model": "embedded miniature",
