@@ -1,12 +1,16 @@
 import tomllib
+from dataclasses import replace
 
 import pytest
 
+from ray_unlearn.benchmarks import BENCHMARKS, OWN_DATA, load_benchmark
+from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.config import UserError
+from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import scaled
 from ray_unlearn.search.sampling import first_points
 from ray_unlearn.search.space import Range, folder, load_space
-from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.losses import METHODS, TOKEN, Method
 
 GOOD = """
 method = "simnpo"
@@ -29,16 +33,21 @@ beta = 3.0
 """
 
 
+def named(benchmark: str) -> Benchmark:
+    """The benchmark of that name, or own data called so."""
+    return load_benchmark(benchmark) if benchmark in BENCHMARKS else replace(load_benchmark(OWN_DATA), name=benchmark)
+
+
 def load(tmp_path, text, method="simnpo", benchmark="tofu", scale="full", size=7_000_000_000):
     file = tmp_path / "space.toml"
     file.write_text(text)
-    return load_space(METHODS[method], benchmark, scale, size, file)
+    return load_space(METHODS[method], named(benchmark), scale, size, file)
 
 
 @pytest.mark.parametrize("benchmark", ["wmdp", "tofu", "synthetic"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_shipped_space_that_fits_its_signature(method, benchmark):
-    space = load_space(METHODS[method], benchmark, "mini", 500_000)
+    space = load_space(METHODS[method], named(benchmark), "mini", 500_000)
     assert space.ranges
     assert space.warm_starts
 
@@ -110,3 +119,27 @@ def test_a_range_is_walked_in_its_own_scale():
     assert Range(1e-4, 1e-2, log=True).at(0.5) == pytest.approx(1e-3)
     assert Range(0.0, 10.0).at(0.25) == 2.5
     assert Range(1, 4, integer=True).at(1.0) == 4
+
+
+def test_a_method_without_a_file_is_searched_round_its_defaults():
+    def toy(forget, *, beta: float = 2.0, margin: float = 0.0):
+        return forget.logprobs
+
+    method = Method("toy", "-CE", toy, TOKEN, "")
+    space = load_space(method, load_benchmark("wmdp"), "mini", 300_000)
+    assert set(space.ranges) == {"learning_rate", "beta", "margin", "retain_weight"}
+    assert (space.ranges["beta"].low, space.ranges["beta"].high, space.ranges["beta"].log) == (0.25, 16.0, True)
+    assert (space.ranges["margin"].low, space.ranges["margin"].high) == (0.0, 1.0)
+    assert space.fixed["epochs"] == 6, "what the miniature fixes for every method holds for it, too"
+
+
+def test_a_users_own_file_has_the_last_word_over_what_a_benchmark_changes(tmp_path):
+    text = 'method = "ga"\n[fixed]\nepochs = 3\n[space.learning_rate]\nlow = 1e-4\nhigh = 1e-3\n'
+    space = load(tmp_path, text, "ga", "wmdp", "mini", 300_000)
+    assert space.fixed == {"epochs": 3}
+    assert space.ranges["learning_rate"].high == 1e-3
+
+
+def test_no_benchmark_is_named_in_a_shipped_space_file():
+    for file in folder().glob("*.toml"):
+        assert "on" not in read_toml(file), file.name

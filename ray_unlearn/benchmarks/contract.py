@@ -133,6 +133,21 @@ class Keep:
     """Its value for a model that knows nothing (chance level)."""
 
 
+def log_range(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic range, in the words of a search-space file."""
+    return {"low": low, "high": high, "log": True}
+
+
+@dataclass(frozen=True)
+class SpaceChange:
+    """What a benchmark changes of the shipped search spaces, in the words of a search-space file."""
+
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are fixed for every method."""
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By method, its tables `fixed`, `space` and `warm_start`, which are laid over the file's."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One benchmark: where its data and model come from, what is measured, and what is aimed at."""
@@ -151,6 +166,8 @@ class Benchmark:
     models, `train` makes them, once. Raises UserError where data or model are not as they must be."""
     measure: Callable[[Mapping[str, Scores], Mapping[str, list[str]], Split], Profile]
     """(scores by probe, generated answers by prompt set, the split) -> what can be measured from them."""
+    spaces: Mapping[str, SpaceChange] = field(default_factory=dict)
+    """By scale ("": at any), laid one over the other under a user's own space file."""
     title: str = ""
     """What is forgotten, in words."""
     privacy: tuple[str, ...] = ()

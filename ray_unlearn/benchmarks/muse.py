@@ -25,9 +25,11 @@ from ray_unlearn.benchmarks.contract import (
     Profile,
     Prompts,
     Request,
+    SpaceChange,
     Split,
     Task,
     Trainer,
+    log_range,
     needed,
 )
 from ray_unlearn.benchmarks.miniatures import muse as muse_mini
@@ -51,6 +53,22 @@ STOPS = ("\n\n", "\nQuestion", "Question:")
 MIN_K = 0.4
 AUC_RETRAINED = {"news": 0.4772, "books": 0.5393}
 """Published Min-40 % AUC of MUSE's own retrained LLaMA-2-7B: says something beside MUSE's own targets alone."""
+
+
+SPACES = SpaceChange(
+    methods={
+        "npo": {
+            "space": {"beta": log_range(0.0001, 0.1)},
+            "warm_start": [{"learning_rate": 1e-05, "beta": 0.002, "retain_weight": 1.0, "at_parameters": 7e9}],
+        },
+        "simnpo": {
+            "warm_start": [
+                {"learning_rate": 1e-05, "beta": 0.7, "gamma": 0.0, "retain_weight": 1.0, "at_parameters": 7e9}
+            ]
+        },
+    },
+)
+"""Log-ratios are summed over 2048 tokens: at NPO's usual beta nothing would move. SimNPO's is published (0.5 to 1)."""
 
 
 @dataclass(frozen=True)
@@ -443,6 +461,7 @@ BENCHMARK = Benchmark(
     keeps=(Keep("retain_qa_probability", useless=0.0), Keep("retain_exact_memorisation", useless=0.0)),
     load=load,
     measure=measure,
+    spaces={"": SPACES, "mini": muse_mini.SPACES},
     build_task=build_task,
     compare_with_itself=compare_with_itself,
     privacy=("min_k_auc", "privleak"),

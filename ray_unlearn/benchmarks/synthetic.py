@@ -28,9 +28,11 @@ from ray_unlearn.benchmarks.contract import (
     Probe,
     Profile,
     Request,
+    SpaceChange,
     Split,
     Task,
     Trainer,
+    log_range,
     needed,
 )
 from ray_unlearn.benchmarks.profiles import read_profile, with_retrained, write_profile
@@ -45,6 +47,30 @@ NUM_STATES = 10
 HOMES = {"retain": (0, 1, 2), "forget1": (3, 4, 5), "forget2": (6, 7, 8)}
 LEAKAGE = 0.2
 DATA_SEED = 2410_07163
+
+
+SPACES = SpaceChange(
+    fixed={"epochs": 2, "batch_size": 4},
+    methods={
+        "ga": {
+            "space": {"learning_rate": log_range(1e-05, 0.01)},
+            "warm_start": [{"learning_rate": 0.0005}],
+        },
+        "graddiff": {
+            "space": {"learning_rate": log_range(1e-05, 0.01)},
+            "warm_start": [{"learning_rate": 0.0005, "retain_weight": 1.0}],
+        },
+        "npo": {
+            "space": {"learning_rate": log_range(0.0001, 0.01)},
+            "warm_start": [{"learning_rate": 0.0005, "beta": 0.2, "retain_weight": 1.0}],
+        },
+        "simnpo": {
+            "space": {"learning_rate": log_range(0.0001, 0.01)},
+            "warm_start": [{"learning_rate": 0.0005, "beta": 4.0, "gamma": 0.0, "retain_weight": 1.0}],
+        },
+    },
+)
+"""50 steps of 4, as in the paper's section 5."""
 
 
 @dataclass(frozen=True)
@@ -251,4 +277,5 @@ BENCHMARK = Benchmark(
     keeps=(Keep("retain_divergence", useless=uniform_divergence("retain")),),
     load=load,
     measure=measure,
+    spaces={"": SPACES},
 )

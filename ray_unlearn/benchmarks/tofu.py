@@ -416,6 +416,7 @@ BENCHMARK = Benchmark(
     keeps=(Keep("teacher_forced_utility", useless=0.0),),
     load=load,
     measure=measure,
+    spaces={"mini": tofu_mini.SPACES},
     build_task=build_task,
     compare_with_itself=compare_with_itself,
     privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),

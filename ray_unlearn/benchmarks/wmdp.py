@@ -15,7 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer, needed
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Keep,
+    Probe,
+    Profile,
+    Request,
+    SpaceChange,
+    Split,
+    Task,
+    Trainer,
+    needed,
+)
 from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.sources import load_table
@@ -52,6 +64,18 @@ SUBJECTS = {"bio": "biology", "cyber": "cybersecurity"}
 
 MINI = wmdp_mini.Sizes()
 MINI_VERSION = 2
+
+
+SPACES = SpaceChange(
+    methods={
+        "simnpo": {
+            "warm_start": [
+                {"learning_rate": 4e-06, "beta": 5.5, "gamma": 0.0, "retain_weight": 5.0, "at_parameters": 7e9}
+            ]
+        }
+    },
+)
+"""The published model card's point, for zephyr-7b."""
 
 
 @dataclass(frozen=True)
@@ -387,4 +411,5 @@ BENCHMARK = Benchmark(
     keeps=(Keep("general_accuracy", useless=CHANCE),),
     load=load,
     measure=measure,
+    spaces={"": SPACES, "mini": wmdp_mini.SPACES},
 )

@@ -7,7 +7,7 @@ import textwrap
 from ray_unlearn.commands.options import Methods
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN
-from ray_unlearn.search.space import folder
+from ray_unlearn.search.space import default_tables, folder
 from ray_unlearn.training.losses import METHODS, SEQUENCE, Method, find_method
 
 CONVENTION = (
@@ -49,7 +49,8 @@ def needs(method: Method) -> str:
 
 
 def _describe(method: Method) -> str:
-    ranges = read_toml(folder() / f"{method.name}.toml")["space"]
+    file = folder() / f"{method.name}.toml"
+    ranges = (read_toml(file) if file.is_file() else default_tables(method))["space"]
     lines = [f"{method.name}  ({method.title}, {method.paper})"]
 
     def add(label: str, text: str) -> None:

@@ -360,7 +360,7 @@ def cost(
 ) -> Cost:
     """6 N FLOP for a trained token (4 N where the weights themselves stand still, 2 N more with recomputation, and 2 N
     for the starting model's pass where the method reads one), 2 N for a scored one."""
-    fixed = load_space(method, benchmark.name, "full", total).fixed
+    fixed = load_space(method, benchmark, "full", total).fixed
     standard = TrialConfig("plan", method.name)
     epochs, batch = (int(fixed.get(key, getattr(standard, key))) for key in ("epochs", "batch_size"))
     evaluations = int(fixed.get("evaluations", standard.evaluations))

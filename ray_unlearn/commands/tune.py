@@ -175,7 +175,7 @@ def resolve_search(
     size = check_trained(task.model, gang.lora_rank, gang.train)
     gang = fit_gang(gang, task.model, size, resources, concurrent)
     files = {file_method(path): path for path in options.space}
-    spaces = {m: load_space(find_method(m), benchmark.name, scale, size, files.get(m)) for m in options.methods}
+    spaces = {m: load_space(find_method(m), benchmark, scale, size, files.get(m)) for m in options.methods}
     config = SearchConfig(
         name=name,
         benchmark=benchmark.name,
@@ -305,7 +305,7 @@ def check_tune(options: Tune) -> None:
             raise UserError(f"--space {path}: a second file for {method}. Give one file a method")
         if method not in options.methods:
             raise UserError(f"--space {path}: is for {method}, which is not searched. Add it to --methods")
-        load_space(find_method(method), benchmark.name, "mini", 1, path)
+        load_space(find_method(method), benchmark, "mini", 1, path)
 
 
 def describe_plan(search: ResolvedSearch) -> str:

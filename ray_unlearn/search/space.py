@@ -10,7 +10,7 @@ log = true
 at_parameters = 7e9         # the range is meant for a model of this size, see `scaled`
 [[warm_start]]              # tried first; a key left out takes the middle of its range
 beta = 2.5
-[on.wmdp-mini.fixed]        # the same tables again, for one benchmark (and scale) only; "custom": all of the user's own
+[on.NAME-mini.fixed]        # the same tables again, for one benchmark (and scale) only; "custom": all own data
 epochs = 6
 """
 
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks import BENCHMARKS, OWN_DATA
+from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, UserError
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import scaled
@@ -70,25 +71,24 @@ def folder() -> Path:
     return here / "search_spaces" if (here / "search_spaces").is_dir() else here.parent / "search_spaces"
 
 
-def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, file: Path | None = None) -> Space:
-    """The method's space for this benchmark and model size.
+def load_space(
+    method: Method, benchmark: Benchmark, scale: str, num_parameters: int, file: Path | None = None
+) -> Space:
+    """The method's space for this benchmark and model size: from the user's own file, else from the shipped one with
+    what the benchmark changes laid over it.
 
     Raises UserError for whatever in the file cannot work, naming file, table and key.
     """
-    path = file or folder() / f"{method.name}.toml"
-    raw = read_toml(path)
+    shipped = folder() / f"{method.name}.toml"
+    path = file or shipped
+    raw = read_toml(path) if file or shipped.is_file() else default_tables(method)
     if raw.get("method") != method.name:
         raise UserError(f'{path}: has method = {raw.get("method")!r}. Write method = "{method.name}"')
     _check_keys(path, "the file", raw, {"method", "fixed", "space", "warm_start", "on"})
     fixed, ranges = dict(_table(path, raw, "fixed")), dict(_table(path, raw, "space"))
     warm_starts = _tables(path, raw, "warm_start")
-    overrides = _table(path, raw, "on")
-    known = {*BENCHMARKS, benchmark}
-    _check_keys(path, "[on]", overrides, {f"{name}{scale}" for name in known for scale in ("", "-mini", "-full")})
-    own = () if benchmark in BENCHMARKS else (OWN_DATA,)
-    for name in (*own, benchmark, f"{benchmark}-{scale}"):
-        table = _table(path, overrides, name)
-        _check_keys(path, f"[on.{name}]", table, {"fixed", "space", "warm_start"})
+    for name, table in _changes(path, raw, method, benchmark, scale, is_own=file is not None):
+        _check_keys(path, name, table, {"fixed", "space", "warm_start"})
         for key, value in _table(path, table, "fixed").items():
             ranges.pop(key, None)
             fixed[key] = value
@@ -97,6 +97,37 @@ def load_space(method: Method, benchmark: str, scale: str, num_parameters: int, 
             ranges[key] = value
         warm_starts = _tables(path, table, "warm_start") or warm_starts
     return _check(path, method, fixed, ranges, warm_starts, num_parameters)
+
+
+def _changes(
+    path: Path, raw: Mapping[str, Any], method: Method, benchmark: Benchmark, scale: str, is_own: bool
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """(where it stands, tables to lay over): the benchmark's own unless the file is the user's, then the file's for
+    this benchmark."""
+    changes = [] if is_own else [benchmark.spaces[name] for name in ("", scale) if name in benchmark.spaces]
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for change in changes:
+        found += [(benchmark.name, {"fixed": change.fixed}), (benchmark.name, change.methods.get(method.name, {}))]
+    overrides = _table(path, raw, "on")
+    known = {*BENCHMARKS, benchmark.name}
+    _check_keys(path, "[on]", overrides, {f"{name}{scale}" for name in known for scale in ("", "-mini", "-full")})
+    own = () if benchmark.name in BENCHMARKS else (OWN_DATA,)
+    names = (*own, benchmark.name, f"{benchmark.name}-{scale}")
+    return found + [(f"[on.{name}]", _table(path, overrides, name)) for name in names]
+
+
+def default_tables(method: Method) -> dict[str, Any]:
+    """For a method that has no file: learning rate and retain weight as most have them, and each parameter of its own
+    within a factor of 8 round its default (from 0 to 1 where that is 0)."""
+    space: dict[str, Any] = {"learning_rate": {"low": 1e-6, "high": 1e-4, "log": True, "at_parameters": 7e9}}
+    for name, default in method.parameters.items():
+        space[name] = (
+            {"low": default / 8, "high": default * 8, "log": True} if default > 0 else {"low": 0.0, "high": 1.0}
+        )
+    if method.uses_retain:
+        space["retain_weight"] = {"low": 0.5, "high": 20.0, "log": True}
+    fixed = {"epochs": 10, "batch_size": 32, "weight_decay": 0.01, "warmup_fraction": 0.1, "evaluations": 2}
+    return {"method": method.name, "fixed": fixed, "space": space}
 
 
 def read_spaces(meta: Mapping[str, Any]) -> dict[str, Space]:

@@ -625,15 +625,15 @@ def test_every_metric_that_is_measured_has_a_column(load: Load, tmp_path: Path) 
 
 
 def test_a_custom_benchmark_takes_the_general_ranges_unless_a_file_names_it(tmp_path: Path) -> None:
-    method = find_method("simnpo")
-    general = load_space(method, "staff", "full", 1000)
+    method, staff = find_method("simnpo"), replace(load_benchmark("custom"), name="staff")
+    general = load_space(method, staff, "full", 1000)
     assert general.fixed["epochs"] == 10
     text = 'method = "simnpo"\n[space.beta]\nlow = 1.0\nhigh = 2.0\n[on.custom.fixed]\nepochs = 3\nbatch_size = 4\n'
     file = tmp_path / "space.toml"
     file.write_text(text + "[on.staff.fixed]\nepochs = 5\n")
-    assert load_space(method, "staff", "full", 1000, file).fixed == {"epochs": 5, "batch_size": 4}
+    assert load_space(method, staff, "full", 1000, file).fixed == {"epochs": 5, "batch_size": 4}
     with pytest.raises(UserError, match=r"\[on\] has 'staff'"):
-        load_space(method, "tofu", "full", 1000, file)
+        load_space(method, load_benchmark("tofu"), "full", 1000, file)
 
 
 def command(*options: str) -> subprocess.CompletedProcess[str]:

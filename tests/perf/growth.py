@@ -168,6 +168,7 @@ class InstantGangs:
 
 def settings(options: Any, trials: int) -> tuple[Any, dict[str, Any]]:
     """The search's settings and spaces."""
+    from ray_unlearn.benchmarks import load_benchmark
     from ray_unlearn.config import GangConfig, SearchConfig
     from ray_unlearn.search.space import load_space
     from ray_unlearn.training.losses import METHODS
@@ -187,7 +188,7 @@ def settings(options: Any, trials: int) -> tuple[Any, dict[str, Any]]:
         sampler=options.sampler,
         prune=options.prune,
     )
-    space = load_space(METHODS[METHOD], BENCHMARK, "mini", 300_000)
+    space = load_space(METHODS[METHOD], load_benchmark(BENCHMARK), "mini", 300_000)
     return config, {METHOD: type(space)(METHOD, {**space.fixed, "epochs": EPOCHS}, space.ranges, space.warm_starts)}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ray_unlearn.benchmarks.contract import SpaceChange, log_range
 from ray_unlearn.benchmarks.miniatures import shapes as mini
 
 DATA_SEED = 1
@@ -21,6 +22,39 @@ DATA_SEED = 1
 UNITS = r"\w+ ?|[^\w\s]+ ?|\s+"
 """A space belongs to the word before it, so that a prompt that ends with a space (as MUSE's do) ends where a token
 does."""
+
+
+SPACES = SpaceChange(
+    fixed={"epochs": 8, "batch_size": 4},
+    methods={
+        "ga": {"space": {"learning_rate": log_range(5e-05, 0.002)}},
+        "graddiff": {
+            "space": {
+                "learning_rate": log_range(5e-05, 0.002),
+                "retain_weight": log_range(0.5, 10.0),
+            }
+        },
+        "npo": {
+            "space": {
+                "learning_rate": log_range(0.0005, 0.004),
+                "beta": log_range(0.003, 0.1),
+                "retain_weight": log_range(0.5, 10.0),
+            },
+            "warm_start": [{"learning_rate": 0.001, "beta": 0.02, "retain_weight": 4.0}],
+        },
+        "rmu": {"fixed": {"hidden_layer": 1, "train_layers": 2}},
+        "simnpo": {
+            "space": {
+                "learning_rate": log_range(0.0005, 0.004),
+                "beta": log_range(0.5, 5.0),
+                "gamma": {"low": 0.0, "high": 1.0},
+                "retain_weight": log_range(0.5, 10.0),
+            },
+            "warm_start": [{"learning_rate": 0.002, "beta": 2.0, "gamma": 0.0, "retain_weight": 4.0}],
+        },
+    },
+)
+"""13 chunks of 192 tokens, and as large a model."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_unlearn.benchmarks.contract import SpaceChange, log_range
 from ray_unlearn.benchmarks.miniatures.shapes import Shape, build_names
 
 DATA_SEED = 2401
@@ -27,6 +28,36 @@ FORGOTTEN = {"01": 0.01, "05": 0.05, "10": 0.1}
 NUM_WRONG, NUM_OPTIONS = 5, 3
 """Wrong answers to a question on an author, and to one on "real" authors or world facts."""
 Row = dict[str, Any]
+
+
+SPACES = SpaceChange(
+    fixed={"epochs": 6, "batch_size": 16},
+    methods={
+        "ga": {"space": {"learning_rate": log_range(2e-05, 0.002)}},
+        "graddiff": {
+            "space": {
+                "learning_rate": log_range(5e-05, 0.003),
+                "retain_weight": log_range(0.5, 20.0),
+            }
+        },
+        "npo": {
+            "space": {
+                "learning_rate": log_range(0.0003, 0.004),
+                "beta": log_range(0.02, 1.0),
+                "retain_weight": log_range(0.5, 10.0),
+            }
+        },
+        "simnpo": {
+            "space": {
+                "learning_rate": log_range(0.0003, 0.004),
+                "beta": log_range(0.5, 8.0),
+                "gamma": {"low": 0.0, "high": 1.0},
+                "retain_weight": log_range(0.5, 10.0),
+            }
+        },
+    },
+)
+"""Answers of about 12 tokens."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_unlearn.benchmarks.contract import SpaceChange, log_range
 from ray_unlearn.benchmarks.miniatures.shapes import Shape, build_names
 
 DATA_SEED = 1
@@ -21,6 +22,37 @@ KINDS = {
     "hazard": ("venom", "blight", "vapour"),
     "general": ("dye", "balm", "glaze", "tonic", "resin", "spice"),
 }
+
+
+SPACES = SpaceChange(
+    fixed={"epochs": 6, "batch_size": 16},
+    methods={
+        "ga": {"space": {"learning_rate": log_range(0.0001, 0.004)}},
+        "graddiff": {
+            "space": {
+                "learning_rate": log_range(0.0001, 0.004),
+                "retain_weight": log_range(0.5, 20.0),
+            }
+        },
+        "npo": {
+            "space": {
+                "learning_rate": log_range(0.0008, 0.004),
+                "beta": log_range(0.01, 0.3),
+                "retain_weight": log_range(0.5, 5.0),
+            }
+        },
+        "rmu": {"fixed": {"hidden_layer": 1, "train_layers": 2}},
+        "simnpo": {
+            "space": {
+                "learning_rate": log_range(0.0008, 0.004),
+                "beta": log_range(0.5, 5.0),
+                "gamma": {"low": 0.0, "high": 1.0},
+                "retain_weight": log_range(0.5, 5.0),
+            }
+        },
+    },
+)
+"""A model of 0.3 million parameters and 90 short documents."""
 
 
 @dataclass(frozen=True)
