@@ -42,7 +42,7 @@ def worker(request, tiny_model):
 def measured(worker, trial: TrialConfig) -> tuple:
     """All that a trial leaves: losses and metrics of every point, and its weights."""
     reports = run_local(worker, Job("job", trial))
-    seen = [(r["epoch"], r["forget_loss"], r["retain_loss"], r["profiles"]) for r in reports]
+    seen = [(r.epoch, r.forget_loss, r.retain_loss, r.profiles) for r in reports]
     return seen, weights_digest(worker.engine)
 
 
@@ -95,8 +95,8 @@ def test_a_saved_model_loads_and_scores_as_the_engine_did(worker, tmp_path):
     again = local_worker(dataclasses.replace(worker.task, model=str(tmp_path / "model")), worker.gang)
     (scored,) = run_local(again, Job("score"))
     tolerance = 1e-5 if worker.gang.precision == "fp32" else 2e-2
-    for name, value in report["profiles"]["selection"]["metrics"].items():
-        assert scored["profiles"]["selection"]["metrics"][name] == pytest.approx(value, rel=tolerance)
+    for name, value in report.metrics().items():
+        assert scored.metrics()[name] == pytest.approx(value, rel=tolerance)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model") is not None
 
 
@@ -105,7 +105,7 @@ def test_npo_sees_the_starting_models_log_probs_whatever_ran_before(worker):
     run_local(worker, Job("other", TRIAL))
     reports = run_local(worker, Job("npo", npo))
     tolerance = 1e-5 if worker.gang.precision == "fp32" else 1e-2
-    assert reports[-1]["forget_loss"] == pytest.approx(2 * torch.log(torch.tensor(2.0)).item() / 0.1, rel=tolerance)
+    assert reports[-1].forget_loss == pytest.approx(2 * torch.log(torch.tensor(2.0)).item() / 0.1, rel=tolerance)
 
 
 def test_evaluation_points_are_spread_and_end_with_the_last_epoch():

@@ -157,7 +157,7 @@ def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tm
         gang=GangConfig(lora_rank=2, reference_folder=str(tmp_path)),
     )
     worker = local_worker(task, config.gang)
-    start = run_local(worker, held_out_job(config, 3))[-1]["profiles"]["report"]["metrics"]
+    start = run_local(worker, held_out_job(config, 3))[-1].metrics("report")
     retrained = Profile({name: 2 * value + 1 for name, value in start.items()})
     task = replace(task, report=replace(task.report, retrained=retrained))
     monkeypatch.setattr(export, "run_job", lambda config, task, job: (start, run_local(worker, job)[-1], 1.0))

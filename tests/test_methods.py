@@ -53,24 +53,24 @@ def trial(method: str, retain: str = "", **changes) -> TrialConfig:
 )
 def test_every_method_with_every_retain_loss_takes_finite_steps_that_repeat_exactly(worker, method, retain):
     first, second = (run_local(worker, Job("job", trial(method, retain)))[-1] for _ in range(2))
-    assert np.isfinite([first["forget_loss"], first["retain_loss"]]).all()
-    assert first["profiles"] == second["profiles"]
+    assert np.isfinite([first.forget_loss, first.retain_loss]).all()
+    assert first.profiles == second.profiles
     start = run_local(worker, Job("start"))[-1]
-    assert first["profiles"] != start["profiles"], "nothing was learnt"
+    assert first.profiles != start.profiles, "nothing was learnt"
 
 
 @pytest.mark.parametrize("retain", ["kl", "hidden"])
 def test_distances_from_the_starting_model_are_zero_before_the_first_step(worker, retain):
     method = "rmu" if retain == "hidden" else "graddiff"
     report = run_local(worker, Job("job", trial(method, retain, learning_rate=1e-12, epochs=1)))[-1]
-    assert report["retain_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert report.retain_loss == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dpo", "altpo", "npo"])
 def test_preferences_start_from_indifference(worker, method):
     report = run_local(worker, Job("job", trial(method, learning_rate=1e-12, epochs=1)))[-1]
     tolerance = 1e-5 if worker.gang.precision == "fp32" else 1e-2
-    assert report["forget_loss"] == pytest.approx(2 * np.log(2) / 0.1, rel=tolerance)
+    assert report.forget_loss == pytest.approx(2 * np.log(2) / 0.1, rel=tolerance)
 
 
 def test_the_starting_weights_are_there_inside_and_gone_after(worker):
@@ -106,7 +106,7 @@ def test_hidden_states_are_the_layers_own_output(worker):
 
 def test_the_primal_dual_weight_follows_the_retain_loss(worker):
     strict, loose = (
-        run_local(worker, Job("j", trial("pdu", epochs=4) if limit is None else _limited(limit)))[-1]["retain_loss"]
+        run_local(worker, Job("j", trial("pdu", epochs=4) if limit is None else _limited(limit)))[-1].retain_loss
         for limit in (0.0, 100.0)
     )
     assert strict < loose
@@ -134,8 +134,8 @@ def test_a_lora_model_is_saved_merged_and_scores_the_same(tiny_model, tmp_path):
     (report,) = run_local(worker, Job("j", trial("simnpo"), points=False, save_to=str(tmp_path / "merged")))
     plain = local_worker(dataclasses.replace(task, model=str(tmp_path / "merged")), GangConfig(zero_stage=0))
     (again,) = run_local(plain, Job("start"))
-    expected = report["profiles"]["selection"]["metrics"]
-    assert again["profiles"]["selection"]["metrics"] == pytest.approx(expected, rel=1e-4)
+    expected = report.metrics()
+    assert again.metrics() == pytest.approx(expected, rel=1e-4)
 
 
 def test_lora_trains_far_fewer_weights_and_restores_only_those(tiny_model):
@@ -163,7 +163,7 @@ def test_generated_answers_are_the_same_with_checkpointing(tiny_model):
     prompts = Prompts([[1, 2, 3], [4, 5], [6, 7, 8, 9]], ["", "", ""], max_new_tokens=12)
     task = tiny_task(tiny_model)
     plain, checkpointed = (
-        local_worker(task, GangConfig(zero_stage=2, checkpointing=on))._generate(prompts) for on in (False, True)
+        local_worker(task, GangConfig(zero_stage=2, checkpointing=on)).scorer.generate(prompts) for on in (False, True)
     )
     assert plain == checkpointed
     assert any(plain)
@@ -196,7 +196,7 @@ def test_reference_log_probs_are_found_again_by_content_alone(tiny_model, tmp_pa
     written = file.stat().st_mtime_ns
     again = run_local(local_worker(task, gang), Job("npo", trial("npo")))[-1]
     assert file.stat().st_mtime_ns == written
-    assert again["forget_loss"] == first["forget_loss"]
+    assert again.forget_loss == first.forget_loss
 
     key = reference_key(str(tiny_model), task.forget, gang)
     assert file.stem == key

@@ -1,7 +1,6 @@
 """The recorder without Ray: reports go in, verdicts and rows come out."""
 
 import contextlib
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,9 @@ from ray_unlearn.records.tables import Writer, curve_schema, read_search, read_t
 from ray_unlearn.search.ray_tune import _Events, _Verdicts
 from ray_unlearn.search.recorder import Recorder
 from ray_unlearn.search.sampling import MethodStudy
+from ray_unlearn.search.scored import Scored, to_text
 from ray_unlearn.search.space import Range, Space
+from ray_unlearn.training.outcome import Failed
 
 SPACE = Space("ga", {"epochs": 10, "evaluations": 1}, {"learning_rate": Range(1e-5, 1e-3, log=True)}, ())
 
@@ -60,21 +61,21 @@ def recorder(tmp_path):
         yield build
 
 
-def report(epoch: int, objective: float, **values) -> dict:
+def report(epoch: int, objective: float, **values) -> Scored:
     scores = {"objective": objective, "forget": objective, "utility": 0.95, "metrics": {"accuracy": objective}}
     losses = {"step": epoch, "forget_loss": 0.0, "retain_loss": 0.0}
     costs = {"train_seconds": 1.0, "evaluate_seconds": 1.0, "peak_memory_bytes": 1}
-    return {"epoch": epoch, **scores, **losses, **costs, "done": epoch == 10, **values}
+    return Scored(epoch=epoch, done=epoch == 10, **{**scores, **losses, **costs, **values})
 
 
-def live(recorder: Recorder, tune_id: str, reports: list[dict]) -> dict:
+def live(recorder: Recorder, tune_id: str, reports: list[Scored | Failed]) -> dict:
     """One trial as Tune leads it: a verdict on every report but the last; its row."""
     recorder.suggest(tune_id)
     trial = SimpleNamespace(trial_id=tune_id)
     _Events(recorder).on_trial_start(0, [], trial)
     for values in reports:
-        result = {"report": json.dumps(values)}
-        goes_on = values["done"] or _Verdicts(recorder).on_trial_result(None, trial, result) == "CONTINUE"
+        result = {"report": to_text(values)}
+        goes_on = values.done or _Verdicts(recorder).on_trial_result(None, trial, result) == "CONTINUE"
         _Events(recorder).on_trial_result(0, [], trial, result)
         if not goes_on:
             break
@@ -82,7 +83,7 @@ def live(recorder: Recorder, tune_id: str, reports: list[dict]) -> dict:
     return recorder.rows[-1]
 
 
-DIVERGED = {"error": "NonFinite: the loss", "failure": "nan", "retries": 0, "done": True}
+DIVERGED = Failed("NonFinite: the loss", "nan")
 
 
 def curve(*scores: float) -> list[dict]:

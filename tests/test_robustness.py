@@ -55,21 +55,21 @@ def test_an_attack_changes_the_scores_and_then_leaves_every_bit_in_place(worker,
 
 def test_a_trial_after_attacks_is_bit_identical(worker):
     attacks = Robustness(("relearn", "quantise"), ("retain_divergence",))
-    first = run_local(worker, Job("first", TRIAL))[-1]["profiles"]
-    attacked = run_local(worker, Job("attacked", TRIAL, robustness=attacks))[-1]["profiles"]
-    assert run_local(worker, Job("again", TRIAL))[-1]["profiles"] == first
-    plain = first["selection"]["metrics"]
-    assert {name: attacked["selection"]["metrics"][name] for name in plain} == plain
-    assert set(attacked["selection"]["metrics"]) > set(plain)
+    first = run_local(worker, Job("first", TRIAL))[-1].profiles
+    attacked = run_local(worker, Job("attacked", TRIAL, robustness=attacks))[-1].profiles
+    assert run_local(worker, Job("again", TRIAL))[-1].profiles == first
+    plain = first["selection"].metrics
+    assert {name: attacked["selection"].metrics[name] for name in plain} == plain
+    assert set(attacked["selection"].metrics) > set(plain)
 
 
 def test_the_line_through_both_models_begins_at_the_start_and_ends_at_the_trained_one(worker):
     trained = state(worker)
-    with worker.on_the_line(1.0):
+    with worker.rank.on_the_line(1.0):
         assert state(worker)[1] == pytest.approx(trained[1], rel=1e-6)
-    with worker.on_the_line(0.0):
+    with worker.rank.on_the_line(0.0):
         at_start = dict(worker.scorer.evaluate(worker.task.selection).metrics)
-    with worker.on_the_line(0.5):
+    with worker.rank.on_the_line(0.5):
         assert dict(worker.scorer.evaluate(worker.task.selection).metrics) not in (at_start, trained[1])
     assert state(worker) == trained
     worker.restore()
@@ -78,13 +78,13 @@ def test_the_line_through_both_models_begins_at_the_start_and_ends_at_the_traine
 
 def test_a_job_scores_the_line_and_can_end_on_it(worker, tmp_path):
     report = run_local(worker, Job("line", TRIAL, line=(0.25, 0.5)))[-1]
-    assert [point["alpha"] for point in report["line"]] == [0.25, 0.5]
+    assert [point.alpha for point in report.line] == [0.25, 0.5]
     half = run_local(worker, Job("half", TRIAL, alpha=0.5, save_to=str(tmp_path)))[-1]
-    assert half["profiles"] == report["line"][1]["profiles"]
+    assert half.profiles == report.line[1].profiles
     saved = local_worker(dataclasses.replace(worker.task, model=str(tmp_path)), GangConfig())
-    metrics = dict(saved.evaluate(worker.task.selection).metrics)
+    metrics = dict(saved.scorer.evaluate(worker.task.selection).metrics)
     near = 1e-5 if worker.gang.precision == "fp32" else 0.05
-    assert metrics == pytest.approx(half["profiles"]["selection"]["metrics"], rel=near)
+    assert metrics == pytest.approx(half.metrics(), rel=near)
 
 
 def test_nf4_keeps_its_levels_and_moves_others_to_the_nearest():

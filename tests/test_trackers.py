@@ -10,7 +10,9 @@ from ray.tune import Callback
 
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
 from ray_unlearn.search import trackers
+from ray_unlearn.search.scored import Scored, to_text
 from ray_unlearn.search.trackers import Tracker, check_trackers, describe_failure
+from ray_unlearn.training.outcome import Failed
 from tests.test_cli import run
 from tests.test_search import tune
 
@@ -19,7 +21,7 @@ CONFIG = SearchConfig(
     **{"objective": "combined", "utility_floor": 0.9, "seed": 7, "gang": GangConfig(), "model": "m"},
 )
 TRIAL = TrialConfig("simnpo-0000", "simnpo", {"beta": 2.5, "gamma": 0.0}, retain_weight=2.0, learning_rate=1e-4, seed=7)
-FAILURE = {"error": "NonFinite: the loss is nan", "done": True}
+FAILURE = Failed("NonFinite: the loss is nan", "nan")
 
 
 class Heard(Callback):
@@ -53,19 +55,19 @@ class Heard(Callback):
         self._hear("end")
 
 
-def report(epoch: int, **values) -> dict:
+def report(epoch: int, **values) -> Scored:
     scores = {"objective": 0.5, "forget": 0.4, "utility": 0.6, "epoch": epoch, "step": 10 * epoch}
     costs = {"train_seconds": 1.0, "evaluate_seconds": 1.0, "peak_memory_bytes": 5}
-    losses = {"forget_loss": 1.5, "retain_loss": None}
-    return {**scores, **costs, **losses, "metrics": {"forget_accuracy": 0.25}, "line": [], "done": epoch == 4, **values}
+    losses = {"forget_loss": 1.5, "retain_loss": None, "metrics": {"forget_accuracy": 0.25}}
+    return Scored(done=epoch == 4, **{**scores, **costs, **losses, **values})
 
 
-def lead(tracker: Tracker, reports: list[dict], tune_id: str = "a", trial: TrialConfig = TRIAL) -> None:
+def lead(tracker: Tracker, reports: list[Scored | Failed], tune_id: str = "a", trial: TrialConfig = TRIAL) -> None:
     """One trial as Tune leads it."""
     of_tune = SimpleNamespace(trial_id=tune_id, config={"trial": json.dumps(trial.to_json())})
     tracker.on_trial_start(0, [], of_tune)
     for values in reports:
-        tracker.on_trial_result(0, [], of_tune, {"report": json.dumps(values), "training_iteration": 1})
+        tracker.on_trial_result(0, [], of_tune, {"report": to_text(values), "training_iteration": 1})
     tracker.on_trial_complete(0, [], of_tune)
 
 

@@ -55,9 +55,9 @@ def test_gradient_norms_are_those_of_one_sequence_at_a_time_and_leave_no_gradien
         expected = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
         assert norm == pytest.approx(float(expected), rel=1e-4)
     trial = TrialConfig("a", "ga", {}, 0.0, 3e-3, epochs=1, batch_size=8, evaluations=1)
-    first = run_local(worker, Job("one", trial))[-1]["profiles"]
+    first = run_local(worker, Job("one", trial))[-1].profiles
     worker.scorer.score(Probe(few, attack=True))
-    assert run_local(worker, Job("two", trial))[-1]["profiles"] == first
+    assert run_local(worker, Job("two", trial))[-1].profiles == first
 
 
 def test_several_options_from_one_pass_score_as_one_sequence_each(worker):
@@ -82,7 +82,7 @@ def test_probes_that_share_prompts_are_scored_in_trees_with_the_same_result(work
     assert worker.rank.has_trees
     packs = [packed for _, packed in worker.rank.packs(probes["wrong"].sequences, trees=True)]
     assert sum(packed.num_tokens for packed in packs) < sum(probes["wrong"].sequences.lengths)
-    together = worker._score_all(probes)
+    together = worker.scorer._score_all(probes)
     worker.rank.has_trees = False
     apart = {name: worker.scorer.score(probe) for name, probe in probes.items()}
     worker.rank.has_trees = True
@@ -127,7 +127,7 @@ def test_a_model_that_would_mix_packed_sequences_gets_them_in_rows_of_their_own_
         )
         assert scores.nll[i] == pytest.approx(-float(chosen.sum()), rel=1e-4)
     report = run_local(worker, Job("start"))[-1]
-    assert report["notes"] == worker.notes
+    assert list(report.notes) == worker.notes
 
 
 def test_final_probes_are_scored_for_complete_evaluations_alone(tiny_model, monkeypatch):
@@ -135,7 +135,7 @@ def test_final_probes_are_scored_for_complete_evaluations_alone(tiny_model, monk
     split = Split(task.selection.probes, final_probes={"more": Probe(task.forget, attack=True)})
     worker = local_worker(Task(**{**vars(task), "selection": split}), GangConfig())
     seen = []
-    score = worker._score
+    score = worker.scorer.score
 
     def watched(probe):
         seen.append(probe.attack)
@@ -159,14 +159,14 @@ def test_gradient_weights_are_the_factor_on_each_sequences_log_likelihood(tiny_m
     start = run_local(worker, Job("start", weights=True))[-1]
     lengths = task.forget.answer_lengths
     # SimNPO, equation 7: 2 p^(b/|y|) / (1 + p^(b/|y|)) / |y|; the learning rate is 0, so nothing moves.
-    likelihood = np.exp(-beta * np.array(start["forget_nll"]))
+    likelihood = np.exp(-beta * np.array(start.forget_nll))
     expected = 2 * likelihood / (1 + likelihood) / lengths
-    assert len(report["weights"]) == 2
-    for weights in report["weights"]:
+    assert len(report.gradient_weights) == 2
+    for weights in report.gradient_weights:
         np.testing.assert_allclose(weights, expected, rtol=1e-4)
     plain = run_local(worker, Job("plain", trial))[-1]
-    assert plain["weights"] is None
-    assert plain["profiles"] == report["profiles"]
+    assert plain.gradient_weights is None
+    assert plain.profiles == report.profiles
 
 
 def test_examples_pair_each_reference_with_what_was_generated(tiny_model):
@@ -175,7 +175,7 @@ def test_examples_pair_each_reference_with_what_was_generated(tiny_model):
     split = Split({"forget": Probe(task.forget)}, generations={"forget": prompts})
     worker = local_worker(task, GangConfig())
     scores, answers = {"forget": worker.scorer.score(Probe(task.forget))}, {"forget": worker.scorer.generate(prompts)}
-    rows = worker._examples(split, scores, answers)
+    rows = worker.scorer._examples(split, scores, answers)
     assert [row["answer"] for row in rows] == answers["forget"]
     tokens, start = task.forget[3]
     assert rows[3]["reference"] == worker.rank.tokenizer.decode(tokens[start:])

@@ -6,15 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from ray_unlearn.benchmarks.contract import SPLITS, Profile, Task
 from ray_unlearn.config import UserError
-
-
-def last_profiles(reports: list[dict[str, Any]]) -> dict[str, Profile]:
-    """The profiles of a finished job's last report, by split."""
-    return {name: Profile(**values) for name, values in reports[-1]["profiles"].items()}
 
 
 def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[str, str] | None = None) -> None:

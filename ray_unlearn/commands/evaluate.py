@@ -21,7 +21,7 @@ from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import describe_metrics, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
-from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, last_profiles, write_profile
+from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
     absolute,
@@ -45,6 +45,7 @@ from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import trial_schema, write_json, write_table
 from ray_unlearn.training.in_process import build_models
+from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.trial import Job
 
 WHOLE = "whole"
@@ -83,9 +84,7 @@ def run_evaluation(
             splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
             with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
                 report = gangs.run(Job(who, evaluate=splits, complete=True, robustness=robustness, seed=seed))
-            if "error" in report:
-                raise RuntimeError(f"{task.model} could not be scored: {report['error']}")
-            measured[who] = last_profiles([report])
+            measured[who] = dict(finished(report, f"{task.model} could not be scored").profiles)
     profiles = {who: by_split[WHOLE] for who, by_split in measured.items()}
     task = tasks[MODEL]
     if task.whole is not None and task.whole.retrained is not None:

@@ -35,6 +35,7 @@ from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import SearchResults, read_search, write_json
 from ray_unlearn.search.comparison import metrics_of
+from ray_unlearn.training.outcome import Report, finished
 from ray_unlearn.training.trial import Job
 
 BEST = "best"
@@ -86,7 +87,7 @@ def run_export(
         start, report, seconds = run_job(config, task, job)
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
-        made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report["hardware"]}
+        made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
     _, request, _ = again.read_local(results.folder)
     run = describe_run(config, task, request.model is None, job, measured, made_by, unfinished)
     if adapter:
@@ -97,25 +98,23 @@ def run_export(
     unfinished.rename(out)
 
 
-def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float], dict[str, Any], float]:
+def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float], Report, float]:
     """One held-out job on a gang of its own: what the starting model measures, the job's last report, its seconds.
 
     Raises RuntimeError where either fails.
     """
     from ray_unlearn.gangs.gangs import Gangs
     from ray_unlearn.gangs.session import ray_session
-    from ray_unlearn.search.held_out import finished_profile, held_out_job
+    from ray_unlearn.search.held_out import held_out_job
 
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, 1, config.address, config.grow_to),
         Gangs(task, config.gang, 1, Path(scratch)) as gangs,
     ):
-        start = finished_profile(gangs.run(held_out_job(config, config.seed)), "report", "the starting model")
+        start = finished(gangs.run(held_out_job(config, config.seed)), "the starting model").metrics("report")
         ((_, report, seconds),) = gangs.run_all([job])
-    if "error" in report:
-        raise RuntimeError(f"{job.job_id} failed: {report['error']}")
-    return dict(start.metrics), report, seconds
+    return dict(start), finished(report, job.job_id), seconds
 
 
 def describe_run(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Request
-from ray_unlearn.benchmarks.profiles import available_splits, last_profiles, write_profile
+from ray_unlearn.benchmarks.profiles import available_splits, write_profile
 from ray_unlearn.commands.checks import absolute, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import Prepare
@@ -20,6 +20,7 @@ from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
+from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.trial import Job
 
 
@@ -60,17 +61,15 @@ def prepare_models(
                 save_to=str(unfinished.absolute()),
             )
             log(f"{name}: fine-tuning on {' and '.join(learn)}")
-            report = gangs.run(
+            outcome = gangs.run(
                 job,
                 lambda r, name=name: log(  # type: ignore[misc]
-                    f"{name}: epoch {r['epoch']}/{trial.epochs}, loss {r['forget_loss']:.3f}, "
-                    f"{r['train_seconds']:.0f} s"
+                    f"{name}: epoch {r.epoch}/{trial.epochs}, loss {r.forget_loss:.3f}, {r.train_seconds:.0f} s"
                 ),
             )
-            if "error" in report:
-                raise RuntimeError(f"{name} could not be made: {report['error']}")
+            report = finished(outcome, f"{name} could not be made")
             if measured:
-                profiles = {n: benchmark.compare_with_itself(p) for n, p in last_profiles([report]).items()}
+                profiles = {n: benchmark.compare_with_itself(p) for n, p in report.profiles.items()}
                 write_profile(unfinished, profiles, {"benchmark": benchmark.name, "split": task.split})
             unfinished.rename(out / name)
 

@@ -128,7 +128,7 @@ def run_again(run: Mapping[str, Any], config: SearchConfig, task: Task) -> dict[
         start, report, seconds = run_job(config, task, job)
         judge = held_out_judge(config, task, start)
         row = rerun_row(config, judge, {"trial_id": trial.trial_id}, job, report, seconds)
-        made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report["hardware"]}
+        made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
         return describe_run(config, task, run["model"] is None, job, Measured(row, start, None), made_by, Path(weights))
 
 

@@ -38,6 +38,7 @@ from ray_unlearn.provenance import package_versions, public_command
 from ray_unlearn.records.tables import REPRODUCTION, TRAJECTORY_SCHEMA, read_reproduction, write_json, write_table
 from ray_unlearn.report import write_report
 from ray_unlearn.training.in_process import build_models
+from ray_unlearn.training.outcome import Report, finished
 from ray_unlearn.training.trial import Job
 
 REPRODUCTIONS = {"synthetic": "NPO and SimNPO on Markov chains (SimNPO, section 5)"}
@@ -266,28 +267,26 @@ def run_experiment(
         Gangs(task, gang, gangs, Path(scratch)) as workers,
     ):
 
-        def reports(job: Job) -> list[dict[str, Any]]:
-            found: list[dict[str, Any]] = []
-            found.append(workers.run(job, found.append))
-            if "error" in found[-1]:
-                raise RuntimeError(f"{job.job_id} failed: {found[-1]['error']}")
-            return found
+        def reports(job: Job) -> list[Report]:
+            found: list[Report] = []
+            last = workers.run(job, found.append)
+            return [*found, finished(last, f"{job.job_id} failed")]
 
         def run(what: tuple[str, int]) -> Trajectory:
             method, seed = what
             job = trial_job(name, method, seed)
-            points = [{"step": 0, "profiles": {"selection": {"metrics": start}}}, *reports(job)]
-            metrics = [point["profiles"]["selection"]["metrics"] for point in points]
+            points = reports(job)
+            metrics = [start, *(point.metrics() for point in points)]
             say(f"{name}: {method}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics[-1].items()))
             return Trajectory(
                 name,
                 method,
                 seed,
-                np.array([point["step"] for point in points]),
+                np.array([0, *(point.step for point in points)]),
                 {metric: np.array([m[metric] for m in metrics]) for metric in start},
             )
 
-        start = reports(Job(f"{name}-start"))[-1]["profiles"]["selection"]["metrics"]
+        start = reports(Job(f"{name}-start"))[-1].metrics()
         with ThreadPoolExecutor(gangs) as pool:
             return start, list(pool.map(run, [(method, seed) for method in METHODS for seed in seeds]))
 

@@ -1,4 +1,8 @@
-"""The broker between those who want jobs done and the gangs that do them."""
+"""The broker between those who want jobs done and the gangs that do them: one asyncio actor a search.
+
+Reports are credit-based: a worker waits after each for the decision whether to go on. A job lives through the states of
+JobState, a gang through those of GangState; every change goes through `move_to`, which knows which ones there are.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import asyncio
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any
 
 from ray_unlearn.failures import LOST, MEMORY, RETRIES, Failure
+from ray_unlearn.training.outcome import Failed, Outcome
 from ray_unlearn.training.trial import Job
 
 IDLE_SECONDS = 5.0
@@ -21,41 +28,106 @@ MAX_STARTS = 3
 budgets of their own."""
 
 
+class Order(Enum):
+    """What a gang that asks for a job is told where there is none."""
+
+    WAIT = auto()
+    """Ask again."""
+    EXIT = auto()
+
+
+class JobState(Enum):
+    QUEUED = auto()
+    RUNNING = auto()
+    """On a gang."""
+    STOPPED = auto()
+    """Nobody wants it any more; its gang learns that at its next report."""
+    DONE = auto()
+    """Its last report is there, or it has failed."""
+
+
+class GangState(Enum):
+    STARTING = auto()
+    WORKING = auto()
+    """Its workers are up, with or without a job."""
+    PARKED = auto()
+    """It has given its place back until jobs wait for it."""
+    ENDED = auto()
+
+
+JOB_MOVES: Mapping[JobState, set[JobState]] = {
+    JobState.QUEUED: {JobState.RUNNING, JobState.STOPPED, JobState.DONE},
+    JobState.RUNNING: {JobState.QUEUED, JobState.STOPPED, JobState.DONE},
+    JobState.STOPPED: set(),
+    JobState.DONE: set(),
+}
+GANG_MOVES: Mapping[GangState, set[GangState]] = {
+    GangState.STARTING: {GangState.WORKING, GangState.ENDED},
+    GangState.WORKING: {GangState.STARTING, GangState.PARKED, GangState.ENDED},
+    GangState.PARKED: {GangState.WORKING, GangState.STARTING, GangState.ENDED},
+    GangState.ENDED: set(),
+}
+
+
 @dataclass
-class _Mail:
-    """A job at the broker: reports on their way out, verdicts on their way in."""
+class _Entry:
+    """A job at the broker: reports on their way out, decisions on their way in."""
 
     job: Job
-    reports: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    state: JobState = JobState.QUEUED
+    reports: asyncio.Queue[Outcome] = field(default_factory=asyncio.Queue)
     credit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
-    stopped: bool = False
-    reported: int = 0
+    num_reports: int = 0
+    max_tokens: int = 0
+    """Tokens in a pass that it runs with."""
     failures: Counter[str] = field(default_factory=Counter)
     """How often it has failed so far, by kind."""
-    done: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return not JOB_MOVES[self.state]
+
+    def move_to(self, state: JobState) -> None:
+        """Raises ValueError for a move that there is not; to where it is already is none."""
+        if state not in JOB_MOVES[self.state] | {self.state}:
+            raise ValueError(f"job {self.job.job_id}: {self.state.name} cannot become {state.name}")
+        self.state = state
 
 
-class _Broker:
-    """Between those who want jobs done and the gangs that do them. One asyncio actor a search."""
+@dataclass
+class _Gang:
+    """What the broker knows of one gang."""
 
-    def __init__(self, task: list[Any], num_gangs: int, max_tokens: int, rest: float = 0.0) -> None:
-        """rest: seconds without a job after which a gang may end for the time being; 0: it never does."""
-        self._task = task
-        self._rest = rest
-        self._last_job: dict[int, float] = {}
-        self._resting: set[int] = set()
-        self._max_tokens = max_tokens
+    state: GangState = GangState.STARTING
+    job_id: str | None = None
+    """The job on it."""
+    num_starts: int = 0
+    """Since it last began a job."""
+    num_taken: int = 0
+    """Jobs that it has begun."""
+    last_job: float = math.inf
+    """When it last had one (monotonic seconds)."""
+    death: Failure | None = None
+    """Why its last workers died."""
+
+    def move_to(self, state: GangState) -> None:
+        if state not in GANG_MOVES[self.state] | {self.state}:
+            raise ValueError(f"a gang that is {self.state.name} cannot become {state.name}")
+        self.state = state
+
+
+class Broker:
+    """Hands jobs to gangs and reports to whoever asked for the job."""
+
+    def __init__(self, task: list[Any], num_gangs: int, max_tokens: int, park_seconds: float = 0.0) -> None:
+        """park_seconds: without a job for so long, a gang may end for the time being; 0: it never does."""
+        self._task, self._park_seconds, self._max_tokens = task, park_seconds, max_tokens
         self._notes: list[str] = []
-        self._deaths: dict[int, Failure] = {}
-        self._started: set[int] = set()
         self._queue: asyncio.Queue[str] = asyncio.Queue()
-        self._mail: dict[str, _Mail] = {}
-        self._in_flight: dict[int, str] = {}
-        self._starts = dict.fromkeys(range(num_gangs), 0)
-        self._num_taken = dict.fromkeys(range(num_gangs), 0)
-        self._alive = set(range(num_gangs))
+        self._entries: dict[str, _Entry] = {}
+        self._gangs = [_Gang() for _ in range(num_gangs)]
         self._lost = ""
-        self._closed = False
+        self._is_closed = False
 
     async def task(self) -> list[Any]:
         return self._task
@@ -63,163 +135,199 @@ class _Broker:
     # For those who want a job done
 
     async def submit(self, job: Job) -> None:
-        self._mail[job.job_id] = _Mail(job)
-        if self._alive:
+        self._entries[job.job_id] = _Entry(job)
+        if self._has_gangs:
             await self._queue.put(job.job_id)
         else:
             self._fail(job.job_id, self._lost)
 
-    async def next(self, job_id: str) -> dict[str, Any]:
-        """The job's next report; asking for it is the verdict "go on" on the one before."""
-        mail = self._mail[job_id]
-        mail.credit.release()
-        report = await mail.reports.get()
-        if report["done"]:
-            del self._mail[job_id]
+    async def next(self, job_id: str) -> Outcome:
+        """The job's next report; asking for it is the decision to go on after the one before."""
+        entry = self._entries[job_id]
+        entry.credit.release()
+        report = await entry.reports.get()
+        if report.done:
+            del self._entries[job_id]
         return report
 
     async def stop(self, job_id: str) -> None:
-        if mail := self._mail.get(job_id):
-            mail.stopped = True
-            mail.credit.release()
+        entry = self._entries.get(job_id)
+        if entry is not None and not entry.is_over:
+            entry.move_to(JobState.STOPPED)
+        if entry is not None:
+            entry.credit.release()
 
     async def stop_trial(self, trial_id: str) -> None:
         """Stop every job of that trial."""
-        for job_id, mail in list(self._mail.items()):
-            if mail.job.trial is not None and mail.job.trial.trial_id == trial_id:
+        for job_id, entry in list(self._entries.items()):
+            if entry.job.trial is not None and entry.job.trial.trial_id == trial_id:
                 await self.stop(job_id)
 
-    async def news(self) -> tuple[list[str], int]:
-        """(what the user should be told since the last call, gangs whose workers are at work)."""
+    async def drain_notes(self) -> tuple[list[str], int]:
+        """(what the user should know since the last call, gangs whose workers are up)."""
         notes, self._notes = self._notes, []
-        return notes, len(self._started)
+        return notes, self._num_working
 
     async def close(self) -> None:
-        self._closed = True
-        for _ in self._alive:  # no job's name: wakes a gang that waits for one
+        self._is_closed = True
+        for _ in self._gangs:  # no job's name: wakes a gang that waits for one
             self._queue.put_nowait("")
 
-    async def gang_ended(self, gang: int, reason: str) -> None:
+    # For the driver's threads, one a gang
+
+    async def gang_ended(self, number: int, reason: str) -> None:
         """A gang is gone for good: its job goes to another one, or fails with all others if it was the last."""
-        self._alive.discard(gang)
-        self._started.discard(gang)
-        self._resting.discard(gang)
-        job_id = self._in_flight.pop(gang, None)
-        if job_id in self._mail:
-            await self._queue.put(job_id)
-        if not self._alive:
+        gang = self._gangs[number]
+        gang.move_to(GangState.ENDED)
+        job_id, gang.job_id = gang.job_id, None
+        if job_id in self._entries:
+            self._put_back(self._entries[job_id])
+        if not self._has_gangs:
             self._lost = reason
             while not self._queue.empty():
                 self._fail(self._queue.get_nowait(), reason)
 
-    async def rests(self, gang: int) -> bool:
+    async def is_parked(self, number: int) -> bool:
         """Whether that gang has ended for the time being."""
-        return gang in self._resting
+        return self._gangs[number].state is GangState.PARKED
 
-    async def jobs_wait(self) -> bool:
+    async def has_jobs_waiting(self) -> bool:
         return not self._queue.empty()
+
+    async def workers_died(self, number: int, failure: Failure) -> None:
+        """Why, as the gang's controller sees it; its workers start anew."""
+        gang = self._gangs[number]
+        if gang.state is not GangState.ENDED:
+            gang.move_to(GangState.STARTING)
+        gang.death = failure
+
+    async def num_taken(self, number: int) -> int:
+        """Jobs that this gang has begun."""
+        return self._gangs[number].num_taken
 
     # For rank 0 of a gang
 
-    async def hello(self, gang: int) -> bool:
+    async def register(self, number: int) -> bool:
         """A gang's workers have started; false when they have started too often for nothing."""
-        self._starts[gang] += 1
-        self._resting.discard(gang)
-        if job_id := self._in_flight.pop(gang, None):  # the ones before them died over it
-            await self._retry(job_id, self._deaths.pop(gang, Failure(LOST, "its workers' process ended")))
-        self._started.add(gang)
-        return gang in self._alive and self._starts[gang] <= MAX_STARTS and not self._closed
+        gang = self._gangs[number]
+        gang.num_starts += 1
+        if gang.job_id is not None:  # the ones before them died over it
+            job_id, gang.job_id = gang.job_id, None
+            death, gang.death = gang.death, None
+            await self._retry(job_id, death or Failure(LOST, "its workers' process ended"))
+        if gang.state is GangState.ENDED:
+            return False
+        gang.move_to(GangState.WORKING)
+        return gang.num_starts <= MAX_STARTS and not self._is_closed
 
-    async def take(self, gang: int) -> Job | str:
-        """The next job; "idle" after a while without one; "exit" at the end."""
-        job_id = self._in_flight.get(gang)
+    async def take(self, number: int) -> Job | Order:
+        """The next job."""
+        gang = self._gangs[number]
+        job_id = gang.job_id
         if job_id is None:
-            if self._closed:
-                return "exit"
+            if self._is_closed:
+                return Order.EXIT
             try:
                 job_id = await asyncio.wait_for(self._queue.get(), IDLE_SECONDS)
             except TimeoutError:
-                return "exit" if self._lies_down(gang) else "idle"
-        mail = self._mail.get(job_id)
-        if mail is None or mail.stopped or mail.done:
-            self._in_flight.pop(gang, None)
-            return "idle"
-        self._in_flight[gang] = job_id
-        self._starts[gang] = 0
-        self._num_taken[gang] += 1
-        self._last_job[gang] = time.monotonic()
-        return replace(mail.job, max_tokens=self._max_tokens)
+                return Order.EXIT if self._parks(gang) else Order.WAIT
+        entry = self._entries.get(job_id)
+        if entry is None or entry.is_over:
+            gang.job_id = None
+            return Order.WAIT
+        entry.move_to(JobState.RUNNING)
+        entry.max_tokens = self._max_tokens
+        gang.job_id, gang.num_starts, gang.last_job = job_id, 0, time.monotonic()
+        gang.num_taken += 1
+        return replace(entry.job, max_tokens=self._max_tokens)
 
-    def _lies_down(self, gang: int) -> bool:
-        """Whether a gang without a job may end for now: it has had one, long ago, and others stay."""
-        idle = time.monotonic() - self._last_job.get(gang, math.inf)
-        if not self._rest or idle < self._rest or len(self._started) < 2:
+    def _parks(self, gang: _Gang) -> bool:
+        """Whether a gang without a job ends for now: it has had one, long ago, and others stay."""
+        idle = time.monotonic() - gang.last_job
+        if not self._park_seconds or idle < self._park_seconds or self._num_working < 2:
             return False
-        self._started.discard(gang)
-        self._resting.add(gang)
+        gang.move_to(GangState.PARKED)
         return True
 
-    async def report(self, gang: int, job_id: str, number: int, values: dict[str, Any]) -> bool:
-        """Hand over the job's report of that number (from 1); answers whether to go on."""
-        mail = self._mail.get(job_id)
-        if mail is None or mail.stopped or self._closed:
-            self._in_flight.pop(gang, None)
+    async def report(self, number: int, job_id: str, place: int, report: Any) -> bool:
+        """Hand over the job's report of that place (from 1); answers whether to go on."""
+        gang, entry = self._gangs[number], self._entries.get(job_id)
+        if entry is None or entry.state is JobState.STOPPED or self._is_closed:
+            gang.job_id = None
             return False
-        if number > mail.reported:
-            mail.reported = number
-            if number == 1:
-                await mail.credit.acquire()
-            if values["done"]:
-                values = {**values, "retries": mail.failures.total()}
-            await mail.reports.put(values)
-            if values["done"]:
-                mail.done = True
-                self._in_flight.pop(gang, None)
-                self._last_job[gang] = time.monotonic()
+        if place > entry.num_reports:
+            entry.num_reports = place
+            if place == 1:
+                await entry.credit.acquire()
+            if report.done:
+                report = replace(report, retries=entry.failures.total())
+            await entry.reports.put(report)
+            if report.done:
+                if not entry.is_over:
+                    entry.move_to(JobState.DONE)
+                gang.job_id, gang.last_job = None, time.monotonic()
                 return False
-            await mail.credit.acquire()
-        if mail.stopped:
-            self._mail.pop(job_id, None)
-            self._in_flight.pop(gang, None)
+            await entry.credit.acquire()
+        if entry.state is JobState.STOPPED:
+            self._entries.pop(job_id, None)
+            gang.job_id = None
             return False
         return True
 
-    async def fail(self, gang: int, job_id: str, failure: Failure) -> None:
+    async def fail(self, number: int, job_id: str, failure: Failure) -> None:
         """The job has failed here: it is over, or begins anew."""
-        if self._in_flight.get(gang) == job_id:
-            self._in_flight.pop(gang, None)
+        gang = self._gangs[number]
+        if gang.job_id == job_id:
+            gang.job_id = None
             await self._retry(job_id, failure)
 
-    async def workers_died(self, gang: int, failure: Failure) -> None:
-        """Why, as the gang's controller sees it; its workers start anew."""
-        self._started.discard(gang)
-        self._deaths[gang] = failure
+    # Within
 
-    async def num_taken(self, gang: int) -> int:
-        """Jobs that this gang has begun."""
-        return self._num_taken[gang]
+    @property
+    def _has_gangs(self) -> bool:
+        return any(gang.state is not GangState.ENDED for gang in self._gangs)
+
+    @property
+    def _num_working(self) -> int:
+        return sum(gang.state is GangState.WORKING for gang in self._gangs)
+
+    def _put_back(self, entry: _Entry) -> None:
+        if not entry.is_over:
+            entry.move_to(JobState.QUEUED)
+            self._queue.put_nowait(entry.job.job_id)
 
     async def _retry(self, job_id: str, failure: Failure) -> None:
         """Do the job once more, if its kind of failure has a retry left."""
-        mail = self._mail.get(job_id)
-        if mail is None or mail.stopped or mail.done:
+        entry = self._entries.get(job_id)
+        if entry is None or entry.is_over:
             return
-        mail.failures[failure.kind] += 1
-        is_over = mail.failures[failure.kind] > RETRIES[failure.kind]
+        entry.failures[failure.kind] += 1
+        is_over = entry.failures[failure.kind] > RETRIES[failure.kind]
         if failure.kind in MEMORY and not is_over:
-            is_over = self._max_tokens <= FEWEST_TOKENS
-            self._max_tokens = max(FEWEST_TOKENS, self._max_tokens // 2)
-            what = f"out of memory: from now on {self._max_tokens} tokens in one pass, with no effect on the loss"
-            self._notes += [] if is_over else [what]
+            is_over = not self._halve(entry.max_tokens)
         if is_over:
-            times = mail.failures[failure.kind]
+            times = entry.failures[failure.kind]
             self._fail(job_id, f"{failure.error}{f' ({times} times)' if times > 1 else ''}", failure.kind)
         else:
-            await self._queue.put(job_id)
+            self._put_back(entry)
+
+    def _halve(self, limit: int) -> bool:
+        """Half the tokens in a pass for all, after a job has run out of memory with that limit; whether a smaller one
+        is left. A limit that others have halved meanwhile is not halved again."""
+        if self._max_tokens < limit:
+            return True
+        if self._max_tokens <= FEWEST_TOKENS:
+            return False
+        self._max_tokens = max(FEWEST_TOKENS, self._max_tokens // 2)
+        self._notes.append(
+            f"out of memory: from now on {self._max_tokens} tokens in one pass, with no effect on the loss"
+        )
+        return True
 
     def _fail(self, job_id: str, error: str, kind: str = LOST) -> None:
-        mail = self._mail.get(job_id)
-        if mail is not None and not mail.done:
-            mail.done = True
-            retries = mail.failures.total() - (mail.failures[kind] > 0)
-            mail.reports.put_nowait({"error": error, "failure": kind, "retries": retries, "done": True})
+        entry = self._entries.get(job_id)
+        if entry is not None and entry.state is not JobState.DONE:
+            if not entry.is_over:
+                entry.move_to(JobState.DONE)
+            retries = entry.failures.total() - (entry.failures[kind] > 0)
+            entry.reports.put_nowait(Failed(error, kind, retries))

@@ -19,10 +19,11 @@ from typing import Any
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import Failure, kind_of_death
-from ray_unlearn.gangs.broker import MAX_STARTS, _Broker
+from ray_unlearn.gangs.broker import MAX_STARTS, Broker
 from ray_unlearn.gangs.environment import WORKER_ENVIRONMENT
 from ray_unlearn.gangs.serve import describe, gang_loop
 from ray_unlearn.interruption import end_soon, is_ending
+from ray_unlearn.training.outcome import Outcome
 from ray_unlearn.training.trial import Job
 
 HURRY_SECONDS = 2.0
@@ -44,10 +45,10 @@ class Gangs:
         storage: Path,
         say: Callable[[str], None] = lambda what: None,
         timeout: float = 0.0,
-        rest: float = 0.0,
+        park_seconds: float = 0.0,
     ) -> None:
         """say: gets what the user should know while it runs. timeout: seconds that one job may take; 0: any.
-        rest: seconds without a job after which a gang gives its place back until jobs wait again; 0: it keeps it."""
+        park_seconds: without a job for so long, a gang gives its place back until jobs wait again; 0: it keeps it."""
         import ray
 
         self.count = count
@@ -58,13 +59,13 @@ class Gangs:
         here = ray.get_runtime_context().get_node_id()
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": place}
-        self.broker: Any = ray.remote(**options)(_Broker).remote([ray.put(task)], count, config.max_tokens, rest)
+        self.broker: Any = ray.remote(**options)(Broker).remote([ray.put(task)], count, config.max_tokens, park_seconds)
 
     def __enter__(self) -> Gangs:
         for gang in range(self.count):
             thread = threading.Thread(target=self._run, args=(gang,), daemon=True, name=f"gang-{gang}")
             self._threads.append(thread)
-        self._threads.append(threading.Thread(target=self._tell, daemon=True, name="news"))
+        self._threads.append(threading.Thread(target=self._tell, daemon=True, name="notes"))
         for thread in self._threads:
             thread.start()
         return self
@@ -89,7 +90,7 @@ class Gangs:
         idle_since, is_said = time.monotonic(), False
         while not self._closed.wait(1.0):
             try:
-                notes, at_work = ray.get(self.broker.news.remote(), timeout=10)
+                notes, at_work = ray.get(self.broker.drain_notes.remote(), timeout=10)
             except (ray.exceptions.RayError, TimeoutError):
                 continue
             if self._closed.is_set():
@@ -162,7 +163,7 @@ class Gangs:
                 taken_before = taken
                 try:
                     trainer.fit()
-                    if not self._wakes(gang):
+                    if not self._is_wanted_again(gang):
                         break
                     taken_before = -1
                 except Exception as error:
@@ -174,31 +175,31 @@ class Gangs:
         except ray.exceptions.RayError:
             return  # the broker is gone: the search is over
 
-    def _wakes(self, gang: int) -> bool:
-        """Whether a gang whose workers have ended shall start again: it rests, and now jobs wait for it."""
+    def _is_wanted_again(self, gang: int) -> bool:
+        """Whether a gang whose workers have ended shall start again: it was parked, and now jobs wait for it."""
         import ray
 
-        if self._closed.is_set() or not ray.get(self.broker.rests.remote(gang)):
+        if self._closed.is_set() or not ray.get(self.broker.is_parked.remote(gang)):
             return False
         while not self._closed.wait(1.0):
-            if ray.get(self.broker.jobs_wait.remote()):
+            if ray.get(self.broker.has_jobs_waiting.remote()):
                 return True
         return False
 
-    def run(self, job: Job, on_report: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
-        """Do one job outside the search and return its last report, which has "error" if it failed.
+    def run(self, job: Job, on_report: Callable[[Any], None] | None = None) -> Outcome:
+        """Do one job outside the search and return its last report, or that it failed.
 
         `on_report` gets the reports before the last.
         """
         import ray
 
         ray.get(self.broker.submit.remote(job))
-        while not (report := ray.get(self.broker.next.remote(job.job_id)))["done"]:
+        while not (report := ray.get(self.broker.next.remote(job.job_id))).done:
             if on_report:
                 on_report(report)
         return report
 
-    def run_all(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, dict[str, Any], float]]:
+    def run_all(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome, float]]:
         """Do jobs outside the search, one a gang at a time; each as it ends: its last report and its wall seconds.
 
         The next job starts while the caller looks at the last one's report, so no gang waits for another.
@@ -218,7 +219,7 @@ class Gangs:
             (ready, *_), _ = ray.wait(list(running))
             job, began = running.pop(ready)
             report = ray.get(ready)
-            if report["done"]:
+            if report.done:
                 start(1)
                 yield job, report, time.perf_counter() - began
             else:

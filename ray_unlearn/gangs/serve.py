@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.failures import MEMORY, TIMEOUT, Failure, NonFinite, kind_of
+from ray_unlearn.gangs.broker import Order
+from ray_unlearn.training.outcome import Report
 from ray_unlearn.training.trial import Job, run_trial
 
 
@@ -44,7 +46,7 @@ def _serve(settings: Mapping[str, Any]) -> None:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    if not from_first(ray.get(broker.hello.remote(gang)) if rank == 0 else None):
+    if not from_first(ray.get(broker.register.remote(gang)) if rank == 0 else None):
         return
     try:
         worker = Worker(ray.get(ray.get(broker.task.remote())[0]), settings["config"], get_device())
@@ -56,17 +58,17 @@ def _serve(settings: Mapping[str, Any]) -> None:
     gc.enable()
     while True:
         command = from_first(ray.get(broker.take.remote(gang)) if rank == 0 else None)
-        if command == "exit":
+        if command is Order.EXIT:
             return
-        if command == "idle":
+        if command is Order.WAIT:
             continue
         job: Job = command
         number = 0
 
-        def report(values: Mapping[str, Any], job_id: str = job.job_id) -> bool:
+        def report(values: Report, job_id: str = job.job_id) -> bool:
             nonlocal number
             number += 1
-            answer = ray.get(broker.report.remote(gang, job_id, number, dict(values))) if rank == 0 else None
+            answer = ray.get(broker.report.remote(gang, job_id, number, values)) if rank == 0 else None
             return bool(from_first(answer))
 
         def give_up(failure: Failure, job_id: str = job.job_id) -> None:

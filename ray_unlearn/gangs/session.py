@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
 }
-REST_SECONDS = 120.0
+PARK_SECONDS = 120.0
 """On a cluster that others may use, a gang without a job for so long gives its place back until jobs wait again."""
 ACCELERATOR = "accelerator_type:"
 """What the resource begins with by which Ray says that a node has GPUs of a kind."""
@@ -105,9 +105,9 @@ def _start_coordinator() -> None:
         default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
-def rest_seconds(address: str | None) -> float:
+def park_seconds(address: str | None) -> float:
     """After how long without a job a gang gives its place back; 0, never, where the cluster is our own."""
-    return REST_SECONDS if address else 0.0
+    return PARK_SECONDS if address else 0.0
 
 
 def find_nodes(accelerator: str = "") -> list[Mapping[str, float]]:

@@ -57,10 +57,11 @@ class Ranking:
         """Those that have an objective, best first."""
         return sorted((row for row in rows if row["objective"] is not None), key=self.key, reverse=True)
 
-    def best_point(self, points: Iterable[Row]) -> Any:
-        """Of a trial's evaluation points, in order of time, the one that counts: of equal ones the earlier."""
+    def best_point(self, points: Iterable[Any]) -> Any:
+        """Of a trial's evaluation points (with objective and utility), in order of time, the one that counts: of equal
+        ones the earlier."""
         is_old = self.rule == SCALED
-        return max(points, key=lambda p: (p["objective"], 0.0 if is_old else p["utility"]))
+        return max(points, key=lambda p: (p.objective, 0.0 if is_old else p.utility))
 
     def best(self, rows: Iterable[Row]) -> Any:
         """The row to hand over; None of none. A pruned trial stands in only where none completed."""

@@ -120,15 +120,15 @@ def run_comparison(
     (no memory, lost workers); the runs that ended by then are kept.
     """
     from ray_unlearn.gangs.gangs import Gangs
-    from ray_unlearn.gangs.session import ray_session, rest_seconds
+    from ray_unlearn.gangs.session import park_seconds, ray_session
     from ray_unlearn.search.held_out import (
-        finished_profile,
         held_out_job,
         held_out_judge,
         rerun_job,
         rerun_row,
         row_schema,
     )
+    from ray_unlearn.training.outcome import finished
 
     schema, start_path = row_schema(config), folder / "compare" / "start.parquet"
     places = {
@@ -152,24 +152,24 @@ def run_comparison(
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address, config.grow_to),
-        Gangs(task, config.gang, config.concurrent, Path(scratch), rest=rest_seconds(config.address)) as gangs,
+        Gangs(task, config.gang, config.concurrent, Path(scratch), park_seconds=park_seconds(config.address)) as gangs,
     ):
         start = _read_row(start_path)
         if start is None:
-            profile = finished_profile(gangs.run(held_out_job(config, config.seed)), "report", "the starting model")
+            report = finished(gangs.run(held_out_job(config, config.seed)), "the starting model")
             head = {"trial_id": "start", "method": "start", "benchmark": config.benchmark, "status": COMPLETED}
-            start = head | {f"{config.benchmark}/{name}": value for name, value in profile.metrics.items()}
+            start = head | {f"{config.benchmark}/{name}": value for name, value in report.metrics("report").items()}
             write_table(start_path, schema, [start])
         judge = held_out_judge(config, task, metrics_of(start, config.benchmark))
-        for job, report, seconds in gangs.run_all(job for _, job in jobs.values()):
-            row = rerun_row(config, judge, jobs[job.job_id][0], job, report, seconds)
+        for job, outcome, seconds in gangs.run_all(job for _, job in jobs.values()):
+            row = rerun_row(config, judge, jobs[job.job_id][0], job, outcome, seconds)
             key = row["trial_id"], job.seed
             if row["error"] and row["failure"] not in (NAN, INF):
                 raise RuntimeError(f"{row['trial_id']} with seed {job.seed} failed: {row['error']}")
             write_table(places[key], schema, [row])
             done[key] = row
-            outcome = row["error"] or ", ".join(f"{name} {row[name]:.3f}" for name in MEASURES)
-            say(f"[{len(done)}/{len(places)}] {row['trial_id']} seed {job.seed}: {outcome}")
+            found = row["error"] or ", ".join(f"{name} {row[name]:.3f}" for name in MEASURES)
+            say(f"[{len(done)}/{len(places)}] {row['trial_id']} seed {job.seed}: {found}")
     return list(done.values())
 
 

@@ -21,12 +21,12 @@ from ray_unlearn.records.ledger import Event, Ledger
 from ray_unlearn.records.tables import Writer
 from ray_unlearn.search.held_out import (
     _final_row,
-    finished_profile,
     held_out_job,
     held_out_judge,
     rerun_job,
     rerun_row,
 )
+from ray_unlearn.training.outcome import Report, finished
 
 
 def run_finals(
@@ -53,8 +53,8 @@ def run_finals(
         for row in best.values()
         if not _is_done(done.get(name := row["trial_id"]), writer.folder, name == keeps)
     }
-    report = gangs.run(replace(held_out_job(config, config.seed), weights=True))
-    start, start_nll = finished_profile(report, "report", "the starting model"), report["forget_nll"]
+    report = finished(gangs.run(replace(held_out_job(config, config.seed), weights=True)), "the starting model")
+    start, start_nll = report.profiles["report"], report.forget_nll or []
     judge = held_out_judge(config, task, start.metrics)
 
     def record(trial_id: str, row: Mapping[str, Any], names: list[str], has_model: bool = False) -> None:
@@ -69,14 +69,13 @@ def run_finals(
         place = writer.folder / "model.unfinished" if name == keeps else None
         job = replace(rerun_job(config, row, config.seed), save_to=str(place) if place else None, weights=True)
         began = time.perf_counter()
-        report = gangs.run(job)
-        final = rerun_row(config, judge, row, job, report, time.perf_counter() - began)
+        outcome = gangs.run(job)
+        final = rerun_row(config, judge, row, job, outcome, time.perf_counter() - began)
         names = []
-        if "error" not in report:
-            profile = finished_profile(report, "report", name)
+        if isinstance(outcome, Report):
             lengths = task.forget.answer_lengths.tolist()
-            names.append(writer.write_examples(name, "report", profile.examples))
-            names.append(writer.write_weights(name, report["weights"], lengths, start_nll))
+            names.append(writer.write_examples(name, "report", outcome.profiles["report"].examples))
+            names.append(writer.write_weights(name, outcome.gradient_weights or [], lengths, start_nll))
         has_model = place is not None and place.is_dir()
         if place is not None and has_model:
             names += _keep(place, writer.folder)

@@ -17,6 +17,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import trial_schema
 from ray_unlearn.search.rows import trial_of
 from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.outcome import Failed, Outcome
 from ray_unlearn.training.trial import Job
 
 
@@ -46,15 +47,17 @@ def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float])
 
 
 def rerun_row(
-    config: SearchConfig, judge: Judge, row: Mapping[str, Any], job: Job, report: Mapping[str, Any], seconds: float
+    config: SearchConfig, judge: Judge, row: Mapping[str, Any], job: Job, report: Outcome, seconds: float
 ) -> dict[str, Any]:
     """The row of a trial that was run again; one that failed says why and has no scores."""
     plain = {name: value for name, value in row.items() if "/" not in name} | {"seed": job.seed}
-    if "error" in report:
+    if isinstance(report, Failed):
         unknown = dict.fromkeys(("forget", "utility", "objective"))
-        return {**plain, **unknown, "status": FAILED, "error": report["error"], "failure": report["failure"]}
-    profile = finished_profile(report, "report", row["trial_id"])
-    costs = {name: report[name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
+        return {**plain, **unknown, "status": FAILED, "error": report.error, "failure": report.failure}
+    profile = report.profiles["report"]
+    costs: dict[str, Any] = {
+        name: getattr(report, name) for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")
+    }
     costs |= {"wall_seconds": seconds, "device_seconds": seconds * config.gang.num_workers}
     scores = asdict(judge.verdict(profile.metrics))
     return _final_row({**plain, **costs, "epochs_run": job.stop_after}, config, scores, profile)
@@ -66,12 +69,6 @@ def _final_row(
     named = {f"{config.benchmark}/{name}": value for name, value in profile.metrics.items()}
     head = {"benchmark": config.benchmark, "scale": config.scale, "status": COMPLETED, "error": None}
     return {**head, **row, **scores, **named}
-
-
-def finished_profile(report: Mapping[str, Any], split: str, whose: str) -> Profile:
-    if "error" in report:
-        raise RuntimeError(f"{whose} could not be scored: {report['error']}")
-    return Profile(**report["profiles"][split])
 
 
 def row_schema(config: SearchConfig) -> pa.Schema:

@@ -21,6 +21,7 @@ from ray_unlearn.failures import LOST, RETRIES
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import SLIVER
 from ray_unlearn.search.recorder import Recorder, rungs_of
+from ray_unlearn.search.scored import from_text
 from ray_unlearn.search.trackers import StaysHere
 from ray_unlearn.search.trainable import GangTrial
 from ray_unlearn.training.trial import Job
@@ -36,7 +37,7 @@ class _Events(StaysHere, Callback):
         self._recorder.running(trial.trial_id)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        self._recorder.reported(trial.trial_id, json.loads(result["report"]))
+        self._recorder.reported(trial.trial_id, from_text(result["report"]))
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._recorder.ended(trial.trial_id)
@@ -85,7 +86,7 @@ class _Verdicts(StaysHere, FIFOScheduler):
         self._recorder = recorder
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        goes_on = self._recorder.goes_on(trial.trial_id, json.loads(result["report"]))
+        goes_on = self._recorder.goes_on(trial.trial_id, from_text(result["report"]))
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:

@@ -21,8 +21,10 @@ from ray_unlearn.search.halving import RUNGS, Halving
 from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.rows import curve_row, point_row, trial_of, trial_row
 from ray_unlearn.search.sampling import MethodStudy
+from ray_unlearn.search.scored import Scored
 from ray_unlearn.search.space import Space
 from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.outcome import Failed
 from ray_unlearn.training.trial import rung_epochs
 
 
@@ -40,7 +42,7 @@ class _Open:
 
     def __init__(self, trial: TrialConfig, number: int, started: float) -> None:
         self.trial, self.number, self.started = trial, number, started
-        self.reports: list[dict[str, Any]] = []
+        self.reports: list[Scored | Failed] = []
         self.is_pruned = False
         self.retries = 0
 
@@ -166,29 +168,31 @@ class Recorder:
     def running(self, tune_id: str) -> None:
         self.ledger.append("running", trial_id=self._open[tune_id].trial.trial_id)
 
-    def goes_on(self, tune_id: str, report: Mapping[str, Any]) -> bool:
+    def goes_on(self, tune_id: str, report: Scored | Failed) -> bool:
         """The verdict on a trial's report that is not its last; a trial that is stopped gives its gang back at once."""
         here = self._open[tune_id]
-        rung = rung_epochs(here.trial.epochs, rungs_of(self._config)).get(report["epoch"])
+        if isinstance(report, Failed):
+            return True
+        rung = rung_epochs(here.trial.epochs, rungs_of(self._config)).get(report.epoch)
         if rung is None or self._judge(here, rung, report):
             return True
         here.is_pruned = True
         self._stop(here.trial.trial_id)
         return False
 
-    def _judge(self, here: _Open, rung: int, report: Mapping[str, Any]) -> bool:
+    def _judge(self, here: _Open, rung: int, report: Scored) -> bool:
         """Once a trial and rung: who was begun anew is not judged twice."""
         key = here.trial.trial_id, rung
         if key not in self._judged:
             names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
-            best = self._ranking.best_point([*here.reports, report])
-            scores = [best[name] for name in names]
+            best = self._ranking.best_point([*(r for r in here.reports if isinstance(r, Scored)), report])
+            scores = [getattr(best, name) for name in names]
             verdict = self._halving.goes_on(here.trial.method, rung, scores)
             self.ledger.append("judged", trial_id=key[0], rung=rung, scores=scores, goes_on=verdict)
             self._judged[key] = verdict
         return self._judged[key]
 
-    def reported(self, tune_id: str, report: dict[str, Any]) -> None:
+    def reported(self, tune_id: str, report: Scored | Failed) -> None:
         self._open[tune_id].reports.append(report)
 
     def restarted(self, tune_id: str, failure: str) -> None:
@@ -203,8 +207,7 @@ class Recorder:
         """Nobody can run the trial any more."""
         here = self._open[tune_id]
         self._stop(here.trial.trial_id)
-        error = {"error": "the trial's process ended", "failure": LOST, "retries": 0, "done": True}
-        here.reports.append(error)
+        here.reports.append(Failed("the trial's process ended", LOST))
         self.ended(tune_id)
 
     def put_back(self, jobs_are_gone: bool = False) -> None:
@@ -225,9 +228,10 @@ class Recorder:
         row["retries"] += here.retries
         row["wall_seconds"] = time.perf_counter() - here.started
         row["device_seconds"] = row["wall_seconds"] * config.gang.num_workers
-        curve = [curve_row(trial, config, r) for r in here.reports if "error" not in r]
+        curve = [curve_row(trial, config, r) for r in here.reports if isinstance(r, Scored)]
         row, curve = self.writer.as_written(row, curve)
-        on_line = here.reports[-1].get("line", []) if here.reports else []
+        last = here.reports[-1] if here.reports else None
+        on_line = last.line if isinstance(last, Scored) else ()
         points = [self.writer.as_written(point_row(row, point, config.benchmark))[0] for point in on_line]
         files = self.writer.trial_files(row, curve, points)
         self.ledger.append(

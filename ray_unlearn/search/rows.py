@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_unlearn.config import COMPLETED, FAILED, INTERPOLATED, PRUNED, TRIAL_SETTINGS, SearchConfig, TrialConfig
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.search.scored import Scored, ScoredPoint
+from ray_unlearn.training.outcome import Failed
 
 
 def trial_of(row: Mapping[str, Any], parameters: Mapping[str, float]) -> TrialConfig:
@@ -21,49 +23,49 @@ def trial_of(row: Mapping[str, Any], parameters: Mapping[str, float]) -> TrialCo
 
 
 def trial_row(
-    trial: TrialConfig, number: int, config: SearchConfig, reports: list[dict[str, Any]], pruned: bool = False
+    trial: TrialConfig, number: int, config: SearchConfig, reports: Sequence[Scored | Failed], pruned: bool = False
 ) -> dict[str, Any]:
     """One row of results from a trial's reports; its best evaluation point counts."""
     settings = trial.to_json()
     parameters = settings.pop("parameters")
-    good = [r for r in reports if "error" not in r]
-    failed = next((r for r in reports if "error" in r), None)
+    good = [r for r in reports if isinstance(r, Scored)]
+    failed = next((r for r in reports if isinstance(r, Failed)), None)
     row = {
         **settings,
         **parameters,
         "number": number,
         "benchmark": config.benchmark,
         "scale": config.scale,
-        "status": PRUNED if pruned else COMPLETED if failed is None and good and good[-1]["done"] else FAILED,
-        "error": failed and failed["error"],
-        "failure": failed and failed["failure"],
-        "retries": reports[-1].get("retries", 0) if reports else 0,
-        "epochs_run": good[-1]["epoch"] if good else 0,
+        "status": PRUNED if pruned else COMPLETED if failed is None and good and good[-1].done else FAILED,
+        "error": failed and failed.error,
+        "failure": failed and failed.failure,
+        "retries": reports[-1].retries if reports else 0,
+        "epochs_run": good[-1].epoch if good else 0,
         "alpha": 1.0,
     }
     if good:
         # Points on the way have not been through the attacks that the last one has.
         counted = good[-1:] if config.under else good
         best = Ranking.of_search(config).best_point(counted)
-        row |= _scores(best, config.benchmark)
-        row |= {name: good[-1][name] for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
+        row |= _scores(best, best.epoch, config.benchmark)
+        row |= {name: getattr(good[-1], name) for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")}
     return row
 
 
-def point_row(row: Mapping[str, Any], point: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
+def point_row(row: Mapping[str, Any], point: ScoredPoint, benchmark: str) -> dict[str, Any]:
     """The row of a point on a finished trial's line: its settings, no cost of its own."""
     plain = {name: value for name, value in row.items() if "/" not in name and not name.endswith("_seconds")}
-    scores = _scores({**point, "epoch": row["epochs_run"]}, benchmark)
-    name = f"{row['trial_id']}@{point['alpha']:g}"
-    return {**plain, **scores, "trial_id": name, "status": INTERPOLATED, "alpha": point["alpha"]}
+    scores = _scores(point, row["epochs_run"], benchmark)
+    name = f"{row['trial_id']}@{point.alpha:g}"
+    return {**plain, **scores, "trial_id": name, "status": INTERPOLATED, "alpha": point.alpha}
 
 
-def curve_row(trial: TrialConfig, config: SearchConfig, report: Mapping[str, Any]) -> dict[str, Any]:
+def curve_row(trial: TrialConfig, config: SearchConfig, report: Scored) -> dict[str, Any]:
     head = {"trial_id": trial.trial_id, "benchmark": config.benchmark, "method": trial.method}
-    losses = {name: report[name] for name in ("step", "forget_loss", "retain_loss")}
-    return {**head, **losses, **_scores(report, config.benchmark)}
+    losses = {name: getattr(report, name) for name in ("step", "forget_loss", "retain_loss")}
+    return {**head, **losses, **_scores(report, report.epoch, config.benchmark)}
 
 
-def _scores(report: Mapping[str, Any], benchmark: str) -> dict[str, Any]:
-    scores = {name: report[name] for name in ("objective", "forget", "utility", "epoch")}
-    return scores | {f"{benchmark}/{name}": value for name, value in report["metrics"].items()}
+def _scores(point: Scored | ScoredPoint, epoch: int, benchmark: str) -> dict[str, Any]:
+    scores = {"objective": point.objective, "forget": point.forget, "utility": point.utility, "epoch": epoch}
+    return scores | {f"{benchmark}/{name}": value for name, value in point.metrics.items()}

@@ -24,20 +24,21 @@ from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import Patience
 from ray_unlearn.gangs.gangs import Gangs
-from ray_unlearn.gangs.session import ray_session, rest_seconds
+from ray_unlearn.gangs.session import park_seconds, ray_session
 from ray_unlearn.interruption import end_soon, signals_as_interrupts
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.provenance import git_revision, package_versions, public_command, public_config
 from ray_unlearn.records.ledger import Event, History, Ledger
 from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, read_search, write_json
 from ray_unlearn.search.finals import finals_are_done, run_finals
-from ray_unlearn.search.held_out import attacks_of, finished_profile, metrics_of_profile, row_schema
+from ray_unlearn.search.held_out import attacks_of, metrics_of_profile, row_schema
 from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.ray_tune import tune_trials
 from ray_unlearn.search.recorder import Recorder, Watcher
 from ray_unlearn.search.sampling import MethodStudy, importances
 from ray_unlearn.search.space import Space
 from ray_unlearn.search.trackers import build_trackers
+from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.trial import Job
 
 
@@ -131,25 +132,25 @@ def _run_gangs(
 ) -> str:
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
     benchmark = load_benchmark(config.loaded_from)
-    rest = rest_seconds(config.address)
+    parks = park_seconds(config.address)
     way_on = f"stopped, and its cluster too. Go on with: ray_unlearn tune --resume {recorder.writer.folder}"
     watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     with (
         signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, config.concurrent, config.address, config.grow_to),
-        Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
+        Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, parks) as gangs,
     ):
         # Sampled answers are judged against the starting model's.
         sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
-        report = gangs.run(Job("start", robustness=sampling, seed=config.seed))
-        start = finished_profile(report, "selection", "the starting model")
+        report = finished(gangs.run(Job("start", robustness=sampling, seed=config.seed)), "the starting model")
+        start = report.profiles["selection"]
         retrained = metrics_of_profile(task.selection.retrained)
         judge = Judge.build(benchmark, start.metrics, retrained, Ranking.of_search(config), config.under)
         benchmark.check_start(judge)
-        for note in report["notes"]:
+        for note in report.notes:
             watcher.stage(note)
-        describe(**describe_anchors(judge), notes=[*task.notes, *report["notes"]], hardware=report["hardware"])
+        describe(**describe_anchors(judge), notes=[*task.notes, *report.notes], hardware=report.hardware)
         recorder.attach(lambda trial_id: ray.get(gangs.broker.stop_trial.remote(trial_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         trackers = build_trackers(config, recorder.writer.folder, watcher.stage)

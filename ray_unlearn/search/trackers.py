@@ -25,6 +25,8 @@ from urllib.parse import urlsplit
 from ray.tune import Callback
 
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
+from ray_unlearn.search.scored import Scored, from_text
+from ray_unlearn.training.outcome import Failed
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """By tracker, what must be installed for it."""
@@ -152,12 +154,12 @@ class Tracker(StaysHere, Callback):
         self._hand("on_trial_start", iteration, [], shown, **info)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-        report = json.loads(result["report"])
-        if "error" in report:
+        report = from_text(result["report"])
+        if isinstance(report, Failed):
             self._failed.add(trial.trial_id)
         elif trial.trial_id in self._shown:
             # Trials differ in how often they are scored: by epochs their curves lie side by side.
-            values = flat_results(report, self._config.benchmark) | {"training_iteration": int(report["epoch"])}
+            values = flat_results(report, self._config.benchmark) | {"training_iteration": int(report.epoch)}
             self._hand("on_trial_result", iteration, [], self._shown[trial.trial_id], values, **info)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -216,10 +218,10 @@ def flat_settings(trial: TrialConfig) -> dict[str, Any]:
     return settings | settings.pop("parameters")
 
 
-def flat_results(report: Mapping[str, Any], benchmark: str) -> dict[str, float]:
+def flat_results(report: Scored, benchmark: str) -> dict[str, float]:
     """Scores, losses, costs, and the metrics under the names that results give them: numbers alone."""
-    values = {name: report[name] for name in (*SCORES, *COSTS)}
-    values |= {f"{benchmark}/{name}": value for name, value in report["metrics"].items()}
+    values = {name: getattr(report, name) for name in (*SCORES, *COSTS)}
+    values |= {f"{benchmark}/{name}": value for name, value in report.metrics.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 

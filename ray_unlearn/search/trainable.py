@@ -6,7 +6,7 @@ By itself, because its process must start fast: it imports neither torch nor Opt
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +15,7 @@ from ray.tune import Trainable
 
 from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import TrialConfig
+from ray_unlearn.search.scored import Scored, score, to_text
 
 
 class GangTrial(Trainable):
@@ -38,20 +39,11 @@ class GangTrial(Trainable):
         ray.get(self._broker.submit.remote(self._job))
 
     def step(self) -> dict[str, Any]:
-        report = ray.get(self._broker.next.remote(self._job.job_id))
-        result = {"done": report["done"]}
-        if "error" not in report:
-            self._judge_point(report, report["done"])
-            for point in report["line"]:
-                self._judge_point(point, is_last=False)
-            result |= {name: report[name] for name in ("forget", "utility", "objective")}
-        # As text, because Tune flattens and copies nested results.
-        return {**result, "report": json.dumps(report)}
-
-    def _judge_point(self, point: dict[str, Any], is_last: bool) -> None:
-        """Put metrics and scores in the place of the profiles."""
-        point["metrics"] = point.pop("profiles")["selection"]["metrics"]
-        point |= asdict(self._judge.verdict(point["metrics"], is_last))
+        outcome = score(ray.get(self._broker.next.remote(self._job.job_id)), self._judge)
+        result = {"done": outcome.done, "report": to_text(outcome)}
+        if isinstance(outcome, Scored):
+            result |= {name: getattr(outcome, name) for name in ("forget", "utility", "objective")}
+        return result
 
     def cleanup(self) -> None:
         ray.get(self._broker.stop.remote(self._job.job_id))

@@ -6,17 +6,17 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ray_unlearn.benchmarks.contract import Profile, Split, Task
 from ray_unlearn.config import GangConfig
 from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.training.outcome import Report
 from ray_unlearn.training.trial import Job, run_trial
 
 if TYPE_CHECKING:
     from ray_unlearn.training.worker import Worker
 from ray_unlearn.benchmarks.contract import Build
-from ray_unlearn.benchmarks.profiles import last_profiles
 
 SINGLE = GangConfig(num_workers=1, zero_stage=0, threads_per_worker=1)
 NOTHING = Sequences.build([])
@@ -51,7 +51,7 @@ def _build(build: Build) -> dict[str, Profile]:
     job = Job(
         "build", build.trial, evaluate=tuple(build.splits), points=False, complete=True, save_to=str(build.output)
     )
-    return last_profiles(run_local(local_worker(task, SINGLE), job))
+    return dict(run_local(local_worker(task, SINGLE), job)[-1].profiles)
 
 
 def local_worker(task: Task, gang: GangConfig) -> Worker:
@@ -70,12 +70,12 @@ def local_worker(task: Task, gang: GangConfig) -> Worker:
     return Worker(task, gang, torch.device("cpu"))
 
 
-def run_local(worker: Worker, job: Job) -> list[dict[str, Any]]:
+def run_local(worker: Worker, job: Job) -> list[Report]:
     """Run one job to its end and return all its reports."""
-    reports: list[dict[str, Any]] = []
+    reports: list[Report] = []
 
-    def report(values: Any) -> bool:
-        reports.append(dict(values))
+    def report(values: Report) -> bool:
+        reports.append(values)
         return True
 
     run_trial(worker, job, report)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray_unlearn.benchmarks.contract import Profile
 from ray_unlearn.config import Robustness, TrialConfig
+from ray_unlearn.training.outcome import LinePoint, Report
 
 if TYPE_CHECKING:
     from ray_unlearn.training.worker import Worker
 
 
-Report = Callable[[Mapping[str, Any]], bool]
+Reporter = Callable[[Report], bool]
 """Takes one evaluation point, answers whether to go on. Collective: all workers call it and agree."""
 
 
@@ -65,30 +67,31 @@ def evaluation_epochs(epochs: int, evaluations: int, rungs: Sequence[float] = ()
     return sorted(spread | set(rung_epochs(epochs, rungs)))
 
 
-def _score(worker: Worker, splits: tuple[str, ...], complete: bool = False) -> dict[str, Any]:
-    """The profiles of the model as it is, by split, as plain data."""
-    return {s: asdict(worker.scorer.evaluate(getattr(worker.task, s), complete)) for s in splits}
+def _score(worker: Worker, splits: tuple[str, ...], complete: bool = False) -> dict[str, Profile]:
+    """The profiles of the model as it is, by split."""
+    return {s: worker.scorer.evaluate(getattr(worker.task, s), complete) for s in splits}
 
 
-def _at(worker: Worker, alpha: float, splits: tuple[str, ...]) -> dict[str, Any]:
+def _at(worker: Worker, alpha: float, splits: tuple[str, ...]) -> LinePoint:
     with worker.rank.on_the_line(alpha):
-        return _score(worker, splits)
+        return LinePoint(alpha, _score(worker, splits))
 
 
-def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
+def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Profile]:
     """What is done with the model at the end of a job: it is kept, scored and attacked."""
     with worker.rank.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
         if job.save_to is not None:
             worker.rank.save(Path(job.save_to), job.adapter)
         profiles = _score(worker, splits, job.complete)
         for name in splits if job.robustness.attacks else ():
-            attacked = asdict(worker.attacker.run(job.robustness, getattr(worker.task, name), job.seed))
-            for part in ("metrics", "absent"):
-                profiles[name][part] |= attacked[part]
+            plain, attacked = profiles[name], worker.attacker.run(job.robustness, getattr(worker.task, name), job.seed)
+            profiles[name] = replace(
+                plain, metrics={**plain.metrics, **attacked.metrics}, absent={**plain.absent, **attacked.absent}
+            )
     return profiles
 
 
-def run_trial(worker: Worker, job: Job, report: Report) -> None:
+def run_trial(worker: Worker, job: Job, report: Reporter) -> None:
     """Run one job from the starting model on; every worker of the gang calls it with its own `worker`.
 
     The last report has `done` true and a profile for every split asked for. Raises NonFinite, or what the
@@ -97,7 +100,7 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
     trial = job.trial
     worker.rank.max_tokens = job.max_tokens or worker.gang.max_tokens
     worker.restore()
-    seconds = {"train_seconds": 0.0, "evaluate_seconds": 0.0}
+    seconds: dict[str, Any] = {"train_seconds": 0.0, "evaluate_seconds": 0.0}
     mark = worker.rank.clock()
 
     def spend(on: str) -> None:
@@ -106,24 +109,25 @@ def run_trial(worker: Worker, job: Job, report: Report) -> None:
         seconds[on] += now - mark
         mark = now
 
-    def point(epoch: int, losses: Mapping[str, float], splits: tuple[str, ...], done: bool) -> bool:
+    def point(epoch: int, losses: Mapping[str, Any], splits: tuple[str, ...], done: bool) -> bool:
         nonlocal mark
         profiles = _end(worker, job, splits) if done else _score(worker, splits)
-        line = [{"alpha": a, "profiles": _at(worker, a, splits)} for a in (job.line if done else ())]
+        line = tuple(_at(worker, alpha, splits) for alpha in (job.line if done else ()))
         spend("evaluate_seconds")
-        values = {
-            "epoch": epoch,
+        is_asked = done and job.weights
+        values = Report(
+            epoch=epoch,
+            profiles=profiles,
+            done=done,
+            line=line,
+            gradient_weights=worker.step.gradient_weights if is_asked else None,
+            forget_nll=worker.scorer.forget_nll() if is_asked and trial is None else None,
+            notes=tuple(worker.notes),
+            hardware=worker.rank.hardware,
+            peak_memory_bytes=worker.rank.peak_memory_bytes(),
             **losses,
-            "profiles": profiles,
-            "line": line,
-            "weights": worker.step.gradient_weights if done and job.weights else None,
-            "forget_nll": worker.scorer.forget_nll() if done and job.weights and trial is None else None,
-            "notes": worker.notes,
-            "hardware": worker.rank.hardware,
             **seconds,
-            "peak_memory_bytes": worker.rank.peak_memory_bytes(),
-            "done": done,
-        }
+        )
         go_on = report(values)
         mark = worker.rank.clock()
         return go_on

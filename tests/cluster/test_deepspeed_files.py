@@ -52,7 +52,7 @@ def test_an_engine_is_built_from_the_file_and_repeats_a_trial_bit_for_bit(name, 
 
     def measured(trial: TrialConfig) -> tuple:
         (report,) = run_local(worker, Job("job", trial))
-        return report["forget_loss"], report["profiles"], weights_digest(worker.engine)
+        return report.forget_loss, report.profiles, weights_digest(worker.engine)
 
     first = measured(TRIAL)
     assert measured(dataclasses.replace(TRIAL, learning_rate=1e-2)) != first

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -94,23 +94,24 @@ def made_up_metrics(trial: Any, epoch: int) -> dict[str, float]:
     return {"forget_accuracy": forget, "general_accuracy": general}
 
 
-def reports(job: Any, num_forget: int) -> Iterator[dict[str, Any]]:
+def reports(job: Any, num_forget: int) -> Iterator[Any]:
     """What a gang would report of a job."""
+    from ray_unlearn.benchmarks.contract import Profile
+    from ray_unlearn.training.outcome import Report
     from ray_unlearn.training.trial import evaluation_epochs
 
-    plain = {"line": [], "notes": [], "hardware": {}, "train_seconds": 1.0, "evaluate_seconds": 1.0}
-    plain |= {"peak_memory_bytes": 1, "forget_loss": 1.0, "retain_loss": 1.0, "weights": None, "forget_nll": None}
+    plain = {"train_seconds": 1.0, "evaluate_seconds": 1.0, "peak_memory_bytes": 1}
     if job.trial is None:
         metrics = {"forget_accuracy": 0.75, "general_accuracy": 0.75}
-        profiles = {split: {"metrics": metrics} for split in job.evaluate}
-        yield {**plain, "epoch": 0, "profiles": profiles, "forget_nll": [1.0] * num_forget, "done": True}
+        profiles = {split: Profile(metrics) for split in job.evaluate}
+        yield Report(0, profiles, True, forget_nll=[1.0] * num_forget, **plain)
         return
     epochs = evaluation_epochs(job.trial.epochs, job.trial.evaluations, job.rungs) if job.points else []
     for epoch in epochs or [job.stop_after]:
-        profiles = {split: {"metrics": made_up_metrics(job.trial, epoch)} for split in job.evaluate}
+        profiles = {split: Profile(made_up_metrics(job.trial, epoch)) for split in job.evaluate}
         done = epoch == (job.stop_after or job.trial.epochs)
         weights = [[1.0] * num_forget] if done and job.weights else None
-        yield {**plain, "epoch": epoch, "step": epoch, "profiles": profiles, "weights": weights, "done": done}
+        yield Report(epoch, profiles, done, epoch, 1.0, 1.0, gradient_weights=weights, **plain)
 
 
 class InstantBroker:
@@ -118,7 +119,7 @@ class InstantBroker:
 
     def __init__(self, num_forget: int, num_gangs: int) -> None:
         self._num_forget = num_forget
-        self._jobs: dict[str, Iterator[dict[str, Any]]] = {}
+        self._jobs: dict[str, Iterator[Any]] = {}
         self._all_there = asyncio.Barrier(num_gangs)
         self._waited = 0
 
@@ -130,9 +131,9 @@ class InstantBroker:
             self._waited += 1
             await self._all_there.wait()
 
-    async def next(self, job_id: str) -> dict[str, Any]:
+    async def next(self, job_id: str) -> Any:
         report = next(self._jobs[job_id])
-        if report["done"]:
+        if report.done:
             del self._jobs[job_id]
         return report
 
@@ -161,7 +162,7 @@ class InstantGangs:
         import ray
 
         ray.get(self.broker.submit.remote(job))
-        while not (report := ray.get(self.broker.next.remote(job.job_id)))["done"]:
+        while not (report := ray.get(self.broker.next.remote(job.job_id))).done:
             pass
         return report
 
@@ -221,7 +222,7 @@ def run_alone(config: Any, spaces: Mapping[str, Any], folder: Path, watcher: Str
     benchmark = load_benchmark(BENCHMARK)
     folder.mkdir()
     writer = Writer(folder, row_schema(config), curve_schema(benchmark.name, benchmark.metrics))
-    start = next(reports(Job("start"), 1))["profiles"]["selection"]["metrics"]
+    start = next(reports(Job("start"), 1)).metrics()
     judge = Judge.build(benchmark, start, None, Ranking.of_search(config))
     with Ledger(folder, Patience()) as ledger:
         ledger.open()
@@ -232,7 +233,9 @@ def run_alone(config: Any, spaces: Mapping[str, Any], folder: Path, watcher: Str
 
 
 def _lead(config: Any, recorder: Any, judge: Any, job: Any) -> None:
-    running: list[tuple[str, Iterator[dict[str, Any]]]] = []
+    from ray_unlearn.search.scored import score
+
+    running: list[tuple[str, Iterator[Any]]] = []
     for number in range(config.trials + config.concurrent):
         if trial := recorder.suggest(str(number)):
             running.append((str(number), reports(replace(job, trial=trial), 1)))
@@ -240,10 +243,8 @@ def _lead(config: Any, recorder: Any, judge: Any, job: Any) -> None:
         if len(running) < config.concurrent and trial:
             continue
         tune_id, points = running.pop(0)
-        for point in points:
-            point["metrics"] = point.pop("profiles")["selection"]["metrics"]
-            point |= asdict(judge.verdict(point["metrics"], point["done"]))
-            goes_on = point["done"] or recorder.goes_on(tune_id, point)
+        for point in (score(report, judge) for report in points):
+            goes_on = point.done or recorder.goes_on(tune_id, point)
             recorder.reported(tune_id, point)
             if not goes_on:
                 break

@@ -65,7 +65,7 @@ def run_trial(values: Mapping[str, Any], stamps: dict[str, float]) -> list[dict[
     trial = TrialConfig.from_json(values["trial"])
     reports = run_local(worker, Job(trial.trial_id, trial))
     stamp("training and evaluation")
-    return [{"epoch": r["epoch"], **r["profiles"]["selection"]["metrics"]} for r in reports]
+    return [{"epoch": r.epoch, **r.metrics()} for r in reports]
 
 
 def fresh_process(values: Mapping[str, Any]) -> list[dict[str, Any]]:
