@@ -22,7 +22,7 @@ def search(tmp_path, tiny_model, monkeypatch):
     asked: list[Request] = []
 
     class Toy:
-        def load(self, request):
+        def load(self, request, train):
             asked.append(request)
             return task
 

@@ -70,8 +70,8 @@ def test_every_flipped_bit_is_seen(tmp_path):
 
 def test_a_second_writer_is_told_who_the_first_is(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from ray_unlearn.ledger import Ledger;"
-        "from ray_unlearn.storage import Patience\n"
+        "import sys, time; from pathlib import Path; from ray_unlearn.records.ledger import Ledger;"
+        "from ray_unlearn.files import Patience\n"
         "with Ledger(Path(sys.argv[1]), Patience()): print('in', flush=True); time.sleep(60)"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

@@ -33,7 +33,7 @@ from ray_unlearn.commands.checks import (
 )
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.harness import check_harness, run_harness
-from ray_unlearn.commands.options import Evaluate
+from ray_unlearn.commands.options import Evaluate, once
 from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config, resolve_scale
 from ray_unlearn.config import COMPLETED, GangConfig, Robustness
@@ -164,7 +164,7 @@ def run(options: Evaluate) -> int:
     models = {"model": options.model, "start": options.start}
     for name in filter(None, models.values()):
         check_model(name)
-    check_harness(options.harness, options.harness_tasks)
+    check_harness(once(options.harness), options.harness_tasks)
     if options.profile is not None:
         check_writable(options.profile.parent, "--profile")
     check_writable(options.out)
@@ -201,7 +201,7 @@ def run(options: Evaluate) -> int:
         asked: dict[str, Any] = {"model": Path(options.model).name, "scale": scale}
         asked |= {"start": options.start and Path(options.start).name, "utility_floor": options.utility_floor}
         device = "cuda" if gang.gpus_per_worker else "cpu"
-        harness = run_harness(str(absolute(options.model)), options.harness, options.harness_tasks, device)
+        harness = run_harness(str(absolute(options.model)), once(options.harness), options.harness_tasks, device)
         write_evaluation(folder, benchmark, tasks["model"], asked, evaluation, harness)
         if options.profile is not None:
             write_model_profile(options.profile, benchmark, tasks["model"], profiles)

@@ -22,7 +22,7 @@ WHAT, BUDGET, HARDWARE, ADVANCED = "What", "Budget", "Hardware", "Advanced"
 PANELS = (WHAT, BUDGET, HARDWARE, ADVANCED)
 """The help's, in order."""
 Names = tuple[str, ...]
-"""On the command line: comma-separated, each once; "none" for nothing."""
+"""On the command line: comma-separated; "none" for nothing."""
 Amounts = Mapping[str, float]
 """On the command line: GPU=16,CPU=64."""
 Zero = Annotated[int, Option(min=0, max=3, help="DeepSpeed ZeRO stage.", rich_help_panel=HARDWARE)]
@@ -48,6 +48,11 @@ def _hardware(text: str, *names: str, **more: Any) -> Any:
 
 def _advanced(text: str, *names: str, **more: Any) -> Any:
     return Option(*names, help=text, rich_help_panel=ADVANCED, **more)
+
+
+def once(names: Names) -> Names:
+    """Each of them once."""
+    return tuple(dict.fromkeys(names))
 
 
 def default_of(option: Field[Any]) -> Any:
@@ -115,7 +120,7 @@ class Attacks:
     @property
     def attacks(self) -> Robustness:
         return Robustness(
-            self.robustness,
+            once(self.robustness),
             relearn_share=self.relearn_share,
             relearn_epochs=self.relearn_epochs,
             relearn_order=self.relearn_order,

@@ -129,8 +129,8 @@ def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_names(listed: str) -> Names:
-    """What a comma-separated option names, each once; nothing for "none"."""
-    return tuple(dict.fromkeys(name for part in listed.split(",") if (name := part.strip()) not in ("", "none")))
+    """What a comma-separated option names; nothing for "none"."""
+    return tuple(name for part in listed.split(",") if (name := part.strip()) not in ("", "none"))
 
 
 def split_amounts(listed: str, option: str) -> dict[str, float]:

@@ -28,7 +28,7 @@ from ray_unlearn.commands.checks import (
     unused,
 )
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
-from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed
+from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed, once
 from ray_unlearn.commands.progress import LiveProgress, PlainProgress, noise_to
 from ray_unlearn.commands.reopen import copied_to, describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import (
@@ -189,14 +189,14 @@ def resolve_search(
         prune=options.prune,
         line=LINE if options.harvest else (),
         robustness=replace(options.attacks, metrics=judged_metrics(benchmark)),
-        under=options.under,
+        under=once(options.under),
         seed=options.seed,
         gang=gang,
         model=task.model,
         definition=str(Path(named(options)).absolute()) if named(options).endswith(".toml") else None,
         data=str(request.data) if request.data else None,
         split=options.split,
-        log_to=options.log_to,
+        log_to=once(options.log_to),
         spaces=tuple(path.name for path in options.space),
         address=options.address,
         grow_to=options.grow_to,

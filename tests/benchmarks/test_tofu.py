@@ -58,7 +58,7 @@ def without_hold_out() -> Parts:
 def evaluate(task: Task, complete: bool = True, precision: str = "fp32") -> Profile:
     from ray_unlearn.training.in_process import SINGLE, local_worker
 
-    return local_worker(task, replace(SINGLE, precision=precision)).evaluate(task.selection, complete)
+    return local_worker(task, replace(SINGLE, precision=precision)).scorer.evaluate(task.selection, complete)
 
 
 # ---- the metrics, a second time

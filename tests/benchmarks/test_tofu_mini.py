@@ -33,7 +33,7 @@ def task() -> Task:
 def evaluate(task: Task, model: Path, precision: str = "fp32", complete: bool = False) -> Profile:
     from ray_unlearn.training.in_process import SINGLE, local_worker
 
-    return local_worker(replace(task, model=str(model)), replace(SINGLE, precision=precision)).evaluate(
+    return local_worker(replace(task, model=str(model)), replace(SINGLE, precision=precision)).scorer.evaluate(
         task.report, complete
     )
 
