@@ -59,6 +59,34 @@ class SearchFailed(Exception):
     """Nothing that the user did, and nothing that can go on: said in one line with the log's place."""
 
 
+NEAR = 0.05
+"""A best point nearer to an end than this share of its range is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def at(self, share: float) -> float:
+        """The value at a share in [0, 1] of the range (of its logarithm, where it is logarithmic)."""
+        value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
+        return round(value) if self.integer else min(max(value, self.low), self.high)
+
+    def share(self, value: float) -> float:
+        """Where a value lies in the range: 0 at its low end, 1 at its high end; what `at` takes."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def near_end(self, value: float) -> str:
+        """ "lower" or "upper" where the value lies within NEAR of that end of the range, else empty."""
+        share = self.share(value)
+        return "lower" if share <= NEAR else "upper" if share >= 1 - NEAR else ""
+
+
 @dataclass(frozen=True)
 class TrialConfig:
     """One configuration of one method: all that decides a trial's outcome besides the task and the gang."""

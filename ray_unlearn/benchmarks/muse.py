@@ -43,6 +43,7 @@ from ray_unlearn.metrics.rouge import rouge_l_f1
 from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
 from ray_unlearn.models.sizes import context_length
+from ray_unlearn.wording import first_line
 
 CHUNK_TOKENS = 2048
 SELECTION_ROWS = 100
@@ -185,9 +186,9 @@ class _Reader:
         except StopIteration:  # what datasets raises on an empty JSONL file
             raise UserError(f"{where} is empty. Mend the file") from None
         except Exception as error:  # datasets raises a different type for each way that this can fail
-            first = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error.__cause__ or error)
             raise UserError(
-                f"{where} cannot be read ({first[:200]}). Check that the hub can be reached, or that the copy holds "
+                f"{where} cannot be read ({first}). Check that the hub can be reached, or that the copy holds "
                 f"{config}/{split}-*.parquet or {config}/{split}.jsonl"
             ) from None
         missing = [c for c in columns if c not in table.column_names]

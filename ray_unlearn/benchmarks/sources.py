@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import UserError
+from ray_unlearn.wording import first_line
 
 TEXT_COLUMN = "text"
 """What a plain text file's paragraphs are called."""
@@ -35,7 +36,7 @@ def read_file(path: Path, columns: Sequence[str]) -> list[Row]:
     try:
         rows = _READERS[path.suffix](path, columns)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({_first_line(error)}). Mend the file") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}). Mend the file") from None
     if not rows:
         raise UserError(f"{path}: no rows. Give at least two")
     return rows
@@ -50,7 +51,7 @@ def read_hub(name: str, config: str | None, split: str, columns: Sequence[str]) 
         table = load_dataset(name, config, split=split)
     except Exception as error:  # datasets raises a different type for each way that this can fail
         raise UserError(
-            f"{where}: cannot be loaded from the hub ({_first_line(error)}). Check its name, config and split, "
+            f"{where}: cannot be loaded from the hub ({first_line(error)}). Check its name, config and split, "
             "and the network"
         ) from None
     _check_columns(where, columns, table.column_names)
@@ -82,7 +83,7 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> list[Row]:
         _check_columns(str(path), columns, file.schema_arrow.names)
         rows = file.read(list(columns)).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({_first_line(error)}). Write it anew") from None
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)}). Write it anew") from None
     return [Row(f"{path}, row {number}", values) for number, values in enumerate(rows)]
 
 
@@ -132,10 +133,6 @@ def _check_columns(where: str, columns: Sequence[str], has: Sequence[str]) -> No
     missing = [name for name in columns if name not in has]
     if missing:
         raise UserError(f"{where}: no column {missing[0]!r}, only {', '.join(map(repr, has)) or 'none'}. Name another")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def load_table(source: str, part: str | None, split: str) -> Any:

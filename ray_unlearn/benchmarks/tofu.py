@@ -52,6 +52,7 @@ from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_di
 from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, encode_pair
 from ray_unlearn.models.sizes import context_length
+from ray_unlearn.wording import first_line
 
 HUB_NAME = "locuslab/TOFU"
 DEFAULT_SPLIT = "forget10"
@@ -177,7 +178,7 @@ class _Reader:
         try:
             table = load_table(self._source, part, "train")
         except Exception as error:  # datasets raises a different type for each way that this can fail
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first = first_line(error)
             raise UserError(f"{where} cannot be read ({first}). Check --data, or that the hub can be reached") from None
         missing = [c for c in columns if c not in table.column_names]
         if missing:

@@ -37,6 +37,7 @@ from ray_unlearn.metrics.choice import choice_correct, choice_probability
 from ray_unlearn.models.loading import load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
 from ray_unlearn.models.sizes import context_length
+from ray_unlearn.wording import first_line
 
 CHANCE = 0.25
 LETTERS = ("A", "B", "C", "D")
@@ -384,7 +385,7 @@ def load_rows(
 
 
 def _way_out(error: Exception, repository: str, data: Path | None) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    reason = first_line(error)
     if data is not None:
         return f"cannot be read ({reason}). Check the files and the README's configs"
     if repository == "wmdp-bio-forget-corpus":

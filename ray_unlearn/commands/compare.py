@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rich.console import Console
-
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
-from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.resources import default_concurrency, find_resources
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import UserError
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
@@ -57,7 +55,7 @@ def run(options: Compare) -> int:
     (folder / "compare").mkdir(exist_ok=True)
     log = folder / "compare" / "log.txt"
     with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say = sayer(screen)
         _, task = load_search(folder)
         say(f"{len(finalists)} finalist(s) with {len(seeds)} seeds each: {len(finalists) * len(seeds)} runs")
         try:

@@ -34,8 +34,8 @@ from ray_unlearn.commands.checks import (
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.harness import check_harness, run_harness
 from ray_unlearn.commands.options import Evaluate, once
-from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config, resolve_scale
+from ray_unlearn.commands.screen import noise_to
 from ray_unlearn.config import COMPLETED, GangConfig, Robustness
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray_unlearn.config import SearchFailed
+from ray_unlearn.wording import first_line
 
 FAILED, USAGE = 1, 2
 """Exit codes of a search that could not run (and of a check that found a problem), and of wrong use."""
@@ -26,5 +27,5 @@ def failures_named(log: Path, way_on: str = "") -> Iterator[None]:
         yield
     except (RuntimeError, OSError, RayError) as error:
         traceback.print_exc()  # into the log
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise SearchFailed(f"{first}. The log is {log}{way_on}") from None

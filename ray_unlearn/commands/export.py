@@ -18,16 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.commands import reopen as again
 from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.model_card import MEASURES, Measured, describe_model
 from ray_unlearn.commands.options import Export
-from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, FAILED, SearchConfig, UserError
 from ray_unlearn.models.fingerprints import weights_digest, weights_fingerprint
 from ray_unlearn.models.loading import trust_remote_code
@@ -174,7 +172,7 @@ def run(options: Export) -> int:
     log = out.parent / f"{out.name}.log.txt"
     with copied(place.absolute(), config.copy_to, is_needed=False):
         with noise_to(log) as screen, failures_named(log):
-            say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+            say = sayer(screen)
             config, task = load_search(place)
             config = replace(config, address=options.address or config.address)
             run_export(results, config, task, row, out.absolute(), options.adapter, say)

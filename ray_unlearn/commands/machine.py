@@ -25,6 +25,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ray_unlearn.config import UserError
+from ray_unlearn.wording import first_line
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 GIB = 1 << 30
@@ -435,10 +436,6 @@ def quiet() -> Iterator[None]:
             for number, copy in enumerate(kept, start=1):
                 os.dup2(copy, number)
                 os.close(copy)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def split_fix(message: str) -> tuple[str, str]:

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Request
 from ray_unlearn.benchmarks.profiles import available_splits, write_profile
 from ray_unlearn.commands.checks import absolute, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import Prepare
-from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
@@ -108,7 +106,7 @@ def run(options: Prepare) -> int:
     )
     request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say = sayer(screen)
         gang = fit_gang(gang, options.model, check_trained(options.model, 0, ""), resources, 1)
         with failures_named(options.out / "log.txt"):
             prepare_models(benchmark, request, gang, trial, options.out, options.address, say)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -153,28 +149,3 @@ def outcome(row: Mapping[str, Any]) -> str:
 
 def number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
-
-
-@contextlib.contextmanager
-def noise_to(log: Path) -> Iterator[IO[str]]:
-    """Send everything that this process prints, down to its C libraries, to a log file.
-
-    Yields the real standard output, for what the user should see. Both come back at the end.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    screen = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding or "utf-8", errors="replace")
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        yield screen
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        screen.close()
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        for descriptor in (*kept, target):
-            os.close(descriptor)

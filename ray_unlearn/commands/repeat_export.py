@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.profiles import attach_retrained
@@ -20,8 +18,8 @@ from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
 from ray_unlearn.commands.export import FORMAT, describe_run, run_job
 from ray_unlearn.commands.model_card import Measured
 from ray_unlearn.commands.options import Reproduce
-from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.resources import find_resources
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.loading import check_model, trusts_remote_code
@@ -204,7 +202,7 @@ def repeat(options: Reproduce) -> int:
     gpus = find_resources(options.address).gpus
     log = cache_folder() / f"reproduce-{os.getpid()}.log.txt"
     with noise_to(log) as screen, failures_named(log):
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say = sayer(screen)
         config, task = resolve_run(
             Path(options.what), then, options.benchmark, absolute(options.model), options.data, options.retrained
         )

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.synthetic import EXPERIMENTS, HOMES, Experiment, load_experiment
 from ray_unlearn.commands.checks import MINI_BANNER, check_workers, check_writable, unused
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import DEFAULT_ZERO, Reproduce
-from ray_unlearn.commands.progress import noise_to
 from ray_unlearn.commands.resources import default_concurrency, find_resources, gang_config
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.metrics.statistics import compare_pairs
@@ -367,7 +366,7 @@ def reproduce(options: Reproduce) -> int:
     folder.mkdir()
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say = sayer(screen)
         say("loading data and models (trained once, then kept)")
         reproduce_synthetic(
             folder.absolute(), options.scale, options.seeds, gang, gangs, options.address, sys.argv[1:], say

@@ -14,6 +14,7 @@ from ray_unlearn.models.loading import load_config, trusts_remote_code
 from ray_unlearn.models.sizes import count_parameters
 from ray_unlearn.training.engine_config import load_settings
 from ray_unlearn.training.memory import fitted
+from ray_unlearn.wording import first_line
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def find_resources(address: str | None, accelerator: str = "", grow_to: Mapping[
         cpus, gpus = (capacity(nodes, grow_to or {}, name) for name in ("CPU", "GPU"))
         return Resources(cpus - 0.5, int(gpus))
     except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise UserError(
             f"--address {address}: no Ray cluster answers ({first}). Start it, or, where it asks for a token, set "
             "RAY_AUTH_MODE=token"

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.commands.job_command import SHARED, Command, read_command
-from ray_unlearn.commands.machine import find_token, first_line
+from ray_unlearn.commands.machine import find_token
 from ray_unlearn.commands.options import Submit
 from ray_unlearn.commands.rayjob import write_rayjob
 from ray_unlearn.config import SearchFailed, UserError
+from ray_unlearn.wording import first_line
 
 UPLOAD_LIMIT = 100 * 2**20
 """Bytes of the zipped working directory above which Ray's server refuses it; it is zipped without compression."""

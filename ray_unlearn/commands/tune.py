@@ -29,7 +29,7 @@ from ray_unlearn.commands.checks import (
 )
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed, once
-from ray_unlearn.commands.progress import LiveProgress, PlainProgress, noise_to
+from ray_unlearn.commands.progress import LiveProgress, PlainProgress
 from ray_unlearn.commands.reopen import copied_to, describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import (
     Resources,
@@ -41,6 +41,7 @@ from ray_unlearn.commands.resources import (
     resolve_scale,
     threads_for,
 )
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, INTERPOLATED, GangConfig, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
@@ -94,7 +95,7 @@ def tune(options: Tune) -> int:
     log = out / f".{folder.name}.log"
     copy_to = None if options.copy_to == "none" else options.copy_to
     with copied(folder, copy_to) as copies, noise_to(log) as screen:
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say = sayer(screen)
         say("loading data and models (a miniature's models are trained once, then kept)")
         concurrent = options.concurrent or default_concurrency(
             gang, resources, trials_of(options) * len(options.methods)
@@ -143,7 +144,7 @@ def resume(place: Path, options: Tune) -> int:
         gang = replace(config.gang, threads_per_worker=threads_for(config.gang, resources, options.concurrent))
         config = replace(config, concurrent=options.concurrent, gang=gang)
     with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
-        Console(file=screen, highlight=False, markup=False, soft_wrap=True).print("loading data and models")
+        sayer(screen)("loading data and models")
         if address is None:
             from ray_unlearn.gangs.session import start_ahead
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import UserError
+from ray_unlearn.wording import first_line
 
 TOKENIZER_OF = dict.fromkeys(
     ("muse-bench/MUSE-News_target", "muse-bench/MUSE-Books_target"), "meta-llama/Llama-2-7b-hf"
@@ -94,11 +95,7 @@ def check_pattern(pattern: str) -> None:
 def _why(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return ": it brings code of its own, which could do anything. Read it, then give --trust-remote-code"
-    return f" ({_first_line(error)}). Check the name or the folder"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return f" ({first_line(error)}). Check the name or the folder"
 
 
 def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ray_unlearn.config import UserError
+from ray_unlearn.wording import first_line
 
 PART_BYTES = 8 * 2**20
 UNFINISHED, LOG = ".unfinished", "log.txt"
@@ -157,13 +158,13 @@ def _failures_named(uri: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # each file system has errors of its own
         raise UserError(
-            f"{uri}: {what} ({_first_line(error)}). Check the place, the credentials and the network"
+            f"{uri}: {what} ({reason_of(error)}). Check the place, the credentials and the network"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().split("\n")[0]
-    return re.sub(r" \(Request ID: .*\)", "", line).rstrip(". ") or type(error).__name__
+def reason_of(error: Exception) -> str:
+    """What a store's error says, without the number of its request."""
+    return re.sub(r" \(Request ID: .*\)", "", first_line(error)).rstrip(". ")
 
 
 def _is_hidden(name: str) -> bool:

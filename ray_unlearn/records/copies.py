@@ -36,7 +36,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ray_unlearn.config import UserError
-from ray_unlearn.records.bucket import LOG, Place, _failures_named, _first_line, _is_hidden, join, open_place, split
+from ray_unlearn.records.bucket import LOG, Place, _failures_named, _is_hidden, join, open_place, reason_of, split
 from ray_unlearn.records.ledger import LEDGER, WRITER, describe_writer
 
 LOOK_SECONDS = 2.0
@@ -157,7 +157,7 @@ class Copies:
         try:
             self._copy_new(is_last)
         except Exception as error:  # no file system may end a search
-            self._failure = _first_line(error)
+            self._failure = reason_of(error)
         else:
             self._failure = ""
         return not self._failure

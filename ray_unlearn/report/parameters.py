@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from ray_unlearn.config import NEAR, Range
 from ray_unlearn.records.tables import SearchResults
-from ray_unlearn.report.frontier import Row, runs
+from ray_unlearn.report.frontier import runs
 from ray_unlearn.report.tables import Column, Table, best_trial, methods
 from ray_unlearn.report.text import is_number, method_label, setting
 
-NEAR = 0.05
-"""A best point nearer to an end than this share of its range is worth a warning."""
 NEEDED_TRIALS = 8
 """Completed trials of a method before shares of importance mean anything."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    name: str
-    low: float
-    high: float
-    log: bool = False
-
-    def share(self, value: float) -> float:
-        """Where the value lies from low (0) to high (1)."""
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low) if value > 0 else 0.0
-        return (value - self.low) / (self.high - self.low)
-
-
-def axes(results: SearchResults, method: str) -> list[Axis]:
+def axes(results: SearchResults, method: str) -> dict[str, Range]:
     """One axis a setting that was searched for the method, as long as its range."""
     space = results.meta.get("spaces", {}).get(method)
     ranges = space.get("ranges") if isinstance(space, Mapping) else None
-    found = []
+    found = {}
     for name, part in (ranges if isinstance(ranges, Mapping) else {}).items():
         low, high = (part.get("low"), part.get("high")) if isinstance(part, Mapping) else (None, None)
         if is_number(low) and is_number(high) and low < high:
-            found.append(Axis(str(name), low, high, bool(part.get("log")) and low > 0))
+            found[str(name)] = Range(low, high, bool(part.get("log")) and low > 0)
     return found
 
 
@@ -48,14 +31,13 @@ def lines(results: SearchResults, method: str) -> dict[str, list[float | None]]:
     """By trial with an objective: where it lies on each of the axes, in [0, 1], and its objective."""
     along = axes(results, method)
     return {
-        row["trial_id"]: [*(_place(axis, row) for axis in along), row["objective"]]
+        row["trial_id"]: [*(_place(axis, row.get(name)) for name, axis in along.items()), row["objective"]]
         for row in runs(results)
         if row["method"] == method and is_number(row["objective"])
     }
 
 
-def _place(axis: Axis, row: Row) -> float | None:
-    value = row.get(axis.name)
+def _place(axis: Range, value: Any) -> float | None:
     return min(1.0, max(0.0, axis.share(value))) if is_number(value) else None
 
 
@@ -91,11 +73,11 @@ def edges(results: SearchResults) -> list[str]:
     found = []
     for method in methods(results):
         best = best_trial(results, method)
-        for axis in axes(results, method) if best else []:
-            value = best.get(axis.name) if best else None
-            if is_number(value) and not NEAR < (share := axis.share(value)) < 1 - NEAR:
-                edge = {"method": method, "parameter": axis.name, "value": value, "low": axis.low, "high": axis.high}
-                found.append(describe_edge(edge | {"end": "lower" if share <= NEAR else "upper"}))
+        for name, axis in axes(results, method).items() if best else ():
+            value = best.get(name) if best else None
+            if is_number(value) and (end := axis.near_end(value)):
+                edge = {"method": method, "parameter": name, "value": value, "low": axis.low, "high": axis.high}
+                found.append(describe_edge(edge | {"end": end}))
     return found
 
 
@@ -114,14 +96,14 @@ def drawn(results: SearchResults) -> list[list[dict[str, Any]]]:
     return [
         [
             {
-                "name": axis.name,
+                "name": name,
                 "low": axis.low,
                 "high": axis.high,
-                "lowText": setting(axis.name, float(axis.low)),
-                "highText": setting(axis.name, float(axis.high)),
+                "lowText": setting(name, float(axis.low)),
+                "highText": setting(name, float(axis.high)),
                 "log": axis.log,
             }
-            for axis in axes(results, method)
+            for name, axis in axes(results, method).items()
         ]
         for method in methods(results)
     ]

@@ -36,7 +36,7 @@ from ray_unlearn.metrics.statistics import (
     describe_spread,
 )
 from ray_unlearn.records.tables import write_table
-from ray_unlearn.report.parameters import NEAR, describe_edge
+from ray_unlearn.report.parameters import describe_edge
 from ray_unlearn.search.space import Space
 
 Row = Mapping[str, Any]
@@ -93,13 +93,10 @@ def describe_unequal(budgets: Mapping[str, Mapping[str, float]]) -> str:
 def find_edges(best: Mapping[str, Row], spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
     """Settings of each method's best point that lie at an end of their range."""
     return [
-        {
-            **{"method": method, "parameter": name, "value": row[name], "low": range_.low, "high": range_.high},
-            "end": "lower" if share <= NEAR else "upper",
-        }
+        {"method": method, "parameter": name, "value": row[name], "low": range_.low, "high": range_.high, "end": end}
         for method, row in best.items()
         for name, range_ in spaces[method].ranges.items()
-        if not NEAR < (share := range_.share(row[name])) < 1 - NEAR
+        if (end := range_.near_end(row[name]))
     ]
 
 

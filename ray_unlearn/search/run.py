@@ -40,6 +40,7 @@ from ray_unlearn.search.space import Space
 from ray_unlearn.search.trackers import build_trackers
 from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.trial import Job
+from ray_unlearn.wording import first_line
 
 
 def run_search(
@@ -118,7 +119,7 @@ def _through_losses(recorder: Recorder, watcher: Watcher, run: Callable[[], str]
             recorder.put_back(jobs_are_gone=True)
             if recorder.num_left == left:
                 raise
-            watcher.stage(f"lost the search's place on the cluster ({str(error).splitlines()[0]}); starting anew")
+            watcher.stage(f"lost the search's place on the cluster ({first_line(error)}); starting anew")
 
 
 def _run_gangs(

@@ -24,29 +24,10 @@ from typing import Any
 
 from ray_unlearn.benchmarks import BENCHMARKS, OWN_DATA
 from ray_unlearn.benchmarks.contract import Benchmark
-from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, UserError
+from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, Range, UserError
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import scaled
 from ray_unlearn.training.losses import METHODS, Method
-
-
-@dataclass(frozen=True)
-class Range:
-    low: float
-    high: float
-    log: bool = False
-    integer: bool = False
-
-    def at(self, share: float) -> float:
-        """The value at a share in [0, 1] of the range (of its logarithm, where it is logarithmic)."""
-        value = self.low * (self.high / self.low) ** share if self.log else self.low + share * (self.high - self.low)
-        return round(value) if self.integer else min(max(value, self.low), self.high)
-
-    def share(self, value: float) -> float:
-        """Where a value lies in the range: 0 at its low end, 1 at its high end; what `at` takes."""
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ray.tune import Callback
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.search.scored import Scored, from_text
 from ray_unlearn.training.outcome import Failed
+from ray_unlearn.wording import first_line
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """By tracker, what must be installed for it."""
@@ -227,7 +228,7 @@ def flat_results(report: Scored, benchmark: str) -> dict[str, float]:
 
 def describe_failure(error: Exception) -> str:
     """Its kind and first line, without passwords and keys: the line goes into the search's log."""
-    text = (str(error).strip().splitlines() or [""])[0]
+    text = first_line(error) if str(error).strip() else ""
     text = _CREDENTIALS.sub("", text)
     for key, value in os.environ.items():
         if _SECRET.search(key) and len(value) > 3:

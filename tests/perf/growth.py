@@ -264,7 +264,7 @@ def main() -> None:
     )
     numbers = sorted(int(n) for n in options.trials.split(","))
     import ray_unlearn.search.run  # noqa: F401
-    from ray_unlearn.commands.progress import noise_to
+    from ray_unlearn.commands.screen import noise_to
 
     how = "recorder, study and writer alone" if options.alone else "the whole search"
     print(f"{how}: {options.sampler}, {options.objective}, {'pruned' if options.prune else 'not pruned'}")

@@ -1,0 +1,42 @@
+"""Short texts for people."""
+
+import pytest
+
+from ray_unlearn.wording import first_line, listing
+
+WRAPPED = """ray::train_fn() (pid=17, ip=10.0.0.1)
+  File "/somewhere/serve.py", line 3, in train_fn
+ValueError: no such layer: 7
+"""
+CHAINED = """Traceback (most recent call last):
+  File "a.py", line 1, in <module>
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "b.py", line 2, in <module>
+RuntimeError: the worker has no memory left
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("disk full\nmore", "disk full"),
+        ("\n  \nafter a blank line", "after a blank line"),
+        (WRAPPED, "ValueError: no such layer: 7"),
+        (CHAINED, "RuntimeError: the worker has no memory left"),
+        ("x" * 500, "x" * 200),
+    ],
+)
+def test_an_errors_line_names_the_cause(text, line):
+    assert first_line(RuntimeError(text)) == line
+
+
+def test_an_error_without_words_is_named_by_its_kind():
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+def test_words_are_listed_as_one_would_say_them():
+    assert [listing(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
