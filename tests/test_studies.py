@@ -19,7 +19,9 @@ from ray_unlearn.records.tables import SearchResults, Writer, curve_schema, read
 from ray_unlearn.search.optuna_log import FILE, StudiesView, update_studies
 from ray_unlearn.search.recorder import Recorder
 from ray_unlearn.search.sampling import MethodStudy
+from ray_unlearn.search.scored import Scored
 from ray_unlearn.search.space import Range, Space
+from ray_unlearn.training.outcome import Failed
 
 RANGES = {"learning_rate": Range(1e-6, 1e-2, log=True), "batch_size": Range(4, 64, log=True, integer=True)}
 SPACES = {name: Space(name, {"epochs": 4, "evaluations": 2}, RANGES, ()) for name in ("simnpo", "npo")}
@@ -60,12 +62,12 @@ def open_recorder(folder: Path, objective: str, view: bool = True) -> Iterator[R
         yield recorder
 
 
-def report(epoch: int, score: float) -> dict:
+def report(epoch: int, score: float) -> Scored:
     scores = {"objective": score, "forget": score, "utility": 1 - score / 4, "epoch": epoch, "step": 10 * epoch}
     costs = {"train_seconds": 1.0, "evaluate_seconds": 1.0, "peak_memory_bytes": 1}
     losses = {"forget_loss": 1.0, "retain_loss": 2.0}
     metrics = dict(zip(METRICS, (1 - score, 0.5 + score / 2), strict=True))
-    return {**scores, **costs, **losses, "metrics": metrics, "done": epoch == 4}
+    return Scored(**scores, **costs, **losses, metrics=metrics, done=epoch == 4)
 
 
 def run_trials(recorder: Recorder, numbers: Iterable[int] = range(2 * TRIALS)) -> list[dict]:
@@ -81,7 +83,7 @@ def run_trials(recorder: Recorder, numbers: Iterable[int] = range(2 * TRIALS)) -
             reports.pop()
         if number == 5:
             error = "Traceback\n  somewhere\nNonFinite: the loss is nan"
-            reports[1] = {"error": error, "failure": "nan", "retries": 0, "done": True}
+            reports[1] = Failed(error, "nan", 0)
         for values in reports:
             recorder.reported(tune_id, values)
         recorder.ended(tune_id)

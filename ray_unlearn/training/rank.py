@@ -38,6 +38,7 @@ from ray_unlearn.models.packing import Pack, pack, pack_trees
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.provenance import cpu_model
 from ray_unlearn.training import engine as engines
+from ray_unlearn.training.snapshot import Snapshot
 
 CPU_SCORING_TOKENS = 1024
 """Tokens of one forward pass without gradients on a CPU: more is slower there, for want of cache."""
@@ -63,7 +64,7 @@ class Rank:
         self.num_layers = len(decoder_layers(model))
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
         self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device, gang.deepspeed)
-        self.snapshot = engines.Snapshot(self.engine)
+        self.snapshot = Snapshot(self.engine)
         self.packs_alone = False
         """Whether every sequence gets a row of its own, because the model mixes what is packed."""
         self.packs_alone = not self._packing_is_valid()

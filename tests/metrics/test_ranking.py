@@ -7,6 +7,7 @@ import pytest
 
 from ray_unlearn.config import COMPLETED, FAILED, INTERPOLATED, PRUNED, SCALED
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.search.scored import Scored
 
 
 def row(number: int, forget: float, utility: float, ranking: Ranking, **more) -> dict:
@@ -67,10 +68,13 @@ def test_a_pruned_trial_stands_in_only_where_none_completed_and_a_failed_one_nev
 
 
 def test_of_a_trials_points_the_earlier_of_equal_ones_counts():
-    points = [{"objective": 0.5, "utility": 0.9, "epoch": 2}, {"objective": 0.5, "utility": 0.9, "epoch": 5}]
-    assert Ranking().best_point(points)["epoch"] == 2
-    points.append({"objective": 0.5, "utility": 0.95, "epoch": 7})
-    assert Ranking().best_point(points)["epoch"] == 7
+    def point(epoch: int, utility: float) -> Scored:
+        return Scored(epoch, epoch == 7, {}, forget=0.5, utility=utility, objective=0.5)
+
+    points = [point(2, 0.9), point(5, 0.9)]
+    assert Ranking().best_point(points) is points[0]
+    points.append(point(7, 0.95))
+    assert Ranking().best_point(points) is points[2]
 
 
 def test_a_search_of_before_keeps_its_rule():
