@@ -189,6 +189,8 @@ class GangConfig:
     """Whether the model's own code may run."""
     reference_folder: str = ""
     """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
+    trains: bool = True
+    """Whether there is an optimizer; without one the gang only scores."""
     max_tokens: int = 4096
     """Tokens in one worker's forward pass; a batch with more is cut, with no effect on the loss."""
     row_length: int = 0
@@ -239,6 +241,8 @@ class SearchConfig:
     trial_timeout: float = 0.0
     """Seconds that one trial may take; 0: any."""
     copy_to: str | None = None
+    placement: str = ""
+    """How the gang was chosen, in one line."""
     """URI of the place that the search's folder is copied to, see copies.py."""
 
     @property

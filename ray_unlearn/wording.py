@@ -10,6 +10,11 @@ def listing(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
+def counted(number: int, noun: str) -> str:
+    """1 trial; 2 trials."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def first_line(error: object, most: int = 200) -> str:
     """What an error says, on one line of at most so many characters; its kind where it says nothing.
 

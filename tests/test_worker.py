@@ -44,7 +44,7 @@ def test_attack_probes_get_every_tokens_log_prob_with_the_moments_of_its_distrib
 
 def test_gradient_norms_are_those_of_one_sequence_at_a_time_and_leave_no_gradient(worker):
     few = worker.task.forget.select(range(3))
-    norms = worker.scorer.score(Probe(few, attack=True)).gradient_norm
+    norms = worker.scorer.score(Probe(few, attack=True, gradients=True)).gradient_norm
     if worker.gang.zero_stage == 3:
         assert norms is None
         return
@@ -56,7 +56,7 @@ def test_gradient_norms_are_those_of_one_sequence_at_a_time_and_leave_no_gradien
         assert norm == pytest.approx(float(expected), rel=1e-4)
     trial = TrialConfig("a", "ga", {}, 0.0, 3e-3, epochs=1, batch_size=8, evaluations=1)
     first = run_local(worker, Job("one", trial))[-1].profiles
-    worker.scorer.score(Probe(few, attack=True))
+    worker.scorer.score(Probe(few, attack=True, gradients=True))
     assert run_local(worker, Job("two", trial))[-1].profiles == first
 
 

@@ -23,8 +23,8 @@ class Probe:
     the true next-token distribution given the current token, where there is one. options: int [n, k]: each
     sequence's answer is one token, the first of k to choose from; the pass then scores k answers for the
     price of one, as if there were k sequences (Scores has n * k rows, row i * k + j for option j of i).
-    attack: this probe is for membership attacks, and is scored token by token. texts: the answers as they are
-    read, where a metric needs them.
+    attack: this probe is for membership attacks, and is scored token by token. gradients: each sequence's gradient
+    norm is wanted, which takes a backward pass. texts: the answers as they are read, where a metric needs them.
     """
 
     sequences: Sequences
@@ -33,6 +33,7 @@ class Probe:
     truth: np.ndarray | None = None
     options: np.ndarray | None = None
     attack: bool = False
+    gradients: bool = False
     texts: tuple[str, ...] = ()
 
 
@@ -177,6 +178,8 @@ class Benchmark:
     build_task: Callable[[Request], Task] | None = None
     """For `ray_unlearn prepare`: the task with a base model in the place of the target; None where the
     benchmark makes its own models."""
+    start_of: Callable[[Request], str | None] = field(default=lambda request: request.model)
+    """The starting model of the full scale, before anything is loaded; None where only a user can name it."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
     check_start: Callable[[Any], None] = field(default=lambda judge: None)

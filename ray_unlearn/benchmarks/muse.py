@@ -109,12 +109,16 @@ def load(request: Request, train: Trainer | None = None) -> Task:
     if request.scale == "mini":
         return load_mini(request, train)
     name, part = _part(request.split)
-    model = request.model or part.target
+    model = start_of(request)
     task = _build(name, part, request, model, ("retain1",))
     if model != part.target or name not in AUC_RETRAINED:
         return task
     published = {"min_k_auc": AUC_RETRAINED[name]}
     return replace(task, **{n: replace(getattr(task, n), published=published) for n in available_splits(task)})
+
+
+def start_of(request: Request) -> str:
+    return request.model or _part(request.split)[1].target
 
 
 def build_task(request: Request) -> Task:
@@ -436,6 +440,7 @@ BENCHMARK = Benchmark(
     title="news articles or books: as if never read, neither word for word nor fact for fact",
     source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",
+    start_of=start_of,
     metrics={
         **{
             f"{name}_{measure}": f"{text}, {name} text"

@@ -249,7 +249,7 @@ def _split(reader: _Reader, forget: str, part_of: slice) -> Split:
     if reader.has(held_out):
         rows = reader.rows(held_out, "question", "answer")[part_of]
         probes["holdout"] = Probe(reader.pairs(rows), texts=tuple(row["answer"] for row in rows))
-        final_probes = {name: replace(probes[name], attack=True) for name in ATTACKED}
+        final_probes = {name: replace(probes[name], attack=True, gradients=True) for name in ATTACKED}
     return Split(probes, final_probes, generations)
 
 

@@ -246,12 +246,16 @@ def _make_mini_models(folder: Path, world: wmdp_mini.World, train: Trainer) -> N
 # ---- the real data
 
 
+def start_of(request: Request) -> str:
+    return request.model or DEFAULT_MODEL
+
+
 def load_full(request: Request) -> Task:
     """The hub's data, or a folder laid out as the hub's repositories are."""
     topic = request.split or "bio"
     if topic not in SUBJECTS:
         raise UserError(f"--split {topic}: unknown. Choose one of: {', '.join(SUBJECTS)}")
-    model = request.model or DEFAULT_MODEL
+    model = start_of(request)
     tokenizer, context = load_tokenizer(model), context_length(load_config(model))
     hazard = split_hazard_questions(read_questions(request.data, "wmdp", f"wmdp-{topic}", SUBJECTS[topic]))
     general = split_general_questions(read_questions(request.data, "mmlu", "all", None))
@@ -402,6 +406,7 @@ BENCHMARK = Benchmark(
     title="hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
     source="cais/wmdp, cais/mmlu, cais/wmdp-corpora and cais/wmdp-bio-forget-corpus on the hub; generated in the mini",
     scales=f"mini (a tiny model, no network); full with a GPU ({DEFAULT_MODEL}), or any model named",
+    start_of=start_of,
     metrics={
         "forget_accuracy": "share of hazardous questions answered right (chance 0.25)",
         "forget_probability": "mean probability of the right option among the four, hazardous questions",

@@ -21,8 +21,8 @@ def check_numbers(trials: int, concurrent: int | None, trial_timeout: float | No
         raise UserError(f"--trial-timeout {trial_timeout:g}: must be above 0. Give seconds, or leave it out")
 
 
-def check_workers(workers: int, gpus: float | None, option: str, zero: int = 0) -> None:
-    if not 1 <= workers <= BIGGEST_WORKER_COUNT:
+def check_workers(workers: int | None, gpus: float | None, option: str, zero: int = 0) -> None:
+    if workers is not None and not 1 <= workers <= BIGGEST_WORKER_COUNT:
         why = f"--zero {zero} shards over the workers, and there is none" if workers == 0 and zero else "not possible"
         raise UserError(f"{option} {workers}: {why}. Give at least 1")
     if gpus is not None and gpus < 0:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
-from ray_unlearn.commands.resources import default_concurrency, find_resources
+from ray_unlearn.commands.resources import find_machine, most_gangs
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import UserError
 from ray_unlearn.interruption import exit_code
@@ -47,9 +47,8 @@ def run(options: Compare) -> int:
         raise UserError(f"{place}: no trial has completed, there is nothing to compare. Search again")
     seeds = comparison_seeds(config, options.seeds)
     address = options.address or config.address
-    wanted = options.concurrent or default_concurrency(
-        config.gang, find_resources(address), len(finalists) * len(seeds)
-    )
+    machine = find_machine(address, config.gang.accelerator if address else "", config.grow_to if address else None)
+    wanted = options.concurrent or most_gangs(config.gang, machine, len(finalists) * len(seeds))
     config = replace(config, address=address, concurrent=wanted)
     folder = place.absolute()
     (folder / "compare").mkdir(exist_ok=True)

@@ -34,18 +34,18 @@ from ray_unlearn.commands.checks import (
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.harness import check_harness, run_harness
 from ray_unlearn.commands.options import Evaluate, once
-from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config, resolve_scale
+from ray_unlearn.commands.resources import check_gpus, find_machine, gang_config, place_gang, resolve_scale
 from ray_unlearn.commands.screen import noise_to
 from ray_unlearn.config import COMPLETED, GangConfig, Robustness
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import check_model, trust_remote_code
-from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import trial_schema, write_json, write_table
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.outcome import finished
+from ray_unlearn.training.placement import Asked
 from ray_unlearn.training.trial import Job
 
 WHOLE = "whole"
@@ -153,12 +153,18 @@ def describe_evaluation(benchmark: Benchmark, evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def has_gradients(task: Task) -> bool:
+    """Whether gradient norms are among what is measured on the whole benchmark."""
+    probes = {**task.whole.probes, **task.whole.final_probes} if task.whole else {}
+    return any(probe.gradients for probe in probes.values())
+
+
 def run(options: Evaluate) -> int:
     """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
 
     trust_remote_code(options.trust_remote_code)
     benchmark = load_benchmark(options.benchmark)
-    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero)
+    check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)
     check_data(options.data)
     check_robustness(options.attacks)
     models = {"model": options.model, "start": options.start}
@@ -168,11 +174,17 @@ def run(options: Evaluate) -> int:
     if options.profile is not None:
         check_writable(options.profile.parent, "--profile")
     check_writable(options.out)
-    resources = find_resources(options.address)
-    scale = resolve_scale(options.scale, resources.gpus, options.model)
+    if options.address is None:
+        check_gpus(options.scale, options.gpus_per_worker)
+    machine = find_machine(options.address)
+    scale = resolve_scale(options.scale, machine.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
+    gang = gang_config(options.gpus_per_worker, options.zero, machine, workers=options.workers)
+    # Without attacks on the weights nothing is ever trained.
+    gang = replace(gang, trains=bool(options.attacks.attacks))
+    asked_gang = Asked(gang, options.workers, options.zero, lora=0)
+    place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     folder.mkdir()
@@ -186,8 +198,7 @@ def run(options: Evaluate) -> int:
             for who, model in models.items()
             if model is not None
         }
-        size = check_trained(tasks["model"].model, 0, "")
-        gang = fit_gang(gang, tasks["model"].model, size, resources, 1)
+        gang = place_gang(asked_gang, tasks["model"].model, machine, has_gradients=has_gradients(tasks["model"])).gang
         evaluation, profiles = run_evaluation(
             benchmark,
             tasks,

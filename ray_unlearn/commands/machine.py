@@ -25,6 +25,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ray_unlearn.config import UserError
+from ray_unlearn.hardware import free_memory, granted_cpus, unusable_gpus
 from ray_unlearn.wording import first_line
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -254,6 +255,8 @@ def find_gpus() -> Check:
         import torch
     except ImportError as error:
         return Check("gpu", PROBLEM, f"torch cannot be imported ({first_line(error)})", "Install it again")
+    if why := unusable_gpus():
+        return Check("gpu", PROBLEM, why, "Install a newer driver or another torch build, or correct the variable")
     gpus = []
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -262,20 +265,7 @@ def find_gpus() -> Check:
 
 
 def find_memory() -> Check:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return check_memory(cpus, free_memory())
-
-
-def free_memory() -> int:
-    """Bytes that this process may use: of the machine, or of its container."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no control group, or "max"
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free
+    return check_memory(granted_cpus(), free_memory())
 
 
 def find_disks(out: Path) -> list[Check]:

@@ -25,7 +25,18 @@ Names = tuple[str, ...]
 """On the command line: comma-separated; "none" for nothing."""
 Amounts = Mapping[str, float]
 """On the command line: GPU=16,CPU=64."""
-Zero = Annotated[int, Option(min=0, max=3, help="DeepSpeed ZeRO stage.", rich_help_panel=HARDWARE)]
+Zero = Annotated[
+    int | None,
+    Option(min=0, max=3, help="DeepSpeed ZeRO stage. (default: what fits and is fastest)", rich_help_panel=HARDWARE),
+]
+Lora = Annotated[
+    int | None,
+    Option(
+        help="Train low-rank adapters of this rank in place of all weights; 0: never. (default: where all weights do "
+        "not fit)",
+        rich_help_panel=HARDWARE,
+    ),
+]
 
 _BENCHMARK = Option(
     "--benchmark", "-b", help=f"{', '.join(NAMED)}, or the .toml file of your own data.", rich_help_panel=WHAT
@@ -168,7 +179,9 @@ class Tune(Loads, Attacks, Connects):
     ] = "tpe"
     seed: Annotated[int, _budget("Seed of the search and of every trial.")] = 0
     concurrent: Annotated[int | None, _hardware("Trials at a time. (default: what the machine holds)")] = None
-    workers_per_trial: Annotated[int, _hardware("Workers that train one trial together.")] = 1
+    workers_per_trial: Annotated[
+        int | None, _hardware("Workers that train one trial together. (default: as many as the model needs)")
+    ] = None
     gpus_per_worker: Annotated[
         float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
     ] = None
@@ -180,15 +193,15 @@ class Tune(Loads, Attacks, Connects):
         Amounts,
         _hardware("What the cluster's autoscaler may bring it to: GPU=16 or GPU=16,CPU=64, say.", metavar="RESOURCES"),
     ] = field(default_factory=dict)
-    zero: Annotated[
-        int | None,
-        _hardware("DeepSpeed ZeRO stage. (default: 2, or that of the --deepspeed file)", min=0, max=3),
-    ] = None
+    zero: Zero = None
     deepspeed: Annotated[
         Path | None,
         _hardware("DeepSpeed JSON file (see cluster/deepspeed) whose zero_optimization and bf16 are laid over ours."),
     ] = None
-    lora: Annotated[int, _hardware("Train low-rank adapters of this rank in place of all weights; 0: do not.")] = 0
+    lora: Lora = None
+    gpu_memory: Annotated[
+        float | None, _hardware("GiB of one GPU, where it cannot be asked: of a cluster that is yet to grow, say.")
+    ] = None
     train: Annotated[
         str, _hardware("Train only parameters in whose name this regular expression is found. (default: all)")
     ] = ""
@@ -248,11 +261,13 @@ class Prepare(Loads, Connects):
     batch_size: Annotated[int, _budget("Sequences in one optimizer step, over all workers.")] = 32
     learning_rate: Annotated[float, _budget("Peak learning rate.")] = 1e-5
     seed: Annotated[int, _budget("Seed of the order of the data.")] = 0
-    workers: Annotated[int, _hardware("Workers that train one trial together.")] = 1
+    workers: Annotated[int | None, _hardware("Workers that train together. (default: as many as the model needs)")] = (
+        None
+    )
     gpus_per_worker: Annotated[
         float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
     ] = None
-    zero: Zero = DEFAULT_ZERO
+    zero: Zero = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,11 +299,13 @@ class Evaluate(Loads, Attacks, Connects):
         _advanced("Tasks for lm-evaluation-harness itself, such as wmdp_bio,mmlu; needs [harness]."),
     ] = ()
     harness_tasks: Annotated[Path | None, _advanced("Folder with task files of your own for it.")] = None
-    workers: Annotated[int, _hardware("Workers that score together.")] = 1
+    workers: Annotated[int | None, _hardware("Workers that score together. (default: as many as the model needs)")] = (
+        None
+    )
     gpus_per_worker: Annotated[
         float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
     ] = None
-    zero: Zero = DEFAULT_ZERO
+    zero: Zero = None
     utility_floor: Annotated[float, _advanced("Least utility, relative to the starting model.")] = UTILITY_FLOOR
     seed: Annotated[int, _advanced("Seed of the attacks.")] = 0
     out: Annotated[Path, _advanced("Folder that gets the evaluation's own folder.")] = Path("results")
@@ -419,7 +436,7 @@ class Plan(Loads):
         int | None, _hardware("Workers that train one trial together. (default: the fewest that fit)")
     ] = None
     zero: Annotated[int | None, _hardware("DeepSpeed ZeRO stage. (default: each is tried)", min=0, max=3)] = None
-    lora: Annotated[int, _hardware("Train low-rank adapters of this rank in place of all weights; 0: do not.")] = 0
+    lora: Lora = None
     train: Annotated[
         str, _hardware("Train only parameters in whose name this regular expression is found. (default: all)")
     ] = ""

@@ -7,11 +7,10 @@ what the device could do, and the optimizer at the speed of its memory.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,46 +20,25 @@ from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Probe, Request, Split
 from ray_unlearn.commands import options as options_of
 from ray_unlearn.commands.exit_codes import FAILED
-from ray_unlearn.commands.machine import free_memory, quiet
+from ray_unlearn.commands.machine import quiet
+from ray_unlearn.commands.resources import GPU_BANDWIDTH, GPU_FLOPS, NODE_GPUS, describe_model
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
-from ray_unlearn.models.loading import check_model, load_config
+from ray_unlearn.hardware import free_memory, granted_cpus
+from ray_unlearn.models.loading import check_model
 from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
-from ray_unlearn.models.sizes import count_parameters
 from ray_unlearn.search.space import load_space
 from ray_unlearn.training.losses import RETAIN_LOSSES, Method, find_method
-from ray_unlearn.training.memory import FEWEST_TOKENS, Memory, fitted, gpu_budget, reference_bytes, training_memory
+from ray_unlearn.training.memory import FEWEST_TOKENS, PROCESS_BYTES, gpu_budget, reference_bytes
+from ray_unlearn.training.placement import EFFICIENCY, GIB, Asked, Fit, Machine, Model, candidates, place, refusal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-GIB = 2**30
-STAGES = (2, 1, 0, 3)
-"""In the order in which they are preferred: the search's default, and last the one that sends weights around."""
-GPU_FLOPS = {"bf16": 312e12, "fp32": 19.5e12}
-"""Of an A100 (its data sheet), where --tflops names nothing else."""
-GPU_BANDWIDTH = 2.0e12
-"""Bytes a second of an A100's memory."""
-EFFICIENCY = 0.4
-"""Share of the device's arithmetic that training reaches."""
-PROCESS_BYTES = 0.75 * GIB
-"""A CPU worker's process with its libraries before the model."""
 STATED_SEQUENCES, STATED_LENGTH = 400, 512
 """Sequences to forget (and as many to retain) and their tokens, where the data cannot be read."""
 PROBE_SIDE, PROBE_SECONDS = 1024, 0.2
 """Of the matrix product by which a CPU is measured."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What trials run on: of each GPU, or of the whole CPU."""
-
-    gpus: int
-    cpus: int
-    memory_bytes: float
-    flops: float
-    bandwidth: float
-    says: str
 
 
 @dataclass(frozen=True)
@@ -76,15 +54,6 @@ class Amount:
     answer_share: float
     """Of the tokens that are trained on, those that are answers."""
     says: str
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One ZeRO stage, with or without recomputation: the gang as a search would size it, and its memory."""
-
-    gang: GangConfig
-    memory: Memory
-    fits: bool
 
 
 @dataclass(frozen=True)
@@ -117,6 +86,8 @@ class Plan:
     device_hours: float
     command: str
     notes: tuple[str, ...]
+    refusal: str
+    """Why nothing fits, and what would; empty where something does."""
 
 
 def run(options: options_of.Plan) -> int:
@@ -134,40 +105,48 @@ def make_plan(options: options_of.Plan) -> Plan:
     """Check the options, read what can be read, and choose. Raises UserError."""
     check_plan(options)
     benchmark = load_benchmark(options.benchmark)
-    config = load_config(options.model)
-    total, trained = count_parameters(options.model, options.lora, options.train)
     precision = options.precision or ("bf16" if options.gpus else "fp32")
     machine = find_machine(options, precision)
     amount = count_data(options, benchmark)
     gang = GangConfig(
-        precision=precision,
-        gpus_per_worker=1.0 if options.gpus else 0.0,
-        lora_rank=options.lora,
-        train=options.train,
+        precision=precision, gpus_per_worker=1.0 if options.gpus else 0.0, train=options.train, num_workers=1
     )
-    fits = list(fits_of(gang, config, total, trained, amount, machine, options))
-    chosen = next((fit for fit in fits if fit.fits), None)
-    workers = (chosen or fits[-1]).gang.num_workers
-    shown = sorted((f for f in fits if f.gang.num_workers == workers), key=lambda f: f.gang.zero_stage)
-    concurrent = concurrency(chosen, machine, options.trials * len(options.methods)) if chosen else 0
+    asked = Asked(
+        gang,
+        options.workers_per_trial,
+        options.zero,
+        options.lora,
+        trials=options.trials * len(options.methods),
+        longest=max(amount.longest, FEWEST_TOKENS),
+        answer_share=amount.answer_share,
+    )
+    model = describe_model(options.model, gang)
+    ways = candidates(model, asked, machine)
+    way = next((fits for fits in ways if any(fit.fits for fit in fits)), ways[0])
+    chosen = next((fit for fit in way if fit.fits), None)
+    placement = place(model, asked, machine) if chosen else None
+    workers = (chosen or way[-1]).gang.num_workers
+    shown = [fit for fit in way if fit.gang.num_workers == workers]
+    shown.sort(key=lambda fit: (fit.gang.zero_stage, fit.gang.checkpointing))
+    concurrent = chosen.gangs if chosen else 0
+    trained = model.num_trained(way[0].gang.lora_rank)
     costs: list[Cost] = []
-    notes = [amount.says, machine.says]
+    notes = [placement.says if placement else "", amount.says, machine.says]
     if chosen:
-        costs = [
-            cost(find_method(m), benchmark, chosen, config, total, trained, amount, machine) for m in options.methods
-        ]
+        costs = [cost(find_method(m), benchmark, chosen, model, trained, amount, machine) for m in options.methods]
         room = worker_room(chosen.gang, machine, concurrent)
         for each in costs:
-            if each.reference_bytes + chosen.memory.peak > room:
+            if each.reference_bytes and each.reference_bytes + chosen.memory.peak > room:
                 more = f"{each.reference_bytes / GIB:.1f} GiB"
-                notes.append(f"{each.method} reads whole distributions or hidden states: {more} more may not fit")
+                title = find_method(each.method).title
+                notes.append(f"{title} reads whole distributions or hidden states: {more} more may not fit")
     seconds = sum(each.seconds for each in costs) * options.trials
     if options.gpus and precision != "bf16":
         notes.append("on GPUs `tune` takes bf16; fp32 is had with a --deepspeed file that switches bf16 off")
     return Plan(
         benchmark.name,
         options.model,
-        total,
+        model.num_parameters,
         trained,
         machine,
         amount,
@@ -178,7 +157,8 @@ def make_plan(options: options_of.Plan) -> Plan:
         seconds / max(concurrent, 1) / 3600,
         seconds * (workers if options.gpus else 1 / max(concurrent, 1)) / 3600,
         write_command(options, chosen, concurrent, machine) if chosen else "",
-        tuple(notes),
+        tuple(filter(None, notes)),
+        "" if chosen else refusal(model, asked, machine),
     )
 
 
@@ -219,14 +199,21 @@ def find_machine(options: options_of.Plan, precision: str) -> Machine:
             f"optimizer at {GPU_BANDWIDTH / 1e12:g} TB/s; sending gradients, generating answers, attacks and finalists "
             "are not counted"
         )
-        return Machine(options.gpus, 0, options.gpu_memory * GIB, flops, GPU_BANDWIDTH, says)
+        return Machine(
+            nodes_of(options.gpus), 16.0 * options.gpus, options.gpu_memory * GIB, flops, GPU_BANDWIDTH, says=says
+        )
     flops, bandwidth = measure_cpu()
     flops = options.tflops * 1e12 if options.tflops else flops
     says = (
         f"time: {EFFICIENCY:.0%} of {flops / 1e9:.0f} GFLOP/s{'' if options.tflops else ' (measured just now)'}, the "
         f"optimizer at {bandwidth / 1e9:.0f} GB/s; generating answers, attacks and finalists are not counted"
     )
-    return Machine(0, os.cpu_count() or 1, free_memory(), flops, bandwidth, says)
+    return Machine((), granted_cpus(), free_memory(), flops, bandwidth, says=says)
+
+
+def nodes_of(gpus: int) -> tuple[int, ...]:
+    """So many GPUs, on nodes of the usual size."""
+    return (NODE_GPUS,) * (gpus // NODE_GPUS) + (gpus % NODE_GPUS,) * (gpus % NODE_GPUS > 0)
 
 
 def measure_cpu() -> tuple[float, float]:
@@ -297,52 +284,11 @@ def scored_tokens(split: Split) -> int:
 # ---- memory
 
 
-def fits_of(
-    gang: GangConfig,
-    config: Any,
-    total: int,
-    trained: int,
-    amount: Amount,
-    machine: Machine,
-    options: options_of.Plan,
-) -> Iterator[Fit]:
-    """Every way to run a trial, in the order of preference: few workers, no recomputation, then by stage."""
-    counts = (
-        [options.workers_per_trial]
-        if options.workers_per_trial
-        else [2**k for k in range(11) if 2**k <= max(options.gpus, 1)]
-    )
-    gpu_bytes = int(machine.memory_bytes) if machine.gpus else None
-    for workers in counts:
-        for checkpointing in (False, True):
-            for stage in STAGES if options.zero is None else (options.zero,):
-                asked = replace(gang, num_workers=workers, zero_stage=stage, checkpointing=checkpointing)
-                # As the search sizes it; it recomputes by itself where it must, and then nothing fits without.
-                sized = fitted(asked, config, total, gpu_bytes, 1, trained)
-                room = worker_room(asked, machine, 1)
-                fits_so = sized.checkpointing == checkpointing
-                sized = replace(sized, checkpointing=checkpointing)
-                peak = training_memory(config, sized, total, trained, amount.answer_share).peak
-                # The search does not know the rows' masks either when it sizes itself; GPU_SHARE leaves room for them.
-                rows = replace(sized, row_length=amount.longest)
-                memory = training_memory(config, rows, total, trained, amount.answer_share)
-                yield Fit(sized, memory, fits_so and peak <= room)
-
-
 def worker_room(gang: GangConfig, machine: Machine, concurrent: int) -> float:
     """Bytes that one worker's training may take, with so many gangs side by side."""
     if machine.gpus:
         return gpu_budget(gang, machine.memory_bytes)
     return machine.memory_bytes / (gang.num_workers * concurrent) - PROCESS_BYTES
-
-
-def concurrency(fit: Fit, machine: Machine, trials: int) -> int:
-    """Gangs side by side: by GPUs; else as many as the search would start, or fewer where memory is short."""
-    workers = fit.gang.num_workers
-    if machine.gpus:
-        return max(1, min(machine.gpus // workers, trials))
-    by_memory = int(machine.memory_bytes // (workers * (fit.memory.peak + PROCESS_BYTES)))
-    return max(1, min(machine.cpus // workers, by_memory, trials))
 
 
 # ---- time
@@ -352,14 +298,14 @@ def cost(
     method: Method,
     benchmark: Benchmark,
     fit: Fit,
-    config: Any,
-    total: int,
+    model: Model,
     trained: int,
     amount: Amount,
     machine: Machine,
 ) -> Cost:
     """6 N FLOP for a trained token (4 N where the weights themselves stand still, 2 N more with recomputation, and 2 N
     for the starting model's pass where the method reads one), 2 N for a scored one."""
+    total = model.num_parameters
     fixed = load_space(method, benchmark, "full", total).fixed
     standard = TrialConfig("plan", method.name)
     epochs, batch = (int(fixed.get(key, getattr(standard, key))) for key in ("epochs", "batch_size"))
@@ -371,12 +317,12 @@ def cost(
     whats = reads_of_start(method, str(fixed.get("retain_loss", "")))
     per_token = (6 if trained > total / 2 else 4) + 2 * fit.gang.checkpointing + 2 * bool(whats)
     flop = total * (per_token * tokens + 2.0 * amount.scored_tokens * evaluations)
-    num_devices = fit.gang.num_workers if machine.gpus else 1 / concurrency(fit, machine, 1 << 30)
+    num_devices = fit.gang.num_workers if machine.gpus else 1 / fit.gangs
     # Gradients, moments and masters are read and written, weights written.
     moved = 2 * (fit.memory.gradients + fit.memory.optimizer) + fit.memory.weights
     share = 1 if machine.gpus else fit.gang.num_workers
     seconds = flop / (EFFICIENCY * machine.flops * num_devices) + steps * moved * share / machine.bandwidth
-    extra = reference_bytes(config, fit.gang, trained, DISTRIBUTION in whats) if whats else 0.0
+    extra = reference_bytes(model.config, fit.gang, trained, DISTRIBUTION in whats) if whats else 0.0
     return Cost(method.name, int(tokens), steps, seconds, extra)
 
 
@@ -400,9 +346,10 @@ def write_command(options: options_of.Plan, fit: Fit, concurrent: int, machine: 
         words += [name, str(value)] if value else []
     words += ["--methods", ",".join(options.methods), "--trials", str(options.trials)]
     words += ["--workers-per-trial", str(gang.num_workers), "--zero", str(gang.zero_stage)]
-    words += ["--lora", str(options.lora)] * bool(options.lora) + ["--train", options.train] * bool(options.train)
+    words += ["--lora", str(gang.lora_rank)] * (gang.lora_rank > 0 or options.lora == 0)
+    words += ["--train", options.train] * bool(options.train)
     words += ["--checkpointing"] * gang.checkpointing
-    if not machine.gpus and concurrent < machine.cpus // gang.num_workers:
+    if not machine.gpus and concurrent < min(int(machine.cpus), options.trials * len(options.methods)):
         words += ["--concurrent", str(concurrent)]
     return shlex.join(words)
 
@@ -430,7 +377,7 @@ def show(plan: Plan, console: Console) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     machine, workers = plan.machine, plan.stages[0].gang.num_workers
-    where = f"{machine.gpus} GPU(s) of {machine.memory_bytes / GIB:.0f} GiB" if machine.gpus else "this machine's CPU"
+    where = machine.describe() if machine.gpus else "this machine's CPU"
     trained = "" if plan.num_trained == plan.num_parameters else f", {plan.num_trained:,} of them trained"
     say(f"{plan.model}: {plan.num_parameters:,} parameters{trained}, {plan.stages[0].gang.precision}, on {where}\n")
     say(f"GiB on one of {workers} worker(s) that train a trial together, by ZeRO stage (rec: activations recomputed):")
@@ -454,7 +401,7 @@ def show(plan: Plan, console: Console) -> None:
     if plan.costs:
         table(
             ("method", "tokens a trial", "steps", "minutes a trial"),
-            [(c.method, f"{c.tokens:,}", str(c.steps), f"{c.seconds / 60:.1f}") for c in plan.costs],
+            [(find_method(c.method).title, f"{c.tokens:,}", str(c.steps), f"{c.seconds / 60:.1f}") for c in plan.costs],
         )
         hours = (
             f"{plan.device_hours:.2g} GPU-hours" if machine.gpus else f"{plan.device_hours:.2g} hours of this machine"
@@ -462,10 +409,4 @@ def show(plan: Plan, console: Console) -> None:
         say(f"\nThe search: about {plan.hours:.2g} hours with {plan.concurrent} trial(s) at a time, {hours}.")
     for note in plan.notes:
         say(note[0].upper() + note[1:])
-    say(f"\n{plan.command}" if plan.command else "\n" + way_out(plan))
-
-
-def way_out(plan: Plan) -> str:
-    fewest = f"not even {FEWEST_TOKENS} tokens a pass fit"
-    more = "more or larger GPUs" if plan.machine.gpus else "a smaller model or a machine with more memory"
-    return f"Nothing fits: {fewest}. Take --lora 16, --workers-per-trial and --zero left open, or {more}"
+    say(f"\n{plan.command}" if plan.command else f"\nNothing fits: {plan.refusal}")

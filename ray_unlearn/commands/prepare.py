@@ -13,12 +13,12 @@ from ray_unlearn.benchmarks.profiles import available_splits, write_profile
 from ray_unlearn.commands.checks import absolute, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import Prepare
-from ray_unlearn.commands.resources import find_resources, fit_gang, gang_config
+from ray_unlearn.commands.resources import find_machine, gang_config, place_gang
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.models.loading import check_model, trust_remote_code
-from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.training.outcome import finished
+from ray_unlearn.training.placement import Asked
 from ray_unlearn.training.trial import Job
 
 
@@ -93,8 +93,9 @@ def run(options: Prepare) -> int:
     for part in ("target", "retrained"):
         if (options.out / part).exists():
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
-    resources = find_resources(options.address)
-    gang = gang_config(options.workers, options.gpus_per_worker, options.zero, resources.gpus)
+    machine = find_machine(options.address)
+    gang = gang_config(options.gpus_per_worker, options.zero, machine, workers=options.workers)
+    placement = place_gang(Asked(gang, options.workers, options.zero, lora=0), options.model, machine)
     trial = TrialConfig(
         "finetune",
         "finetune",
@@ -107,9 +108,9 @@ def run(options: Prepare) -> int:
     request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = sayer(screen)
-        gang = fit_gang(gang, options.model, check_trained(options.model, 0, ""), resources, 1)
+        say(f"layout: {placement.says}")
         with failures_named(options.out / "log.txt"):
-            prepare_models(benchmark, request, gang, trial, options.out, options.address, say)
+            prepare_models(benchmark, request, placement.gang, trial, options.out, options.address, say)
     print(f"Target:     {options.out / 'target'}")
     print(f"Retrained:  {options.out / 'retrained'}")
     data = f" --data {options.data}" if options.data else ""

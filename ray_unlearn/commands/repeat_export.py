@@ -18,7 +18,7 @@ from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
 from ray_unlearn.commands.export import FORMAT, describe_run, run_job
 from ray_unlearn.commands.model_card import Measured
 from ray_unlearn.commands.options import Reproduce
-from ray_unlearn.commands.resources import find_resources
+from ray_unlearn.commands.resources import find_machine
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
@@ -199,7 +199,7 @@ def repeat(options: Reproduce) -> int:
     workers = options.workers or then["config"]["gang"]["num_workers"]
     check_workers(workers, None, "--workers")
     check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
-    gpus = find_resources(options.address).gpus
+    gpus = find_machine(options.address).gpus
     log = cache_folder() / f"reproduce-{os.getpid()}.log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = sayer(screen)

@@ -27,8 +27,8 @@ from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.synthetic import EXPERIMENTS, HOMES, Experiment, load_experiment
 from ray_unlearn.commands.checks import MINI_BANNER, check_workers, check_writable, unused
 from ray_unlearn.commands.exit_codes import failures_named
-from ray_unlearn.commands.options import DEFAULT_ZERO, Reproduce
-from ray_unlearn.commands.resources import default_concurrency, find_resources, gang_config
+from ray_unlearn.commands.options import Reproduce
+from ray_unlearn.commands.resources import find_machine, gang_config, most_gangs
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
@@ -347,19 +347,18 @@ def reproduce(options: Reproduce) -> int:
     """Check, run the experiment, write the report, say the verdicts; the exit code."""
     check_name(options.what)
     workers = 1 if options.workers is None else options.workers
-    zero = DEFAULT_ZERO if options.zero is None else options.zero
     for name, value in (("--seeds", options.seeds), ("--concurrent", options.concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
-    check_workers(workers, options.gpus_per_worker, "--workers", zero)
+    check_workers(workers, options.gpus_per_worker, "--workers", options.zero or 0)
     check_writable(options.out)
     check_writable(cache_folder(), "RAY_UNLEARN_CACHE")
-    resources = find_resources(options.address)
+    machine = find_machine(options.address)
     gang = replace(
-        gang_config(workers, options.gpus_per_worker, zero, resources.gpus),
+        gang_config(options.gpus_per_worker, options.zero, machine, workers=workers),
         reference_folder=str(cache_folder() / "reference"),
     )
-    gangs = options.concurrent or default_concurrency(gang, resources, 2 * options.seeds)
+    gangs = options.concurrent or most_gangs(gang, machine, 2 * options.seeds)
     if options.scale == "mini":
         print(MINI_BANNER, flush=True)
     folder = unused(options.out / f"reproduce-{options.what}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")

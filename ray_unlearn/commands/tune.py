@@ -32,17 +32,17 @@ from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, change
 from ray_unlearn.commands.progress import LiveProgress, PlainProgress
 from ray_unlearn.commands.reopen import copied_to, describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import (
-    Resources,
-    default_concurrency,
-    find_resources,
-    fit_gang,
+    check_gpus,
+    find_machine,
     gang_config,
+    longest_of,
+    most_gangs,
+    place_gang,
     read_deepspeed,
     resolve_scale,
-    threads_for,
 )
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import COMPLETED, INTERPOLATED, GangConfig, SearchConfig, UserError
+from ray_unlearn.config import COMPLETED, INTERPOLATED, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
@@ -52,9 +52,10 @@ from ray_unlearn.records.copies import Copies, copied
 from ray_unlearn.records.ledger import LEDGER, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
-from ray_unlearn.search.space import Space, file_method, load_space, read_spaces
+from ray_unlearn.search.space import ADAPTER_RATE, Space, file_method, load_space, read_spaces
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
+from ray_unlearn.training.placement import Asked, Machine, threads
 
 LINE = (0.25, 0.5, 0.75, 1.25)
 """Where --harvest scores the line from the starting model (0) to a trial's (1)."""
@@ -77,39 +78,40 @@ def tune(options: Tune) -> int:
     """Check, run the search, write the report; the exit code."""
     check_tune(options)
     settings = read_deepspeed(options)
-    resources = find_resources(options.address, options.accelerator, options.grow_to)
-    scale = resolve_scale(options.scale, resources.gpus, options.model)
+    if options.address is None:
+        check_gpus(options.scale, options.gpus_per_worker)
+    machine = find_machine(options.address, options.accelerator, options.grow_to, options.gpu_memory)
+    scale = resolve_scale(options.scale, machine.gpus, options.model)
     if scale == "mini":
         print(MINI_BANNER, flush=True)
-    gang = replace(
-        gang_config(options.workers_per_trial, options.gpus_per_worker, options.zero, resources.gpus, settings),
-        accelerator=options.accelerator,
-        lora_rank=options.lora,
-        train=options.train,
-        checkpointing=options.checkpointing,
-        reference_folder=str(cache_folder() / "reference"),
-    )
+    asked = ask_for(options, scale, machine, settings)
+    benchmark, request = load_benchmark(named(options)), request_of(options, scale)
+    # Before any data are read: what fits nowhere is refused at once.
+    start = benchmark.start_of(request) if scale == "full" else request.model
+    if start is not None:
+        first = place_gang(asked, start, machine)
+        gang, concurrent = first.gang, first.concurrent
+    else:
+        gang = asked.gang
+        concurrent = options.concurrent or most_gangs(gang, machine, asked.trials)
     # Absolute, because the workers have working directories of their own.
     out = options.out.absolute()
-    folder = unused(out / f"{load_benchmark(named(options)).name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    folder = unused(out / f"{benchmark.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     log = out / f".{folder.name}.log"
     copy_to = None if options.copy_to == "none" else options.copy_to
     with copied(folder, copy_to) as copies, noise_to(log) as screen:
         say = sayer(screen)
         say("loading data and models (a miniature's models are trained once, then kept)")
-        concurrent = options.concurrent or default_concurrency(
-            gang, resources, trials_of(options) * len(options.methods)
-        )
         if options.address is None and not options.dry_run:
             from ray_unlearn.gangs.session import start_ahead
 
             start_ahead(gang, concurrent)
         try:
-            search = resolve_search(options, scale, gang, resources, concurrent, folder.name)
+            search = resolve_search(options, request, asked, machine, folder.name)
         except UserError:
             log.unlink()
             raise
-        for note in search.task.notes:
+        for note in (f"layout: {search.config.placement}", *search.task.notes):
             say(note)
         if options.dry_run:
             say(describe_plan(search))
@@ -139,9 +141,9 @@ def resume(place: Path, options: Tune) -> int:
     asked = options.copy_to or copied_to(options.resume or "")
     copy_to = None if asked == "none" else asked or config.copy_to
     config = replace(config, trials=trials, address=address, trial_timeout=timeout, copy_to=copy_to)
-    resources = find_resources(address, config.gang.accelerator, config.grow_to)
     if options.concurrent is not None:
-        gang = replace(config.gang, threads_per_worker=threads_for(config.gang, resources, options.concurrent))
+        machine = find_machine(address, config.gang.accelerator, config.grow_to)
+        gang = replace(config.gang, threads_per_worker=threads(config.gang, machine, options.concurrent))
         config = replace(config, concurrent=options.concurrent, gang=gang)
     with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
         sayer(screen)("loading data and models")
@@ -167,23 +169,47 @@ class ResolvedSearch:
     """What again.py keeps of it for later commands."""
 
 
-def resolve_search(
-    options: Tune, scale: str, gang: GangConfig, resources: Resources, concurrent: int, name: str
-) -> ResolvedSearch:
+def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, Any]) -> Asked:
+    """What the user wants of a gang. A miniature with its own model trains on the CPU, GPUs or not."""
+    gpus = 0.0 if scale == "mini" and options.model is None else None
+    gpus = gpus if options.gpus_per_worker is None else options.gpus_per_worker
+    gang = replace(
+        gang_config(gpus, options.zero, machine, settings, options.workers_per_trial),
+        accelerator=options.accelerator,
+        lora_rank=options.lora or 0,
+        train=options.train,
+        checkpointing=options.checkpointing,
+        reference_folder=str(cache_folder() / "reference"),
+    )
+    trials = trials_of(options) * len(options.methods)
+    return Asked(gang, options.workers_per_trial, options.zero, options.lora, options.concurrent, trials)
+
+
+def request_of(options: Tune, scale: str) -> Request:
+    return Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
+
+
+def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machine, name: str) -> ResolvedSearch:
     benchmark = load_benchmark(named(options))
-    request = Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
     task = attach_retrained(benchmark.load(request, build_models), options.retrained)
+    placement = place_gang(asked, task.model, machine, longest_of(task))
+    gang = placement.gang
     size = check_trained(task.model, gang.lora_rank, gang.train)
-    gang = fit_gang(gang, task.model, size, resources, concurrent)
     files = {file_method(path): path for path in options.space}
-    spaces = {m: load_space(find_method(m), benchmark, scale, size, files.get(m)) for m in options.methods}
+    spaces = {
+        m: load_space(find_method(m), benchmark, request.scale, size, files.get(m), gang.lora_rank > 0)
+        for m in options.methods
+    }
+    says = placement.says
+    if gang.lora_rank and len(files) < len(options.methods):
+        says += f". Learning rates are {ADAPTER_RATE:g} times those for all weights"
     config = SearchConfig(
         name=name,
         benchmark=benchmark.name,
-        scale=scale,
+        scale=request.scale,
         methods=options.methods,
         trials=trials_of(options),
-        concurrent=concurrent,
+        concurrent=placement.concurrent,
         objective=options.objective,
         utility_floor=options.utility_floor,
         sampler=options.sampler,
@@ -203,6 +229,7 @@ def resolve_search(
         grow_to=options.grow_to,
         trial_timeout=options.trial_timeout or 0.0,
         copy_to=None if options.copy_to == "none" else options.copy_to,
+        placement=says,
     )
     return ResolvedSearch(config, task, spaces, size, describe_local(config, request, options.retrained))
 
@@ -274,6 +301,8 @@ def check_tune(options: Tune) -> None:
     benchmark = load_benchmark(named(options))
     check_numbers(trials_of(options), options.concurrent, options.trial_timeout)
     check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
+    if options.gpu_memory is not None and options.gpu_memory <= 0:
+        raise UserError(f"--gpu-memory {options.gpu_memory:g}: must be above 0. Give GiB, such as 80")
     if not 0.0 <= options.utility_floor <= 1.0:
         raise UserError(
             f"--utility-floor {options.utility_floor:g}: must lie between 0 and 1. Give a share such as 0.95"
@@ -285,7 +314,7 @@ def check_tune(options: Tune) -> None:
         from ray_unlearn.search.trackers import check_trackers
 
         check_trackers(options.log_to)
-    if options.lora < 0:
+    if (options.lora or 0) < 0:
         raise UserError(f"--lora {options.lora}: must be 0 or more. Give a rank such as 16")
     check_pattern(options.train)
     check_data(options.data)
@@ -318,8 +347,8 @@ def describe_plan(search: ResolvedSearch) -> str:
         f"model       {config.model} ({search.num_parameters:,} parameters)",
         f"data        {len(task.forget)} sequences to forget, {len(task.retain)} to retain",
         f"trials      {config.trials} each of {', '.join(config.methods)}",
-        f"gangs       {config.concurrent} of {gang.num_workers} worker(s), ZeRO-{gang.zero_stage}, "
-        f"{gang.precision}, {gang.gpus_per_worker:g} GPU(s) a worker",
+        f"layout      {config.placement}",
+        f"precision   {gang.precision}",
         f"objective   {config.objective}, utility floor {config.utility_floor:g}",
         f"sampler     {config.sampler}, {'with' if config.prune else 'no'} pruning",
     ]

@@ -35,6 +35,8 @@ def _serve(settings: Mapping[str, Any]) -> None:
     gc.disable()
     from ray.train.torch import get_device
 
+    # Before DeepSpeed is imported: a CPU's worker may see GPUs, which Ray does not hide from it.
+    os.environ["DS_ACCELERATOR"] = get_device().type
     from ray_unlearn.training.worker import Worker
 
     broker, gang = settings["broker"], settings["gang"]

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import ray
 
 from ray_unlearn.config import GangConfig
+from ray_unlearn.hardware import granted_cpus
 from ray_unlearn.interruption import is_ending, signals_end_at_once
 
 ENVIRONMENT = {
@@ -90,7 +91,7 @@ def _start(gang: GangConfig, count: int, address: str | None) -> None:
         ray.init(
             address="local",
             # Beside the workers: a sliver of a CPU for each of Tune's actors and the trainers' controllers.
-            num_cpus=int(max(os.cpu_count() or 1, cpus)) + 1 + count,
+            num_cpus=int(max(granted_cpus(), cpus)) + 1 + count,
             include_dashboard=False,
             logging_level=logging.WARNING,
             _temp_dir=os.environ.get("RAY_TMPDIR"),

@@ -28,9 +28,9 @@ class Scores:
     nll: minus the summed log-likelihood of the answer, in nats; num_tokens: answer tokens;
     num_correct: answer tokens that argmax gets right; suffix_start: shortest prefix of the answer, in
     tokens, after which every argmax token is right; divergence: mean over answer positions of
-    KL(true transition || model), in nats, only where the probe has a true transition matrix; tokens and
-    gradient_norm (2-norm of the mean loss's gradient over the trained weights): only of attack probes, and
-    gradient_norm only where whole gradients can be had.
+    KL(true transition || model), in nats, only where the probe has a true transition matrix; tokens: only of attack
+    probes; gradient_norm (2-norm of the mean loss's gradient over the trained weights): only of probes that ask for
+    it, where whole gradients can be had.
     """
 
     nll: np.ndarray

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, Range,
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import scaled
 from ray_unlearn.training.losses import METHODS, Method
+
+ADAPTER_RATE = 10.0
+"""How many times the learning rate of all weights low-rank adapters want (Schulman and others, "LoRA Without Regret",
+2025: about ten, whatever the model)."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,16 @@ def folder() -> Path:
 
 
 def load_space(
-    method: Method, benchmark: Benchmark, scale: str, num_parameters: int, file: Path | None = None
+    method: Method,
+    benchmark: Benchmark,
+    scale: str,
+    num_parameters: int,
+    file: Path | None = None,
+    has_adapters: bool = False,
 ) -> Space:
     """The method's space for this benchmark and model size: from the user's own file, else from the shipped one with
-    what the benchmark changes laid over it.
+    what the benchmark changes laid over it. Shipped learning rates are for training all weights, and move with
+    adapters.
 
     Raises UserError for whatever in the file cannot work, naming file, table and key.
     """
@@ -77,7 +87,21 @@ def load_space(
             fixed.pop(key, None)
             ranges[key] = value
         warm_starts = _tables(path, table, "warm_start") or warm_starts
-    return _check(path, method, fixed, ranges, warm_starts, num_parameters)
+    space = _check(path, method, fixed, ranges, warm_starts, num_parameters)
+    return for_adapters(space) if has_adapters and file is None else space
+
+
+def for_adapters(space: Space) -> Space:
+    """The same with the learning rates that low-rank adapters want."""
+
+    def moved(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v * ADAPTER_RATE if k == "learning_rate" else v for k, v in values.items()}
+
+    ranges = {
+        key: replace(r, low=r.low * ADAPTER_RATE, high=r.high * ADAPTER_RATE) if key == "learning_rate" else r
+        for key, r in space.ranges.items()
+    }
+    return replace(space, fixed=moved(space.fixed), ranges=ranges, warm_starts=tuple(map(moved, space.warm_starts)))
 
 
 def _changes(

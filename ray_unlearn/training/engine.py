@@ -20,7 +20,9 @@ from ray_unlearn.config import UserError
 from ray_unlearn.training.engine_config import engine_config
 from ray_unlearn.training.shards import base_optimizer, drop_gathered
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+# Said before it is imported: the worker's device decides, and a CPU's worker may well see a GPU. Who builds no engine
+# has not said it.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 # Its autotuner, which nothing here uses, would load all of MLflow where that is installed.
 _is_hidden = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
@@ -30,28 +32,74 @@ if _is_hidden:
     del sys.modules["mlflow"]
 
 
-def build_engine(
-    scorer: nn.Module,
-    zero_stage: int,
-    precision: str,
-    device: torch.device,
-    settings: Mapping[str, Any] | None = None,
-) -> Any:
-    """An engine with AdamW at learning rate 0 (set before each trial), gradients averaged over the workers.
-
-    Learning rate 0 matters: ZeRO-0 in bf16 steps once while it is built, which must change nothing.
-    torch.distributed must be initialised. Raises what DeepSpeed raises.
-    """
+def connect(device: torch.device) -> None:
+    """Let DeepSpeed use the process group that there is. torch.distributed must be initialised."""
     if device.type == "cpu":
         # The shared-memory collectives would be compiled for a minute; gloo does the same job. DeepSpeed
         # keeps this table editable and falls back by itself.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    config = engine_config(zero_stage, precision, settings)
     deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", dist_init_required=False)
+
+
+@contextlib.contextmanager
+def sharded_loading(precision: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, transformers builds models whose weights are sharded from the start (ZeRO-3): the first worker reads
+    them, and sends each one to all as it comes. Every worker must load the same model inside."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # Kept alive inside and dropped after: transformers asks whether it is there, whatever is loaded.
+    switch = HfDeepSpeedConfig(engine_config(3, precision, settings))
+    try:
+        yield
+    finally:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+        del switch
+
+
+def num_elements(parameter: Any) -> int:
+    """Of the whole parameter, also where this worker holds a shard."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def build_engine(
+    scorer: nn.Module,
+    zero_stage: int,
+    precision: str,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
+    """An engine with AdamW at learning rate 0 (set before each trial), gradients averaged over the workers.
+
+    Learning rate 0 matters: ZeRO-0 in bf16 steps once while it is built, which must change nothing. `connect` comes
+    before. Raises what DeepSpeed raises.
+    """
+    config = engine_config(zero_stage, precision, settings)
     engine, *_ = deepspeed.initialize(
         model=scorer, model_parameters=[p for p in scorer.parameters() if p.requires_grad], config=config
     )
     return engine
+
+
+class Scoring:
+    """What stands for an engine where nothing is trained and every worker holds all weights."""
+
+    optimizer = None
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+
+def build_scoring(scorer: nn.Module, zero_stage: int, precision: str, settings: Mapping[str, Any]) -> Any:
+    """An engine without an optimizer: DeepSpeed's where weights are sharded (ZeRO-3), else the model itself."""
+    if zero_stage != 3:
+        return Scoring(scorer)
+    config = engine_config(zero_stage, precision, settings)
+    del config["optimizer"]
+    return deepspeed.initialize(model=scorer, config=config)[0]
 
 
 def check_settings(settings: Mapping[str, Any], where: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ray_unlearn.benchmarks.contract import Profile, Split, Task
 from ray_unlearn.config import GangConfig
+from ray_unlearn.hardware import granted_cpus
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.training.outcome import Report
 from ray_unlearn.training.trial import Job, run_trial
@@ -30,7 +31,7 @@ def build_models(builds: list[Build], log: Callable[[str], None]) -> list[dict[s
     names = ", ".join(build.output.name for build in builds)
     log(f"training {names} ({sum(build.sequences.lengths.sum() for build in builds)} tokens an epoch)")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=min(len(builds), os.cpu_count() or 1), mp_context=context) as pool:
+    with ProcessPoolExecutor(max_workers=min(len(builds), granted_cpus()), mp_context=context) as pool:
         profiles = list(pool.map(_build, builds))
     log(f"trained {names}")
     return profiles
@@ -62,6 +63,7 @@ def local_worker(task: Task, gang: GangConfig) -> Worker:
     import torch
     import torch.distributed as dist
 
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed is imported: the machine may have a GPU
     from ray_unlearn.training.worker import Worker
 
     if not dist.is_initialized():

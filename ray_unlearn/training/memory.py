@@ -32,6 +32,12 @@ HEAP, HEAP_WITH_ADAPTERS = 0.5, 1.0
 tensors of many sizes (measured by tests/perf/plan_accuracy.py, as is the next)."""
 LIBRARIES = 28 * 2**20
 """On a CPU, what gloo, oneDNN and DeepSpeed take for themselves once they run."""
+PROCESS_BYTES = 0.75 * 2**30
+"""A CPU worker's process with its libraries before the model."""
+GPU_PROCESS_BYTES = 3 * 2**30
+"""Of the host, a GPU worker's process with CUDA's libraries."""
+SHARDED_LOADING = 1.3
+"""Copies of the model that the workers of a node hold together while it is sharded as it is read."""
 DISTRIBUTION_COPIES = 4
 """Of whole fp32 distributions: the trained model's logits and log-softmax, the starting one's, and a gradient."""
 
@@ -46,7 +52,7 @@ class Memory:
     optimizer: float
     """Moments and fp32 masters."""
     snapshot: float
-    """The first state, kept beside the trained one on the same device (`engine.Snapshot`)."""
+    """The first state, kept beside the trained one on the same device (`snapshot.Snapshot`)."""
     buffers: float
     """DeepSpeed's: gradients on their way, and weights that ZeRO-3 has gathered; a CPU's libraries."""
     step: float
@@ -111,13 +117,24 @@ def state_bytes(num_parameters: int, gang: GangConfig, num_trained: int | None =
 
 
 def _states(num_parameters: int, gang: GangConfig, num_trained: int) -> tuple[float, float, float]:
-    """Bytes of weights, of gradients and of the optimizer on one worker."""
+    """Bytes of weights, of gradients and of the optimizer on one worker; a gang that only scores may still need
+    gradients, for their norms."""
     width, num_workers = WIDTH[gang.precision], gang.num_workers
     # The optimizer is sharded from stage 1 on, gradients from 2 on, weights in 3.
     shards = [num_workers if gang.zero_stage >= stage else 1 for stage in (3, 2, 1)]
-    optimizer = MOMENTS + (MASTER if _has_masters(gang) else 0)
-    parts = (width * num_parameters, width * num_trained, optimizer * num_trained)
+    optimizer = (MOMENTS + (MASTER if _has_masters(gang) else 0)) * gang.trains
+    if offloads(gang):  # gradients leave for the host bucket by bucket
+        optimizer, num_gradients = 0, min(BUCKET, num_trained) * shards[1]
+    else:
+        num_gradients = num_trained
+    parts = (width * num_parameters, width * num_gradients, optimizer * num_trained)
     return tuple(part / shard for part, shard in zip(parts, shards, strict=True))  # type: ignore[return-value]
+
+
+def offloads(gang: GangConfig) -> bool:
+    """Whether the optimizer lies in host memory."""
+    section = gang.deepspeed.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return bool(section.get("device") == "cpu" and gang.gpus_per_worker)
 
 
 def _has_masters(gang: GangConfig) -> bool:
@@ -126,11 +143,18 @@ def _has_masters(gang: GangConfig) -> bool:
 
 
 def snapshot_bytes(gang: GangConfig, num_trained: int) -> float:
-    """Bytes of the first state that a worker keeps on its device, so that every trial starts from it."""
-    num_workers = gang.num_workers
-    working = WIDTH[gang.precision] / (num_workers if gang.zero_stage == 3 else 1)
-    masters = MASTER / (num_workers if gang.zero_stage else 1) if _has_masters(gang) else 0.0
-    return (working + masters) * num_trained
+    """Bytes of the first state that a worker keeps on its device, so that every trial starts from it: its own part."""
+    return gang.trains * WIDTH[gang.precision] * num_trained / (gang.num_workers if gang.zero_stage else 1)
+
+
+def host_bytes(gang: GangConfig, num_parameters: int, num_trained: int, num_workers: int) -> float:
+    """Bytes of a node's memory that its so many GPU workers take at the fullest moment: while the model is read, and,
+    where the optimizer lies there, after."""
+    copies = SHARDED_LOADING if gang.zero_stage == 3 else num_workers
+    loading = copies * WIDTH[gang.precision] * num_parameters
+    # Moments, masters and the gradients that meet them there, in fp32.
+    kept = (MOMENTS + 2 * MASTER) * num_trained * num_workers / gang.num_workers if offloads(gang) else 0.0
+    return num_workers * GPU_PROCESS_BYTES + max(loading, kept)
 
 
 def training_memory(
@@ -143,6 +167,8 @@ def training_memory(
     trained = num_parameters if num_trained is None else num_trained
     weights, gradients, optimizer = _states(num_parameters, gang, trained)
     activations = gang.max_tokens * _pass_bytes(config, gang, gang.checkpointing)
+    if not gang.trains and trained:  # gradient norms, one sequence at a time
+        activations = max(activations, FEWEST_TOKENS * activation_bytes(config, gang.precision, False))
     left = 0.0 if gang.gpus_per_worker else HEAP_WITH_ADAPTERS if gang.lora_rank else HEAP
     return Memory(
         weights,
@@ -159,7 +185,7 @@ def training_memory(
 
 def _pass_bytes(config: Any, gang: GangConfig, checkpointing: bool) -> float:
     """Bytes of activations for one real token of a pass."""
-    return PADDING * activation_bytes(config, gang.precision, checkpointing, gang.row_length)
+    return PADDING * activation_bytes(config, gang.precision, checkpointing or not gang.trains, gang.row_length)
 
 
 def _answer_bytes(config: Any, gang: GangConfig, num_trained: int, tokens: float) -> float:
@@ -176,6 +202,7 @@ def _head_size(config: Any) -> int:
 def _buffer_bytes(gang: GangConfig, num_parameters: int, num_trained: int) -> float:
     # A GPU's buffer has its full size; of a CPU's, only the pages that are written exist.
     bucket = BUCKET if gang.gpus_per_worker else min(BUCKET, num_trained)
+    bucket *= gang.trains
     gathered = min(LIVE, num_parameters) if gang.zero_stage == 3 else 0
     sent = WIDTH[gang.precision] * (bucket + gathered) if gang.zero_stage else 0
     return sent + (0 if gang.gpus_per_worker else LIBRARIES)
@@ -183,6 +210,8 @@ def _buffer_bytes(gang: GangConfig, num_parameters: int, num_trained: int) -> fl
 
 def _step_bytes(config: Any, gang: GangConfig, num_trained: int) -> float:
     """AdamW's root of the second moments and what it divides by, in fp32; of ZeRO, the gradients laid end to end."""
+    if offloads(gang) or not gang.trains:
+        return 0.0
     if gang.zero_stage:
         shard = num_trained / gang.num_workers
         return (MOMENTS + MASTER) * (min(SUB_GROUP, shard) if gang.zero_stage == 3 else shard)
@@ -194,10 +223,10 @@ def _step_bytes(config: Any, gang: GangConfig, num_trained: int) -> float:
 
 
 def reference_bytes(config: Any, gang: GangConfig, num_trained: int, distributions: bool) -> float:
-    """Bytes more where a method reads of the starting model what is not cached: the trained weights set aside while
-    the starting ones compute (`Snapshot.starting_weights`), and both models' distributions over every token of a
-    pass, which are not cut into chunks."""
-    aside = WIDTH[gang.precision] * num_trained / (gang.num_workers if gang.zero_stage == 3 else 1)
+    """Bytes more where a method reads of the starting model what is not cached: the trained weights, set aside while
+    the starting ones compute where no masters hold them (`Snapshot.starting_weights`), and both models' distributions
+    over every token of a pass, which are not cut into chunks."""
+    aside = 0 if _has_masters(gang) else WIDTH[gang.precision] * num_trained
     values = DISTRIBUTION_COPIES * config.get_text_config().vocab_size if distributions else 0
     return aside + 4.0 * gang.max_tokens * values
 
@@ -222,7 +251,8 @@ def fitted(
     if gpu_bytes is not None and gang.gpus_per_worker:
         kept = training_memory(config, replace(gang, max_tokens=0), num_parameters, trained).states
         budget = gpu_budget(gang, gpu_bytes) - kept - _answer_bytes(config, gang, trained, MOST_TOKENS)
-        checkpointing = checkpointing or FEWEST_TOKENS * _pass_bytes(config, gang, False) > budget
+        needs_less = gang.trains and FEWEST_TOKENS * _pass_bytes(config, gang, False) > budget
+        checkpointing = checkpointing or needs_less
         tokens = int(budget / _pass_bytes(config, gang, checkpointing))
     else:
         tokens = int(CPU_BUDGET / activation_bytes(config, gang.precision, checkpointing, gang.row_length))

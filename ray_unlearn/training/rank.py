@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import resource
 import sys
 import time
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.config import GangConfig
+from ray_unlearn.hardware import granted_cpus
 from ray_unlearn.models.batches import share
 from ray_unlearn.models.loading import (
     choose_trained,
@@ -57,29 +57,43 @@ class Rank:
         self.number, self.num_workers = dist.get_rank(), dist.get_world_size()
         trust_remote_code(gang.trust_remote_code)
         self.tokenizer = load_tokenizer(task.model)
-        model = load_model(task.model, gang.precision)
-        self.num_parameters = sum(p.numel() for p in model.parameters())
+        engines.connect(device)
+        is_sharded = gang.zero_stage == 3 and self.num_workers > 1
+        loading = engines.sharded_loading(gang.precision, gang.deepspeed) if is_sharded else contextlib.nullcontext()
+        with loading:
+            model = load_model(task.model, gang.precision)
+        self.num_parameters = sum(map(engines.num_elements, model.parameters()))
         if device.type == "cpu":
             torch.set_num_threads(gang.threads_per_worker if self.num_parameters > ONE_THREAD_PARAMETERS else 1)
         self.num_layers = len(decoder_layers(model))
-        model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing).to(device)
-        self.engine = engines.build_engine(AnswerScorer(model), gang.zero_stage, gang.precision, device, gang.deepspeed)
-        self.snapshot = Snapshot(self.engine)
+        model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing)
+        scorer = AnswerScorer(model if is_sharded else model.to(device))
+        build = engines.build_engine if gang.trains else engines.build_scoring
+        self.engine = build(scorer, gang.zero_stage, gang.precision, gang.deepspeed)
+        self._snapshot = Snapshot(self.engine) if gang.trains else None
         self.packs_alone = False
         """Whether every sequence gets a row of its own, because the model mixes what is packed."""
         self.packs_alone = not self._packing_is_valid()
         self.has_trees = self._trees_are_valid()
 
     @property
+    def snapshot(self) -> Snapshot:
+        """The first state. Raises RuntimeError where nothing is trained, and so nothing changes."""
+        if self._snapshot is None:
+            raise RuntimeError("this gang only scores: it has no optimizer, and nothing to put back")
+        return self._snapshot
+
+    @property
     def hardware(self) -> dict[str, Any]:
         """What this gang runs on."""
         on_gpu = self.device.type == "cuda"
         kind = torch.cuda.get_device_name(self.device) if on_gpu else cpu_model()
-        return {"device": self.device.type, "model": kind, "workers": self.num_workers, "cpus": os.cpu_count()}
+        return {"device": self.device.type, "model": kind, "workers": self.num_workers, "cpus": granted_cpus()}
 
     def restore(self) -> None:
         """Back to the starting model, as if no trial had run."""
-        self.snapshot.restore(self.engine)
+        if self._snapshot is not None:
+            self._snapshot.restore(self.engine)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 

@@ -148,7 +148,7 @@ class Scorer:
             suffix_start=table[:, 2],
             divergence=table[:, 3] if truth is not None else None,
             tokens=None if per_token is None else _token_scores(offsets, per_token),
-            gradient_norm=self._gradient_norms(sequences) if probe.attack else None,
+            gradient_norm=self._gradient_norms(sequences) if probe.gradients else None,
         )
 
     def _score_options(self, sequences: Sequences, options: np.ndarray) -> Scores:

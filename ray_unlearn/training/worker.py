@@ -25,7 +25,8 @@ class Worker:
         self.step = Step(self.rank, self.references)
         self.scorer = Scorer(self.rank)
         self.attacker = Attacker(self.rank, self.references, self.step, self.scorer)
-        self._check_restore()
+        if gang.trains:
+            self._check_restore()
 
     @property
     def task(self) -> Task:

@@ -221,7 +221,7 @@ def test_the_same_on_the_real_data(tofu_data: Path, tmp_path: Path, monkeypatch:
     task = tofu.build_task(Request("full", str(folder), tofu_data, "forget01"))
     # These data have no hold-out part: retained authors stand in, as the arithmetic is the same.
     probes = {**task.selection.probes, "holdout": task.selection.probes["retain"]}
-    final = {name: replace(probes[name], attack=True) for name in ("forget", "holdout")}
+    final = {name: replace(probes[name], attack=True, gradients=True) for name in ("forget", "holdout")}
     check(task, replace(task.selection, probes=probes, final_probes=final))
 
 
