@@ -7,6 +7,7 @@ import pytest
 from ray_unlearn.commands.resources import gang_config
 from ray_unlearn.config import GangConfig
 from ray_unlearn.training.engine_config import engine_config, load_settings
+from ray_unlearn.training.placement import Machine
 from tests.test_cli import run
 
 
@@ -81,10 +82,11 @@ def test_a_file_that_is_not_there_is_named(capfd, tmp_path):
 
 def test_the_files_stage_and_precision_are_the_gangs():
     settings = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": False}}
-    gang = gang_config(1, None, None, 1, settings)
+    one, none = (Machine((1,) * gpus, 4, 80e9, 1e14, 1e12) for gpus in (1, 0))
+    gang = gang_config(None, None, one, settings)
     assert (gang.zero_stage, gang.precision, gang.deepspeed) == (3, "fp32", settings)
-    assert gang_config(1, None, None, 1, {"zero_optimization": {"stage": 1}}).precision == "bf16"
-    assert gang_config(1, None, None, 0) == GangConfig()
+    assert gang_config(None, None, one, {"zero_optimization": {"stage": 1}}).precision == "bf16"
+    assert gang_config(None, None, none) == GangConfig(zero_stage=0), "one CPU worker has nothing to shard"
 
 
 def test_a_search_with_a_file_says_its_stage_before_it_runs(capfd, tmp_path):

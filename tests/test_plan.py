@@ -18,7 +18,7 @@ from ray_unlearn.config import UserError
 from ray_unlearn.models.loading import load_config
 from ray_unlearn.models.sizes import count_parameters
 from ray_unlearn.training.losses import find_method
-from ray_unlearn.training.memory import fitted, training_memory
+from ray_unlearn.training.memory import PROCESS_BYTES, fitted, training_memory
 from tests.commands import parse
 from tests.tiny import write_text_model
 
@@ -53,14 +53,14 @@ def test_a_small_model_gets_a_gpu_a_trial_and_the_rest_run_beside_it(models):
     assert made.device_hours == pytest.approx(8 * made.hours)
 
 
-def test_a_model_too_large_for_one_gpu_is_sharded_over_the_fewest_that_hold_it(models):
+def test_a_model_too_large_for_one_gpu_is_sharded_over_several(models):
     made = plan.make_plan(options(models["7b"]))
     assert made.chosen is not None
     assert 2 <= made.chosen.gang.num_workers <= 8
     assert made.concurrent == 8 // made.chosen.gang.num_workers
-    fewer = plan.make_plan(options(models["7b"], workers_per_trial=made.chosen.gang.num_workers // 2))
-    assert fewer.chosen is None
-    assert "Nothing fits" in shown(fewer)
+    one = plan.make_plan(options(models["7b"], workers_per_trial=1, lora=0, zero=3))
+    assert one.chosen is None
+    assert "Nothing fits" in shown(one)
 
 
 def test_adapters_of_the_same_model_fit_one_gpu(models):
@@ -69,7 +69,7 @@ def test_adapters_of_the_same_model_fit_one_gpu(models):
     assert made.chosen is not None
     assert made.chosen.gang.num_workers == 1
     whole = plan.make_plan(options(models["7b"]))
-    assert sum(c.seconds for c in made.costs) < sum(c.seconds for c in whole.costs) * whole.chosen.gang.num_workers
+    assert made.device_hours < whole.device_hours
 
 
 def test_what_fits_nowhere_is_said_with_the_way_out(models):
@@ -96,14 +96,15 @@ def test_the_search_would_size_itself_the_same(models):
     made = plan.make_plan(options(models["7b"], zero=3, workers_per_trial=8))
     total, trained = count_parameters(models["7b"], 0, "")
     assert total == trained == made.num_parameters
-    gang = replace(made.chosen.gang, max_tokens=1, checkpointing=False)
+    longest = made.amount.longest
+    gang = replace(made.chosen.gang, max_tokens=1, checkpointing=False, row_length=longest)
     again = fitted(gang, load_config(models["7b"]), total, 80 * 2**30, 1)
     assert (again.max_tokens, again.checkpointing) == (
         made.chosen.gang.max_tokens,
         made.chosen.gang.checkpointing,
     )
     assert made.chosen.memory == training_memory(
-        load_config(models["7b"]), replace(made.chosen.gang, row_length=made.amount.longest), total
+        load_config(models["7b"]), replace(made.chosen.gang, row_length=longest), total, total, made.amount.answer_share
     )
 
 
@@ -142,17 +143,18 @@ def test_methods_that_read_the_starting_models_distributions_are_charged_for_the
     made = plan.make_plan(options(models["1b"], methods=("npo", "undial", "rmu")))
     extra = {cost.method: cost.reference_bytes for cost in made.costs}
     assert extra["npo"] == 0, "its log-probs are cached"
-    assert extra["rmu"] == made.chosen.memory.weights, "the trained weights, set aside"
+    assert extra["rmu"] == 0, "the trained weights come back from their masters"
+    assert extra["undial"] > 0, "whole distributions"
     assert plan.reads_of_start(find_method("npo"), "kl") == {"distribution"}
 
 
 def test_memory_of_a_cpu_is_shared_by_its_trials(models, monkeypatch):
     monkeypatch.setattr(plan, "measure_cpu", lambda: (100e9, 10e9))
-    monkeypatch.setattr(plan.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(plan, "granted_cpus", lambda: 16)
     monkeypatch.setattr(plan, "free_memory", lambda: 64 << 30)
     made = plan.make_plan(options(models["1b"], gpus=0))
     assert 1 <= made.concurrent < 16
-    assert made.concurrent * (made.chosen.memory.peak + plan.PROCESS_BYTES) <= 64 << 30
+    assert made.concurrent * (made.chosen.memory.peak + PROCESS_BYTES) <= 64 << 30
     assert parse(shlex.split(made.command))[1]["concurrent"] == made.concurrent
 
 
@@ -167,7 +169,7 @@ def shown(made: plan.Plan) -> str:
 
 
 def test_the_table_has_every_stage_with_and_without_recomputation_in_80_columns(models):
-    made = plan.make_plan(options(models["7b"]))
+    made = plan.make_plan(options(models["7b"], workers_per_trial=4))
     lines = shown(made).splitlines()
     (header,) = (line for line in lines if line.startswith("ZeRO"))
     assert header.split() == ["ZeRO", *["0", "0", "rec", "1", "1", "rec", "2", "2", "rec", "3", "3", "rec"]]

@@ -322,7 +322,7 @@ def refusal(model: Model, asked: Asked, machine: Machine) -> str:
 def _way_on(model: Model, asked: Asked, machine: Machine) -> str:
     free = {"lora": None, "zero": None, "workers": None}
     named = {key: getattr(asked, key) for key in free if getattr(asked, key) is not None}
-    for keys in (["lora"], ["zero"], ["workers"], ["zero", "workers"], [*free]):
+    for keys in (["zero"], ["workers"], ["zero", "workers"], ["lora"], [*free]):
         if set(keys) <= set(named):
             tried = replace(asked, **dict.fromkeys(keys))  # type: ignore[arg-type]
             if found := _best(model, tried, machine):
