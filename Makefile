@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-slow test-all lint clean
 
 demo: $(STAMP)  ## search SimNPO, NPO and GA on the miniature benchmark and write the report
-	$(BIN)/ray_unlearn tune --benchmark wmdp --methods simnpo,npo,ga --trials 8
+	$(BIN)/ray_unlearn tune --benchmark wmdp --scale mini --methods simnpo,npo,ga --trials 8
 
 test: $(STAMP)  ## the default tests
 	$(BIN)/pytest

@@ -1,15 +1,23 @@
 """How gangs are laid out on GPUs that this machine does not have: the arithmetic, over cards, counts and models."""
 
+import json
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from ray_unlearn.benchmarks import load_benchmark
+from ray_unlearn.commands import resources
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.models.loading import choose_trained
+from ray_unlearn.search.space import ADAPTER_RATE, load_space
+from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.memory import FEWEST_TOKENS, gpu_budget, offloads, training_memory
 from ray_unlearn.training.placement import ADAPTER_RANK, GIB, Asked, Machine, Model, candidates, place
+from tests.test_cli import run
 
 SHAPES = {
     "1B": (2048, 16, 32, 8192, 128_256, True),
@@ -81,13 +89,11 @@ def test_what_is_chosen_fits_and_what_is_refused_does_not(name, card):
         for lora in (None, 0):
             asked, there = Asked(GPU, lora=lora, trials=60), machine(card, count)
             ways = candidates(model(name), asked, there)
-            try:
-                chosen = place(model(name), asked, there)
-            except UserError as error:
-                assert not any(fit.fits for way in ways for fit in way)
-                assert "does not fit on" in str(error)
-                assert "\n" not in str(error)
+            if not any(fit.fits for way in ways for fit in way):
+                with pytest.raises(UserError, match=r"^[^\n]* does not fit on [^\n]*$"):
+                    place(model(name), asked, there)
                 continue
+            chosen = place(model(name), asked, there)
             gang = chosen.gang
             trained = model(name).num_trained(gang.lora_rank)
             again = training_memory(model(name).config, gang, model(name).num_parameters, trained)
@@ -176,3 +182,91 @@ def test_adapters_are_said_to_be_the_machine_s_choice():
     says = place(model("7B"), Asked(GPU, trials=60), machine(80, 1)).says
     assert f"adapters of rank {ADAPTER_RANK}, because all weights do not fit" in says
     assert "because" not in place(model("7B"), Asked(GPU, lora=8, trials=60), machine(80, 1)).says
+
+
+def test_what_the_user_runs_at_a_time_is_kept_or_refused():
+    there = machine(80, 8)
+    assert place(model("1B"), Asked(GPU, concurrent=2, trials=60), there).concurrent == 2
+    with pytest.raises(UserError, match="does not fit"):
+        place(model("1B"), Asked(GPU, concurrent=9, trials=60), there)
+    cpus = Machine((), 2, 64 * GIB, 1e11, 1e10)
+    assert place(model("1B"), Asked(GangConfig(), concurrent=3, trials=60), cpus).concurrent == 3
+
+
+def test_learning_rates_move_with_adapters():
+    plain, adapted = (
+        load_space(find_method("simnpo"), load_benchmark("wmdp"), "full", 7 * 10**9, has_adapters=on)
+        for on in (False, True)
+    )
+    rates = plain.ranges["learning_rate"], adapted.ranges["learning_rate"]
+    assert rates[1].low == pytest.approx(ADAPTER_RATE * rates[0].low)
+    assert rates[1].high == pytest.approx(ADAPTER_RATE * rates[0].high)
+    starts = plain.warm_starts[0], adapted.warm_starts[0]
+    assert starts[1]["learning_rate"] == pytest.approx(ADAPTER_RATE * starts[0]["learning_rate"])
+    same = {key: value for key, value in starts[0].items() if key != "learning_rate"}
+    assert {key: starts[1][key] for key in same} == same
+    assert replace(adapted, ranges={}, warm_starts=()) == replace(plain, ranges={}, warm_starts=())
+
+
+@pytest.fixture
+def large_model(tiny_model, tmp_path) -> Path:
+    """A folder with the tokenizer of the tiny model and the configuration of one with 7 billion parameters."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        if "token" in file.name or "vocab" in file.name:
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = model("7B").config
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    return folder
+
+
+def rows(folder: Path, name: str, lengths: range) -> None:
+    lines = [json.dumps({"question": "What?", "answer": "no " * length}) for length in lengths]
+    (folder / name).write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def dry_run(capfd, large_model, tmp_path, monkeypatch):
+    """`tune --dry-run` on own data, on a machine with these GPUs: exit code, what it said."""
+
+    def run_it(gpus: list[int], *options: str) -> tuple[int, str]:
+        rows(tmp_path, "forget.jsonl", range(1, 9))
+        rows(tmp_path, "retain.jsonl", range(9, 17))
+        columns = 'question = "question"\nanswer = "answer"\n'
+        tables = f'name = "own"\n[forget]\nfile = "forget.jsonl"\n{columns}[retain]\nfile = "retain.jsonl"\n{columns}'
+        (tmp_path / "own.toml").write_text(tables)
+        monkeypatch.setattr(resources, "gpu_bytes", lambda: [size * GIB for size in gpus])
+        monkeypatch.setattr(resources, "free_memory", lambda: 200 * GIB)
+        words = ["--benchmark", str(tmp_path / "own.toml"), "--model", str(large_model), "--out", str(tmp_path / "out")]
+        code, out, err = run(capfd, "tune", *words, "--methods", "simnpo", "--dry-run", *options)
+        return code, out + err
+
+    return run_it
+
+
+def test_the_headline_command_takes_adapters_on_one_small_gpu_and_says_so(dry_run):
+    code, said = dry_run([24])
+    assert code == 0, said
+    assert "low-rank adapters of rank 16, because all weights do not fit; 1 GPU a trial" in said
+    assert "Learning rates are 10 times those for all weights" in said
+    assert "precision   bf16" in said
+
+
+def test_the_headline_command_trains_all_weights_on_eight_large_gpus(dry_run):
+    code, said = dry_run([80] * 8)
+    assert code == 0, said
+    assert "all weights; 8 GPUs a trial" in said
+    assert "Learning rates" not in said
+
+
+def test_what_fits_nowhere_is_refused_in_one_line_before_anything_is_read(dry_run, monkeypatch):
+    from ray_unlearn.commands import tune
+
+    monkeypatch.setattr(tune, "attach_retrained", lambda *read: pytest.fail("data were read"))
+    code, said = dry_run([24], "--workers-per-trial", "1", "--lora", "0", "--zero", "1")
+    assert code == 2
+    assert "does not fit on 1 GPU of 24 GiB" in said
+    assert "Give --workers-per-trial" in said
+    assert "Traceback" not in said

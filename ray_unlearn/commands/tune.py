@@ -111,12 +111,13 @@ def tune(options: Tune) -> int:
         except UserError:
             log.unlink()
             raise
-        for note in (f"layout: {search.config.placement}", *search.task.notes):
+        for note in search.task.notes:
             say(note)
         if options.dry_run:
             say(describe_plan(search))
             log.unlink()
             return 0
+        say(f"layout: {search.config.placement}")
         try:
             status = run_with_progress(search, folder, screen, options.keep_model, copies)
         finally:

@@ -195,7 +195,7 @@ def _fits(model: Model, asked: Asked, machine: Machine) -> Iterator[Fit]:
         shaped = replace(asked.gang, num_workers=workers)
         if machine.gpus:
             shaped = replace(shaped, cpus_per_worker=_cpus_per_worker(shaped, machine))
-        most = min(machine.gangs(shaped), asked.trials, asked.concurrent or asked.trials)
+        most = asked.concurrent or min(machine.gangs(shaped), asked.trials)
         for checkpointing in (True,) if shaped.checkpointing else (False, True)[: 1 + shaped.trains]:
             for stage in stages(shaped, asked):
                 gang = replace(shaped, zero_stage=stage, checkpointing=checkpointing)
@@ -221,11 +221,11 @@ def _fit(model: Model, trained: int, gang: GangConfig, most: int, asked: Asked, 
     sized = replace(sized, row_length=gang.row_length)
     if machine.gpus:
         fits = recomputes and memory.peak <= gpu_budget(gang, machine.memory_bytes)
-        fits = fits and most > 0
+        fits = fits and 0 < most <= machine.gangs(gang)
         fits = fits and _host_holds(model, trained, sized, most, machine)
     else:
         by_memory = int(machine.memory_bytes // (gang.num_workers * (memory.peak + PROCESS_BYTES)))
-        most = min(most, by_memory)
+        most = asked.concurrent or min(most, by_memory)
         fits = most > 0
     most = max(most, 1)
     sized = replace(sized, threads_per_worker=threads(sized, machine, most))
