@@ -1,31 +1,31 @@
-"""How sure a difference is: spreads, bootstrap intervals, an exact sign-flip test, a verdict in words. Pure.
+"""How sure a difference is: intervals, an exact test, a correction for many of them. Pure; no words for people.
 
-All intervals are 95 % percentile bootstraps (10,000 resamples, fixed seed) over training seeds. Seeds are shared by
-all methods, so differences are resampled pair by pair: what a seed does to both falls out. With few seeds such an
-interval is too narrow: of 5 Gaussian differences it covers the truth about 83 times in 100 rather than 95 (counted in
-the tests). So it does not decide alone; the sign-flip test, which is exact at any number of seeds, must agree.
+A unit is what was repeated: a seed of one setting, or a whole search. All that are compared share their units, so
+differences are taken unit by unit. A verdict rests on the sign-flip test alone (exact at any number of units, whatever
+the distribution), corrected by Holm over all pairs of one comparison, so that the chance of any false verdict in it is
+at most 5 %. Intervals are studentised (Student's t), and say how large a difference is, not whether there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+LEVEL = 0.05
+"""Chance of a false verdict in a whole comparison, at most."""
 BOOTSTRAP_SEED = 0
-MOST_EXACT = 16
-"""Pairs up to which all 2 ** n sign flips are counted; of more, RESAMPLES drawn ones."""
-LARGEST_P = 0.10
-"""Of the sign-flip test, for a difference to count. Five pairs that all agree reach 2 / 32 = 0.06, four only 0.13."""
-FEWEST_SEEDS = 5
-"""Follows from LARGEST_P: with fewer, no difference can count."""
+MOST_FLIPS = 1 << 16
+"""Up to 16 units all sign flips are counted; of more, so many are drawn."""
 NOTICEABLE = 0.05
 """Scores lie in [0, 1]; a difference under this counts as small."""
+RECOMMENDED_UNITS = 8
+"""So many decide between up to six pairs."""
 RELIABLE, SMALL, UNDECIDED = "reliable", "small", "undecided"
 
 
@@ -38,25 +38,30 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one of two is, over `n` pairs of runs with the same seed."""
+    """How much better one of two is, over `n` units that both went through."""
 
     interval: Interval
     """Of the mean of first - second."""
     p: float
-    """Two-sided, of the exact sign-flip test."""
+    """Two-sided, of the exact sign-flip test, before any correction."""
     n: int
-
-    @property
-    def verdict(self) -> str:
-        certain = not self.interval.low <= 0.0 <= self.interval.high and self.p <= LARGEST_P
-        if not certain:
-            return UNDECIDED
-        return RELIABLE if abs(self.interval.value) >= NOTICEABLE else SMALL
 
     def turned(self) -> Difference:
         """The same seen from the other one."""
         value, low, high = self.interval.value, self.interval.low, self.interval.high
         return Difference(Interval(-value, -high, -low), self.p, self.n)
+
+
+def verdict(value: float, corrected_p: float) -> str:
+    """On a mean difference: RELIABLE, SMALL (reliable, but under NOTICEABLE) or UNDECIDED."""
+    if corrected_p > LEVEL:
+        return UNDECIDED
+    return RELIABLE if abs(value) >= NOTICEABLE else SMALL
+
+
+def fewest_units(num_pairs: int) -> int:
+    """With fewer, no verdict over so many pairs is possible: n that all agree reach p = 2 / 2 ** n."""
+    return math.ceil(1 + math.log2(max(num_pairs, 1) / LEVEL))
 
 
 def describe_spread(values: np.ndarray) -> dict[str, float | None]:
@@ -85,56 +90,60 @@ def bootstrap(count: int, statistic: Callable[[np.ndarray], float]) -> Interval:
     return Interval(statistic(np.arange(count)), float(low), float(high))
 
 
+def mean_interval(values: np.ndarray) -> Interval:
+    """Of the mean of values [n] (Student's t); of one value, or of equal ones, it has no width."""
+    from scipy.stats import ttest_1samp
+
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Interval(mean, mean, mean)
+    found = ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return Interval(mean, float(found.low), float(found.high))
+
+
 def compare_pairs(first: np.ndarray, second: np.ndarray) -> Difference:
-    """Of two arrays [n] of which place k was run with the same seed; n at least 1."""
-    differences = first - second
-    interval = bootstrap(len(differences), lambda draw: float(differences[draw].mean()))
-    return Difference(interval, sign_flip_p(differences), len(differences))
+    """Of two arrays [n] of which place k belongs to the same unit; n at least 1. Raises ValueError where one is not
+    finite: what a failed unit counts is the caller's to say."""
+    differences = np.asarray(first, float) - np.asarray(second, float)
+    if not np.isfinite(differences).all():
+        raise ValueError("a difference is not finite: give failed units a value")
+    return Difference(mean_interval(differences), float(sign_flip_p(differences)), len(differences))
 
 
-def sign_flip_p(differences: np.ndarray) -> float:
+def sign_flip_p(differences: np.ndarray) -> np.ndarray:
     """Share of all ways to choose the differences' signs that leave a mean at least as far from 0, in (0, 1].
 
     If neither were better, each pair could as well have come out the other way round (Fisher's randomisation test).
+    differences: [..., n]; the result: [...].
     """
-    count = len(differences)
-    if count <= MOST_EXACT:
-        signs = np.array(list(product((1.0, -1.0), repeat=count)))
-    else:
-        drawn = np.random.default_rng(BOOTSTRAP_SEED).choice((1.0, -1.0), (RESAMPLES, count))
-        signs = np.concatenate([np.ones((1, count)), drawn])
-    means = np.abs(signs @ differences)
-    # Sums of the same numbers in another order differ in the last bits.
-    return float(np.mean(means >= means[0] - 1e-12))
+    from scipy.stats import permutation_test
 
-
-def describe_difference(better: str, other: str, measure: str, difference: Difference) -> str:
-    """One plain sentence; `difference` is seen from `better`."""
-    interval = difference.interval
-    scale = "" if measure == "objective" else f" in {measure}"
-    values = f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-    if difference.verdict == UNDECIDED:
-        why = (
-            f"with {difference.n} seeds (a verdict needs {FEWEST_SEEDS})"
-            if difference.n < FEWEST_SEEDS
-            else "at this budget"
-        )
-        return f"{better} and {other} cannot be told apart{scale} {why}: {values}"
-    size = "small but reliable" if difference.verdict == SMALL else "reliable"
-    return f"{better}'s advantage over {other}{scale} is {values}: {size}"
-
-
-def describe_limits(seeds: int) -> str:
-    """What the intervals are, and what they do not say."""
-    few = (
-        f" With {seeds} seeds they are too narrow, which is why a verdict also asks that an exact sign-flip test has "
-        f"p of at most {LARGEST_P:g}."
-        if seeds < 20
-        else ""
+    if differences.shape[-1] < 2:
+        return np.ones(differences.shape[:-1])
+    found = permutation_test(
+        (differences,),
+        lambda values, axis: np.mean(values, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=MOST_FLIPS,
+        batch=max(1, 2**22 // differences.size),
+        axis=-1,
+        rng=BOOTSTRAP_SEED,
     )
-    return (
-        f"Intervals are {CONFIDENCE:.0%} percentile bootstraps over {seeds} seeds, paired by seed.{few} A seed decides "
-        "the order of the data and what attacks draw, nothing else: another search could have found other settings, "
-        "and another model or another split of the data other figures. Under "
-        f"{NOTICEABLE:g} a difference counts as small."
-    )
+    return np.minimum(found.pvalue, 1.0)
+
+
+def corrected(p_values: Sequence[float]) -> list[float]:
+    """By Holm's method: each at most 5 % only where the chance of any false one among them all is. Raises ValueError
+    where one is not finite."""
+    from statsmodels.stats.multitest import multipletests
+
+    values = np.asarray(p_values, float)
+    if not np.isfinite(values).all():
+        raise ValueError("a p value is not finite")
+    return [float(p) for p in multipletests(values, LEVEL, method="holm")[1]] if len(values) else []
+
+
+def miss_rate(rate: float, count: int) -> float:
+    """How often `count` runs show none of what happens to one of them at that rate."""
+    return float((1.0 - rate) ** count)

@@ -8,6 +8,7 @@ from typing import Any
 from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table, attack_of, metric_note, short_metric
 from ray_unlearn.report.text import count, is_number, method_label, score
+from ray_unlearn.report.verdicts import describe_difference
 from ray_unlearn.wording import listing
 
 MEASURES = ("objective", "forget", "utility")
@@ -66,6 +67,7 @@ def differences(results: SearchResults) -> Table | None:
         Column("low", "from", "score"),
         Column("high", "to", "score"),
         Column("p", "p", "score"),
+        Column("corrected_p", "corrected p", "score"),
         Column("verdict", "verdict", "text"),
     ]
     rows = [
@@ -82,7 +84,13 @@ def _named(method: Any) -> str | None:
 
 
 def sentences(results: SearchResults) -> list[str]:
-    return [str(item["sentence"]) for item in _items(results, "differences") if item.get("sentence")]
+    """Of comparisons by older versions, the sentence that they kept."""
+    items = _items(results, "differences")
+    return [
+        str(item["sentence"]) if item.get("sentence") else describe_difference(item)
+        for item in items
+        if item.get("sentence") or item.get("value") is not None
+    ]
 
 
 def warnings(results: SearchResults) -> list[str]:

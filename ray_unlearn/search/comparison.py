@@ -24,19 +24,21 @@ import pyarrow.parquet as pq
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.config import CANDIDATES, COMPLETED, INTERPOLATED, METHOD_TITLES, SearchConfig
-from ray_unlearn.failures import INF, NAN
+from ray_unlearn.failures import INF, MEMORY, NAN
 from ray_unlearn.metrics.fronts import hypervolume, pareto_front
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.statistics import (
     Difference,
+    Interval,
     bootstrap,
     compare_pairs,
-    describe_difference,
-    describe_limits,
+    corrected,
     describe_spread,
+    verdict,
 )
 from ray_unlearn.records.tables import write_table
 from ray_unlearn.report.parameters import describe_edge
+from ray_unlearn.report.verdicts import SEED, describe_difference, describe_limits, describe_spreads
 from ray_unlearn.search.space import Space
 
 Row = Mapping[str, Any]
@@ -113,8 +115,8 @@ def run_comparison(
 ) -> list[dict[str, Any]]:
     """Every finalist with every seed, but for the runs that are there already: the rows of all of them.
 
-    A run that diverges is a result, and kept as a failed one. Raises RuntimeError where one fails for another reason
-    (no memory, lost workers); the runs that ended by then are kept.
+    A run that diverges or runs out of memory is a result, and kept as a failed one. Raises RuntimeError where one fails
+    for another reason (lost workers); the runs that ended by then are kept.
     """
     from ray_unlearn.gangs.gangs import Gangs
     from ray_unlearn.gangs.session import park_seconds, ray_session
@@ -161,7 +163,7 @@ def run_comparison(
         for job, outcome, seconds in gangs.run_all(job for _, job in jobs.values()):
             row = rerun_row(config, judge, jobs[job.job_id][0], job, outcome, seconds)
             key = row["trial_id"], job.seed
-            if row["error"] and row["failure"] not in (NAN, INF):
+            if row["error"] and row["failure"] not in (NAN, INF, *MEMORY):
                 raise RuntimeError(f"{row['trial_id']} with seed {job.seed} failed: {row['error']}")
             write_table(places[key], schema, [row])
             done[key] = row
@@ -196,49 +198,52 @@ def summarise(
     seeds: Sequence[int],
     importances: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """comparison.json as plain data: {
+    """comparison.json as plain data, numbers alone: {
         "seeds": [int],
-        "finalists": [{"method", "trial_id", "n": completed runs, "forget" | "utility" | "objective": {"mean", "std",
-            "min", "max"}, "metrics": {"<benchmark>/<metric>": {"mean", "std"}}}], std null where n is 1;
+        "finalists": [{"method", "trial_id", "n": runs, "failed": of them diverged, "forget" | "utility" | "objective":
+            {"mean", "std", "min", "max"}, "metrics": {"<benchmark>/<metric>": {"mean", "std"}}}], std null where n is 1,
+            metrics of runs that did not diverge;
         "hypervolume": {method: {"value", "low", "high"}},
-        "differences": [{"better", "other", "measure", "value", "low", "high", "verdict", "sentence", "n", "p"}],
+        "differences": see `difference_table`,
         "warnings": [str], "budget": {method: {"trials", "epochs", "device_seconds"}},
         "importances": {method: {parameter: share}}, "edges": [{"method", "parameter", "value", "low", "high",
         "end": "lower" | "upper"}]}.
 
-    A method's best point, of which `differences` speaks, is the first of its finalists: the one that the search would
-    choose. To pick it by these runs would favour whoever has more finalists.
+    A run that diverged counts as forget 0, utility 0, objective 0. A method's best point, of which `differences` speaks,
+    is the first of its finalists: the one that the search would choose. To pick it by these runs would favour whoever
+    has more finalists.
     """
-    completed = {
-        row["trial_id"]: {run["seed"]: run for run in runs if _is_of(run, row) and run["status"] == COMPLETED}
-        for row in finalists
-    }
+    by_seed = {row["trial_id"]: {run["seed"]: scored(run) for run in runs if _is_of(run, row)} for row in finalists}
+    ran = [row for row in finalists if by_seed[row["trial_id"]]]
     best: dict[str, Row] = {}
-    for row in finalists:
+    for row in ran:
         best.setdefault(row["method"], row)
     budgets = count_budgets(trials)
-    warnings = [describe_limits(len(seeds))]
+    num_pairs = len(best) * (len(best) - 1) // 2
+    warnings = describe_limits(len(seeds), SEED, num_pairs)
     if unequal := describe_unequal(budgets):
         warnings.append(f"The methods had unequal budgets: {unequal}. Who had more had more chances to find something.")
     for method in config.methods:
         if method not in best:
             warnings.append(f"No trial of {METHOD_TITLES.get(method, method)} completed; it is not compared.")
-    for row in finalists:
-        failed = [run for run in runs if _is_of(run, row) and run["status"] != COMPLETED]
+    for row in ran:
+        failed = [run for run in by_seed[row["trial_id"]].values() if run["status"] != COMPLETED]
         if failed:
             warnings.append(
-                f"{row['trial_id']}: {len(failed)} of {len(failed) + len(completed[row['trial_id']])} runs failed "
-                f"({failed[0]['error']}); the figures are of the others"
+                f"{row['trial_id']}: {len(failed)} of {len(by_seed[row['trial_id']])} runs failed "
+                f"({failed[0]['error']}); they count as forget 0, utility 0"
             )
+    units = {
+        method: {seed: run for seed, run in by_seed[row["trial_id"]].items() if seed in seeds}
+        for method, row in best.items()
+    }
     return {
         "seeds": list(seeds),
         "finalists": [
-            _describe_finalist(row, list(completed[row["trial_id"]].values()), config.benchmark)
-            for row in finalists
-            if completed[row["trial_id"]]
+            _describe_finalist(row, list(by_seed[row["trial_id"]].values()), config.benchmark) for row in ran
         ],
-        "hypervolume": _hypervolumes(finalists, completed),
-        "differences": _differences(best, completed),
+        "hypervolume": _hypervolumes(ran, by_seed),
+        "differences": difference_table(units, SEED),
         "warnings": warnings,
         "budget": budgets,
         "importances": {method: dict(shares) for method, shares in importances.items()},
@@ -246,35 +251,41 @@ def summarise(
     }
 
 
+def scored(run: Row) -> Row:
+    """The run; one that diverged, or ran out of memory, with the worst scores there are."""
+    return run if run["status"] == COMPLETED else {**run, **dict.fromkeys(MEASURES, 0.0)}
+
+
 def _is_of(run: Row, finalist: Row) -> bool:
     return bool(run["trial_id"] == finalist["trial_id"])
 
 
 def _describe_finalist(row: Row, runs: Sequence[Row], benchmark: str) -> dict[str, Any]:
-    def column(name: str) -> np.ndarray:
-        return np.array([run[name] for run in runs], float)
-
-    names = [n for n in runs[0] if n.startswith(f"{benchmark}/") and all(run.get(n) is not None for run in runs)]
-    spreads = {name: describe_spread(column(name)) for name in names}
+    good = [run for run in runs if run["status"] == COMPLETED]
+    names = [n for n in (good[0] if good else {}) if n.startswith(f"{benchmark}/")]
+    metrics = {
+        name: describe_spread(np.array([run[name] for run in good], float))
+        for name in names
+        if all(run.get(name) is not None for run in good)
+    }
     return {
-        **{"method": row["method"], "trial_id": row["trial_id"], "n": len(runs)},
-        **{name: describe_spread(column(name)) for name in MEASURES},
-        "metrics": {name: {part: spread[part] for part in ("mean", "std")} for name, spread in spreads.items()},
+        **{"method": row["method"], "trial_id": row["trial_id"], "n": len(runs), "failed": len(runs) - len(good)},
+        **describe_units(runs),
+        "metrics": {name: {part: spread[part] for part in ("mean", "std")} for name, spread in metrics.items()},
     }
 
 
-def _shared_seeds(runs: Sequence[Mapping[int, Row]]) -> list[int]:
-    """Seeds with which all of them completed."""
-    return sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
+def describe_units(units: Sequence[Row]) -> dict[str, Any]:
+    """By measure, the spread over the units."""
+    return {name: describe_spread(np.array([unit[name] for unit in units], float)) for name in MEASURES}
 
 
-def _hypervolumes(finalists: Sequence[Row], completed: Mapping[str, Mapping[int, Row]]) -> dict[str, dict[str, float]]:
+def _hypervolumes(finalists: Sequence[Row], by_trial: Mapping[str, Mapping[int, Row]]) -> dict[str, dict[str, float]]:
     """By method, the area under its finalists' mean (forget, utility), seeds resampled for all of them together."""
     found = {}
     for method in dict.fromkeys(row["method"] for row in finalists):
-        mine = [completed[row["trial_id"]] for row in finalists if row["method"] == method]
-        mine = [by_seed for by_seed in mine if by_seed]
-        seeds = _shared_seeds(mine) if mine else []
+        mine = [by_trial[row["trial_id"]] for row in finalists if row["method"] == method]
+        seeds = shared_units(mine)
         if seeds:
             points = np.array([[[m[seed]["forget"], m[seed]["utility"]] for m in mine] for seed in seeds])
             interval = bootstrap(len(seeds), lambda draw, points=points: hypervolume(points[draw].mean(axis=0)))  # type: ignore[misc]
@@ -282,41 +293,43 @@ def _hypervolumes(finalists: Sequence[Row], completed: Mapping[str, Mapping[int,
     return found
 
 
-def _differences(best: Mapping[str, Row], completed: Mapping[str, Mapping[int, Row]]) -> list[dict[str, Any]]:
+def shared_units(runs: Sequence[Mapping[int, Row]]) -> list[int]:
+    """Units that all of them have."""
+    return sorted(set.intersection(*(set(units) for units in runs))) if runs else []
+
+
+def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[dict[str, Any]]:
+    """Every pair of methods: [{"better", "other", "measure", "unit", "value", "low", "high", "n", "p", "corrected_p",
+    "verdict"}]; corrected_p and verdict are null but for the objective, and corrected over all its pairs.
+
+    units: by method and unit, a row with the measures.
+    """
     found = []
-    for first, second in combinations(best, 2):
-        mine, others = completed[best[first]["trial_id"]], completed[best[second]["trial_id"]]
-        seeds = _shared_seeds([mine, others])
-        for measure in MEASURES if seeds else ():
-            a, b = (np.array([by_seed[seed][measure] for seed in seeds], float) for by_seed in (mine, others))
-            difference = compare_pairs(a, b)
-            if difference.interval.value >= 0:
-                found.append(_describe_difference(first, second, measure, difference))
-            else:
-                found.append(_describe_difference(second, first, measure, difference.turned()))
+    for first, second in combinations(units, 2):
+        places = shared_units([units[first], units[second]])
+        for measure in MEASURES if places else ():
+            a, b = (np.array([units[name][k][measure] for k in places], float) for name in (first, second))
+            difference, names = compare_pairs(a, b), (first, second)
+            if difference.interval.value < 0:
+                difference, names = difference.turned(), (second, first)
+            interval = difference.interval
+            found.append(
+                {
+                    **{"better": names[0], "other": names[1], "measure": measure, "unit": unit},
+                    **{"value": interval.value, "low": interval.low, "high": interval.high},
+                    **{"n": difference.n, "p": difference.p, "corrected_p": None, "verdict": None},
+                }
+            )
+    judged = [item for item in found if item["measure"] == MEASURES[0]]
+    for item, p in zip(judged, corrected([item["p"] for item in judged]), strict=True):
+        difference = Difference(Interval(item["value"], item["low"], item["high"]), item["p"], item["n"])
+        item |= {"corrected_p": p, "verdict": verdict(difference, p)}
     return found
-
-
-def _describe_difference(better: str, other: str, measure: str, difference: Difference) -> dict[str, Any]:
-    first, second = (METHOD_TITLES.get(method, method) for method in (better, other))
-    interval = difference.interval
-    return {
-        **{"better": better, "other": other, "measure": measure},
-        **{"value": interval.value, "low": interval.low, "high": interval.high, "verdict": difference.verdict},
-        "sentence": describe_difference(first, second, measure, difference),
-        **{"n": difference.n, "p": difference.p},
-    }
 
 
 def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:
     """Lines for people: the finalists, what tells them apart, what to mind."""
-    lines = []
-    for entry in comparison["finalists"]:
-        scores = ", ".join(
-            f"{name} {entry[name]['mean']:.3f} ({entry[name]['min']:.3f} to {entry[name]['max']:.3f})"
-            for name in MEASURES
-        )
-        lines.append(f"{entry['trial_id']} over {entry['n']} seeds: {scores}")
-    lines += [d["sentence"] for d in comparison["differences"]]
+    lines = describe_spreads(comparison["finalists"], MEASURES, SEED)
+    lines += [describe_difference(item) for item in comparison["differences"]]
     warnings = [*comparison["warnings"], *map(describe_edge, comparison["edges"])]
     return lines + [f"Note: {warning}" for warning in warnings]

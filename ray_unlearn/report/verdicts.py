@@ -1,0 +1,92 @@
+"""What a comparison says in words, from its numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray_unlearn.config import METHOD_TITLES
+from ray_unlearn.metrics.statistics import (
+    CONFIDENCE,
+    LEVEL,
+    NOTICEABLE,
+    RECOMMENDED_UNITS,
+    RELIABLE,
+    UNDECIDED,
+    fewest_units,
+    miss_rate,
+)
+from ray_unlearn.wording import counted
+
+SEED, SEARCH = "seed", "search"
+"""What a comparison's units are: seeds of one setting of each method, or whole searches."""
+UNITS = {SEED: ("seed", "seeds"), SEARCH: ("search", "searches")}
+COLLAPSE_RATE = 0.2
+"""Of the collapse by which it is said how easily one is missed."""
+
+
+def describe_difference(item: Mapping[str, Any]) -> str:
+    """One plain sentence on an entry of a comparison's `differences`."""
+    unit = item.get("unit", SEED)
+    first, second = (_named(str(item[name]), unit) for name in ("better", "other"))
+    scale = "" if item["measure"] == "objective" else f" in {item['measure']}"
+    values = f"{item['value']:.3f} [{item['low']:.3f}, {item['high']:.3f}]"
+    if item["verdict"] is None:
+        return f"{first} is ahead of {second}{scale} by {values} (described, not judged)"
+    if item["verdict"] == UNDECIDED:
+        why = f"at this budget: {values}, corrected p {item['corrected_p']:.3f}, {counted_units(item['n'], unit)}"
+        return f"{first} and {second} cannot be told apart{scale} {why}"
+    size = "reliable" if item["verdict"] == RELIABLE else "small but reliable"
+    return (
+        f"{first} has the advantage over {second}{scale}, by {values}: {size} (corrected p {item['corrected_p']:.3f})"
+    )
+
+
+def _named(method: str, unit: str) -> str:
+    title = METHOD_TITLES.get(method, method)
+    return title if unit == SEARCH else f"the {title} setting of this search"
+
+
+def counted_units(count: int, unit: str) -> str:
+    one, many = UNITS[unit]
+    return f"{count} {one if count == 1 else many}"
+
+
+def describe_limits(count: int, unit: str, num_pairs: int) -> list[str]:
+    """What must be known about the verdicts of so many pairs over so many units."""
+    many = UNITS[unit][1]
+    found = []
+    needed = fewest_units(num_pairs)
+    if num_pairs and count < needed:
+        found.append(
+            f"No verdict over {counted(num_pairs, 'pair')} is possible with {counted_units(count, unit)}: "
+            f"{needed} are the fewest, {max(RECOMMENDED_UNITS, needed)} or more are worth it."
+        )
+    found.append(
+        f"Pairs are taken {unit} by {unit}. A verdict rests on an exact sign-flip test of the objective, corrected by Holm "
+        f"over all pairs, so that the chance of any false one is at most {LEVEL:.0%}; forget and utility are described. "
+        f"Intervals are {CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference counts as small."
+    )
+    found.append(
+        f"A collapse that happens to one run in {round(1 / COLLAPSE_RATE)} is missed by {count} runs "
+        f"{miss_rate(COLLAPSE_RATE, count):.0%} of the time. A run that diverges counts as forget 0, utility 0."
+    )
+    if unit == SEED:
+        found.append(
+            "The units are seeds of the settings that this one search found. Another search of the same methods finds "
+            "other settings, often with larger differences than these: of methods only `compare --searches` speaks."
+        )
+    return found
+
+
+def describe_spreads(entries: Sequence[Mapping[str, Any]], measures: Sequence[str], unit: str) -> list[str]:
+    lines = []
+    for entry in entries:
+        scores = ", ".join(
+            f"{name} {entry[name]['mean']:.3f} ({entry[name]['min']:.3f} to {entry[name]['max']:.3f})"
+            for name in measures
+        )
+        name = entry.get("trial_id") or METHOD_TITLES.get(str(entry["method"]), entry["method"])
+        failed = f", {entry['failed']} of them diverged" if entry.get("failed") else ""
+        lines.append(f"{name} over {counted_units(entry['n'], unit)}{failed}: {scores}")
+    return lines
