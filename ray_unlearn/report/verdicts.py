@@ -37,9 +37,8 @@ def describe_difference(item: Mapping[str, Any]) -> str:
         why = f"at this budget: {values}, corrected p {item['corrected_p']:.3f}, {counted_units(item['n'], unit)}"
         return f"{first} and {second} cannot be told apart{scale} {why}"
     size = "reliable" if item["verdict"] == RELIABLE else "small but reliable"
-    return (
-        f"{first} has the advantage over {second}{scale}, by {values}: {size} (corrected p {item['corrected_p']:.3f})"
-    )
+    how_sure = f"{size} (corrected p {item['corrected_p']:.3f}, {counted_units(item['n'], unit)})"
+    return f"{first} has the advantage over {second}{scale}, by {values}: {how_sure}"
 
 
 def _named(method: str, unit: str) -> str:
@@ -63,9 +62,10 @@ def describe_limits(count: int, unit: str, num_pairs: int) -> list[str]:
             f"{needed} are the fewest, {max(RECOMMENDED_UNITS, needed)} or more are worth it."
         )
     found.append(
-        f"Pairs are taken {unit} by {unit}. A verdict rests on an exact sign-flip test of the objective, corrected by Holm "
-        f"over all pairs, so that the chance of any false one is at most {LEVEL:.0%}; forget and utility are described. "
-        f"Intervals are {CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference counts as small."
+        f"Pairs are taken {unit} by {unit}. A verdict rests on an exact sign-flip test of the objective, corrected by "
+        f"Holm over all pairs, so that the chance of any false one is at most {LEVEL:.0%}; forget and utility are "
+        f"described. Intervals are {CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference counts "
+        "as small."
     )
     found.append(
         f"A collapse that happens to one run in {round(1 / COLLAPSE_RATE)} is missed by {count} runs "

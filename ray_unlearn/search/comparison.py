@@ -28,8 +28,6 @@ from ray_unlearn.failures import INF, MEMORY, NAN
 from ray_unlearn.metrics.fronts import hypervolume, pareto_front
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.statistics import (
-    Difference,
-    Interval,
     bootstrap,
     compare_pairs,
     corrected,
@@ -200,18 +198,18 @@ def summarise(
 ) -> dict[str, Any]:
     """comparison.json as plain data, numbers alone: {
         "seeds": [int],
-        "finalists": [{"method", "trial_id", "n": runs, "failed": of them diverged, "forget" | "utility" | "objective":
-            {"mean", "std", "min", "max"}, "metrics": {"<benchmark>/<metric>": {"mean", "std"}}}], std null where n is 1,
-            metrics of runs that did not diverge;
+        "finalists": [{"method", "trial_id", "n": runs, "failed": of them diverged,
+            "forget" | "utility" | "objective": {"mean", "std", "min", "max"}, "metrics": {"<benchmark>/<metric>":
+            {"mean", "std"}}}], std null where n is 1, metrics of runs that did not diverge;
         "hypervolume": {method: {"value", "low", "high"}},
         "differences": see `difference_table`,
         "warnings": [str], "budget": {method: {"trials", "epochs", "device_seconds"}},
         "importances": {method: {parameter: share}}, "edges": [{"method", "parameter", "value", "low", "high",
         "end": "lower" | "upper"}]}.
 
-    A run that diverged counts as forget 0, utility 0, objective 0. A method's best point, of which `differences` speaks,
-    is the first of its finalists: the one that the search would choose. To pick it by these runs would favour whoever
-    has more finalists.
+    A run that diverged counts as forget 0, utility 0, objective 0. A method's best point, of which `differences`
+    speaks, is the first of its finalists: the one that the search would choose. To pick it by these runs would favour
+    whoever has more finalists.
     """
     by_seed = {row["trial_id"]: {run["seed"]: scored(run) for run in runs if _is_of(run, row)} for row in finalists}
     ran = [row for row in finalists if by_seed[row["trial_id"]]]
@@ -304,7 +302,7 @@ def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[
 
     units: by method and unit, a row with the measures.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for first, second in combinations(units, 2):
         places = shared_units([units[first], units[second]])
         for measure in MEASURES if places else ():
@@ -322,8 +320,7 @@ def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[
             )
     judged = [item for item in found if item["measure"] == MEASURES[0]]
     for item, p in zip(judged, corrected([item["p"] for item in judged]), strict=True):
-        difference = Difference(Interval(item["value"], item["low"], item["high"]), item["p"], item["n"])
-        item |= {"corrected_p": p, "verdict": verdict(difference, p)}
+        item |= {"corrected_p": p, "verdict": verdict(item["value"], p)}
     return found
 
 
