@@ -9,6 +9,8 @@ from typing import Any
 
 SCHEDULES = ("linear", "constant")
 TPE, GP, NSGA2, QMC, RANDOM = "tpe", "gp", "nsga2", "qmc", "random"
+RECOMMENDED_UNITS = 8
+"""Seeds, or searches, over which things are compared: so many can decide between six pairs."""
 SAMPLERS = (TPE, GP, NSGA2, QMC, RANDOM)
 """Where a search's settings come from: Optuna's samplers, points spread evenly, points drawn at random."""
 METHOD_TITLES = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
-from ray_unlearn.commands.reopen import fetched, load_search, read_local
+from ray_unlearn.commands.reopen import describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import find_machine, most_gangs
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import UserError
@@ -35,6 +37,8 @@ def run(options: Compare) -> int:
     for name, value in (("--top", options.top), ("--concurrent", options.concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
+    if options.searches is not None or options.against:
+        return compare_searches(options)
     if options.seeds < 2:
         raise UserError(f"--seeds {options.seeds}: one run has no spread. Give at least 2, better 5")
     place = fetched(options.folder)
@@ -66,10 +70,58 @@ def run(options: Compare) -> int:
 
         shares = describe_importances(results.trials, spaces)
         comparison = summarise(config, results.trials, spaces, finalists, runs, seeds, shares)
-        write_json(folder / "comparison.json", comparison)
+        write_json(folder / "comparison.json", {**(results.comparison or {}), **comparison})
         write_report(folder)
     for line in describe_comparison(comparison):
         print(line)
     print(f"\nReport:  {place / 'report' / 'report.html'}")
     missing = {row["method"] for row in finalists} - {entry["method"] for entry in comparison["finalists"]}
     return PARTIAL if missing else 0
+
+
+def compare_searches(options: Compare) -> int:
+    """Search again with other seeds as often as is asked for, and compare methods over all the searches."""
+    from ray_unlearn.search.repeats import (
+        check_alike,
+        describe_cost,
+        describe_searches,
+        is_complete,
+        repeats_of,
+        run_repeats,
+        summarise_searches,
+    )
+
+    if options.searches is not None and options.searches < 2:
+        raise UserError(f"--searches {options.searches}: one search has no spread. Give at least 2, better 8")
+    folder = fetched(options.folder).absolute()
+    results = read_search(folder)
+    given = [read_search(path.absolute()) for path in options.against]
+    check_alike([results, *given])
+    repeated = []
+    if options.searches is not None:
+        config = read_local(folder)[0]
+        address = options.address or config.address
+        config = replace(config, address=address, concurrent=options.concurrent or config.concurrent)
+        repeats = repeats_of(config, folder, options.searches)
+        left = sum(not is_complete(place) for place, _ in repeats)
+        log = folder / "compare" / "log.txt"
+        log.parent.mkdir(exist_ok=True)
+        with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
+            say = sayer(screen)
+            if left:
+                say(describe_cost(results, left))
+            spaces, task = read_spaces(results.meta), load_search(folder)[1]
+            request, retrained = read_local(folder)[1:]
+            try:
+                run_repeats(repeats, task, spaces, sys.argv[1:], lambda c: describe_local(c, request, retrained), say)
+            except KeyboardInterrupt:
+                say("interrupted; what has ended is kept, and the same command goes on with the rest")
+                return exit_code()
+        repeated = [read_search(place) for place, _ in repeats]
+    found = summarise_searches([results, *given, *repeated])
+    write_json(folder / "comparison.json", {**(results.comparison or {}), "searches": found})
+    write_report(folder)
+    for line in describe_searches(found):
+        print(line)
+    print(f"\nReport:  {Path(options.folder) / 'report' / 'report.html'}")
+    return 0

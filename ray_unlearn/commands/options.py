@@ -313,9 +313,19 @@ class Evaluate(Loads, Attacks, Connects):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Reopens):
-    """Train each method's best again with new seeds, and say which differences hold."""
+    """Train each method's best again with new seeds, or search again, and say which differences hold."""
 
-    seeds: Annotated[int, _budget("Runs of every finalist, each with a seed of its own.")] = 5
+    seeds: Annotated[int, _budget("Runs of every finalist, each with a seed of its own.")] = RECOMMENDED_UNITS
+    searches: Annotated[
+        int | None,
+        _budget(
+            "Compare methods, and not only settings: search again until there are so many searches, this included."
+        ),
+    ] = None
+    against: Annotated[
+        tuple[Path, ...],
+        _what("With further searches that differ in their seeds alone: compare methods over all of them.", "--with"),
+    ] = ()
     top: Annotated[int, _budget("Finalists of each method.")] = 1
     frontier: Annotated[bool, _budget("Also every other point of the frontier.")] = False
     concurrent: Annotated[int | None, _hardware("Runs at a time. (default: what the machine holds)")] = None

@@ -24,8 +24,6 @@ MOST_FLIPS = 1 << 16
 """Up to 16 units all sign flips are counted; of more, so many are drawn."""
 NOTICEABLE = 0.05
 """Scores lie in [0, 1]; a difference under this counts as small."""
-RECOMMENDED_UNITS = 8
-"""So many decide between up to six pairs."""
 RELIABLE, SMALL, UNDECIDED = "reliable", "small", "undecided"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table, attack_of, metric_note, short_metric
 from ray_unlearn.report.text import count, is_number, method_label, score
-from ray_unlearn.report.verdicts import describe_difference
+from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_spreads
 from ray_unlearn.wording import listing
 
 MEASURES = ("objective", "forget", "utility")
@@ -83,10 +83,19 @@ def _named(method: Any) -> str | None:
     return None if method is None else method_label(str(method))
 
 
+def over_searches(results: SearchResults) -> Mapping[str, Any]:
+    """What `compare --searches` found; empty where it did not run."""
+    found = (results.comparison or {}).get("searches")
+    return found if isinstance(found, Mapping) else {}
+
+
 def sentences(results: SearchResults) -> list[str]:
-    """Of comparisons by older versions, the sentence that they kept."""
+    """On methods first, where whole searches were compared; then on the settings of this one."""
     items = _items(results, "differences")
-    return [
+    methods = over_searches(results)
+    found = describe_spreads(methods.get("methods", ()), MEASURES, SEARCH)
+    found += [describe_difference(item) for item in methods.get("differences", ())]
+    return found + [
         str(item["sentence"]) if item.get("sentence") else describe_difference(item)
         for item in items
         if item.get("sentence") or item.get("value") is not None
@@ -94,7 +103,8 @@ def sentences(results: SearchResults) -> list[str]:
 
 
 def warnings(results: SearchResults) -> list[str]:
-    return [str(text) for text in (results.comparison or {}).get("warnings") or []]
+    found = [*(over_searches(results).get("warnings") or ()), *((results.comparison or {}).get("warnings") or ())]
+    return [str(text) for text in found]
 
 
 def seeds_words(results: SearchResults) -> str:

@@ -7,7 +7,8 @@ each from its own study, so that every method gets the same number of trials in 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,10 +53,12 @@ def run_search(
     watcher: Watcher,
     keep_model: bool = True,
     local: Mapping[str, Any] | None = None,
+    gangs: Gangs | None = None,
 ) -> str:
     """Run the whole search into `folder`, or what is left of it there; returns its status, "complete" or "partial".
 
-    local: what a later command on this machine needs to go on (see again.py).
+    local: what a later command on this machine needs to go on (see commands/reopen.py). gangs: of a search with the
+    same gang and task, to be used before any are started.
 
     Raises UserError where the folder cannot be written or somebody else writes to it, RuntimeError where nothing can
     run. Ctrl-C and SIGTERM raise KeyboardInterrupt outside the trials; what had ended by then is on the disk.
@@ -89,10 +92,13 @@ def run_search(
             best = ranking.best_of_methods(recorder.rows)
             done = history.finals()
             if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, ranking):
+                shared = [gangs] if gangs else []  # once: after a loss the search starts its own
                 status = _through_losses(
                     recorder,
                     watcher,
-                    lambda: _run_gangs(config, task, recorder, done, keep_model, watcher, describe),
+                    lambda: _run_gangs(
+                        config, task, recorder, done, keep_model, watcher, describe, shared.pop() if shared else None
+                    ),
                 )
         except KeyboardInterrupt:
             end_soon()
@@ -130,18 +136,13 @@ def _run_gangs(
     keep_model: bool,
     watcher: Watcher,
     describe: Callable[..., None],
+    shared: Gangs | None,
 ) -> str:
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
     benchmark = load_benchmark(config.loaded_from)
-    parks = park_seconds(config.address)
-    way_on = f"stopped, and its cluster too. Go on with: ray_unlearn tune --resume {recorder.writer.folder}"
-    watcher.stage(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
-    with (
-        signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
-        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
-        Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, parks) as gangs,
-    ):
+    way_on = f"ray_unlearn tune --resume {recorder.writer.folder}"
+    own = nullcontext(shared) if shared else open_gangs(config, task, watcher.stage, f"Go on with: {way_on}")
+    with own as gangs, tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch:
         # Sampled answers are judged against the starting model's.
         sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
         report = finished(gangs.run(Job("start", robustness=sampling, seed=config.seed)), "the starting model")
@@ -163,6 +164,21 @@ def _run_gangs(
         finalists = run_finals(config, gangs, task, best, recorder.writer, recorder.ledger, done, keep_model)
         describe(finalists=finalists)
     return "complete"
+
+
+@contextmanager
+def open_gangs(config: SearchConfig, task: Task, say: Callable[[str], None], way_on: str) -> Iterator[Gangs]:
+    """The search's gangs on a Ray cluster. Inside, Ctrl-C and SIGTERM interrupt; way_on: what is said where that takes
+    the cluster down."""
+    say(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
+    parks = park_seconds(config.address)
+    with (
+        signals_as_interrupts(give_up=lambda: say(f"stopped, and its cluster too. {way_on}")),
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as storage,
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
+        Gangs(task, config.gang, config.concurrent, Path(storage), say, config.trial_timeout, parks) as gangs,
+    ):
+        yield gangs
 
 
 def build_studies(config: SearchConfig, spaces: Mapping[str, Space]) -> dict[str, MethodStudy]:
