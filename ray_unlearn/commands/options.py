@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from typer import Argument, Option
 
 from ray_unlearn.benchmarks import NAMED
-from ray_unlearn.config import SAMPLERS, UTILITY_FLOOR, Robustness
+from ray_unlearn.config import RECOMMENDED_UNITS, SAMPLERS, UTILITY_FLOOR, Robustness
 
 DEFAULT_TRIALS = 20
 DEFAULT_ZERO = 2

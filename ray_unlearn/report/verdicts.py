@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_unlearn.config import METHOD_TITLES
+from ray_unlearn.config import METHOD_TITLES, RECOMMENDED_UNITS
 from ray_unlearn.metrics.statistics import (
     CONFIDENCE,
     LEVEL,
     NOTICEABLE,
-    RECOMMENDED_UNITS,
     RELIABLE,
     UNDECIDED,
     fewest_units,
@@ -64,8 +63,8 @@ def describe_limits(count: int, unit: str, num_pairs: int) -> list[str]:
     found.append(
         f"Pairs are taken {unit} by {unit}. A verdict rests on an exact sign-flip test of the objective, corrected by "
         f"Holm over all pairs, so that the chance of any false one is at most {LEVEL:.0%}; forget and utility are "
-        f"described. Intervals are {CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference counts "
-        "as small."
+        f"described. Intervals are {CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference "
+        "counts as small."
     )
     found.append(
         f"A collapse that happens to one run in {round(1 / COLLAPSE_RATE)} is missed by {count} runs "

@@ -119,8 +119,8 @@ def check_alike(found: Sequence[SearchResults]) -> None:
             mine, theirs = (r.meta["config"].get(name) for r in (results, first))
             if mine != theirs:
                 raise UserError(
-                    f"{results.folder}: has {name} {mine}, and {first.folder} {theirs}. Compare searches that differ in "
-                    "their seeds alone"
+                    f"{results.folder}: has {name} {mine}, and {first.folder} {theirs}. Compare searches that differ "
+                    "in their seeds alone"
                 )
         if results.meta.get("data_fingerprint") != first.meta.get("data_fingerprint"):
             raise UserError(f"{results.folder}: has other data than {first.folder}. Compare searches on the same")
