@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 from ray_unlearn.config import GangConfig, SearchConfig
@@ -13,8 +14,10 @@ from ray_unlearn.search.comparison import (
     count_budgets,
     describe_comparison,
     describe_unequal,
+    difference_table,
     find_edges,
     pick_finalists,
+    scored,
     summarise,
 )
 from ray_unlearn.search.sampling import importances
@@ -42,7 +45,7 @@ def runs_of(trial_id: str, *objectives: float, **values) -> list[dict]:
 
 def summary(runs: list[dict], finalists: list[dict] | None = None, trials: list[dict] | None = None) -> dict:
     finalists = [row("simnpo-0001"), row("npo-0001")] if finalists is None else finalists
-    return summarise(CONFIG, trials or finalists, SPACES, finalists, runs, comparison_seeds(CONFIG, 5), {})
+    return summarise(CONFIG, trials or finalists, SPACES, finalists, runs, comparison_seeds(CONFIG, 6), {})
 
 
 def test_finalists_are_the_best_by_the_objective_and_the_front_if_wanted():
@@ -65,12 +68,12 @@ def test_seeds_are_not_the_searchs_and_the_same_for_all():
 
 
 def test_the_file_has_what_its_readers_expect():
-    runs = runs_of("simnpo-0001", 0.80, 0.82, 0.78, 0.81, 0.79) + runs_of("npo-0001", 0.70, 0.71, 0.69, 0.70, 0.70)
+    runs = runs_of("simnpo-0001", 0.80, 0.82, 0.78, 0.81, 0.79, 0.80) + runs_of("npo-0001", *[0.70, 0.71, 0.69] * 2)
     found = json.loads(json.dumps(summary(runs)))
-    assert found["seeds"] == [1007, 1008, 1009, 1010, 1011]
+    assert found["seeds"] == [1007, 1008, 1009, 1010, 1011, 1012]
     first = found["finalists"][0]
-    assert set(first) == {"method", "trial_id", "n", "forget", "utility", "objective", "metrics"}
-    assert (first["method"], first["trial_id"], first["n"]) == ("simnpo", "simnpo-0001", 5)
+    assert set(first) == {"method", "trial_id", "n", "failed", "forget", "utility", "objective", "metrics"}
+    assert (first["method"], first["trial_id"], first["n"], first["failed"]) == ("simnpo", "simnpo-0001", 6, 0)
     assert set(first["objective"]) == {"mean", "std", "min", "max"}
     assert first["objective"]["mean"] == pytest.approx(0.80)
     assert first["metrics"] == {"wmdp/forget_accuracy": {"mean": pytest.approx(0.3), "std": pytest.approx(0.0)}}
@@ -81,13 +84,15 @@ def test_the_file_has_what_its_readers_expect():
     best = found["differences"][0]
     assert (best["better"], best["other"], best["verdict"]) == ("simnpo", "npo", "reliable")
     assert 0.05 < best["low"] < best["value"] < best["high"]
-    assert best["sentence"].startswith("SimNPO's advantage over NPO is 0.100 [")
-    assert found["differences"][2]["verdict"] == "undecided", "utilities are equal"
+    assert (best["unit"], best["p"], best["corrected_p"]) == ("seed", 2 / 64, 2 / 64)
+    assert [d["verdict"] for d in found["differences"][1:]] == [None, None], "described, not judged"
+    assert "sentence" not in best, "words are made from the numbers"
     assert found["budget"]["npo"] == {"trials": 1, "epochs": 10, "device_seconds": 20.0}
     assert set(found) == {
         *("seeds", "finalists", "hypervolume", "differences", "warnings", "budget", "importances", "edges")
     }
-    assert best["sentence"] in describe_comparison(found)
+    said = "the SimNPO setting of this search has the advantage over the NPO setting of this search, by 0.100 ["
+    assert any(line.startswith(said) for line in describe_comparison(found))
 
 
 def test_the_better_method_is_named_first_whatever_the_order():
@@ -105,20 +110,43 @@ def test_the_best_point_is_the_searchs_choice_not_the_luckiest_run():
     assert found["hypervolume"]["simnpo"]["value"] == pytest.approx(0.9 * 0.95), "but the area is of all of them"
 
 
-def test_failed_runs_are_said_and_their_seeds_left_out_of_the_pairs():
-    runs = runs_of("simnpo-0001", 0.8, 0.8, 0.8) + runs_of("npo-0001", 0.7, 0.7, 0.7)
-    runs[1] |= {"status": "failed", "error": "NonFinite: loss", "objective": None, "forget": None, "utility": None}
+def diverged(run: dict) -> dict:
+    nothing = dict.fromkeys(("objective", "forget", "utility", "wmdp/forget_accuracy"))
+    return {**run, **nothing, "status": "failed", "error": "NonFinite: loss", "failure": "nan"}
+
+
+def test_a_run_that_diverged_counts_as_nothing_forgotten_and_nothing_kept():
+    runs = runs_of("simnpo-0001", 0.9, 0.9, 0.9) + runs_of("npo-0001", 0.7, 0.7, 0.7)
+    runs[1] = diverged(runs[1])
     found = summary(runs)
-    assert found["finalists"][0]["n"] == 2
-    assert found["differences"][0]["n"] == 2
+    first = found["finalists"][0]
+    assert (first["n"], first["failed"]) == (3, 1)
+    assert first["objective"]["mean"] == pytest.approx(0.6)
+    assert first["metrics"]["wmdp/forget_accuracy"]["mean"] == pytest.approx(0.3), "of those that have them"
+    assert (found["differences"][0]["better"], found["differences"][0]["n"]) == ("npo", 3)
+    assert found["hypervolume"]["simnpo"]["value"] == pytest.approx(0.6 * 0.95 * 2 / 3)
     assert any("simnpo-0001: 1 of 3 runs failed (NonFinite: loss)" in warning for warning in found["warnings"])
 
 
-def test_a_finalist_without_a_run_is_left_out():
-    failed = {"status": "failed", "error": "lost"}
-    found = summary(runs_of("simnpo-0001", 0.8, 0.8) + runs_of("npo-0001", None, None, **failed))
-    assert [entry["method"] for entry in found["finalists"]] == ["simnpo"]
-    assert found["differences"] == []
+def test_a_method_that_diverges_in_three_seeds_of_ten_is_not_found_better():
+    chance = np.random.default_rng(0)
+    wins = 0
+    for _ in range(40):
+        steady = runs_of("npo-0001", *(0.80 + chance.normal(0, 0.01, 10)))
+        wild = runs_of("simnpo-0001", *(0.87 + chance.normal(0, 0.01, 10)))
+        wild = [diverged(run) if chance.random() < 0.3 else run for run in wild]
+        units = {m: {k: scored(r) for k, r in enumerate(runs)} for m, runs in (("simnpo", wild), ("npo", steady))}
+        best = difference_table(units, "seed")[0]
+        wins += best["better"] == "simnpo" and best["verdict"] != "undecided"
+    assert wins <= 4, "a tenth of the samples show no collapse"
+
+
+def test_a_finalist_whose_runs_all_diverged_stays_with_nothing():
+    runs = runs_of("simnpo-0001", 0.8, 0.8) + [diverged(run) for run in runs_of("npo-0001", 0.0, 0.0)]
+    found = summary(runs)
+    assert [entry["method"] for entry in found["finalists"]] == ["simnpo", "npo"]
+    assert found["finalists"][1]["objective"]["mean"] == 0.0
+    assert found["finalists"][1]["metrics"] == {}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +226,8 @@ def folder(tmp_path):
         (["compare", "{folder}", "--allow-unequal"], [LOCAL, "where the search ran"]),
         (["compare", "{folder}", "--seeds", "1"], ["--seeds 1", "no spread"]),
         (["compare", "{folder}", "--top", "0"], ["--top 0"]),
+        (["compare", "{folder}", "--searches", "1"], ["--searches 1", "no spread"]),
+        (["compare", "{folder}", "--with", "{folder}"], ["is not complete"]),
         (["compare", "{folder}/nowhere"], ["holds no search"]),
         (["export", "{folder}", "--trial", "simnpo-0009"], ["--trial simnpo-0009", "no such trial", "trials.csv"]),
         (["export", "{folder}", "--trial", "simnpo-0002"], ["--trial simnpo-0002", "failed"]),

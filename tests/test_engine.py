@@ -7,8 +7,8 @@ import torch
 
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.failures import NonFinite
-from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.step import schedule
 from ray_unlearn.training.trial import Job, evaluation_epochs, run_trial
 from tests.tiny import tiny_task

@@ -14,7 +14,7 @@ FLOORS = (
     {"__init__"},
     {"config", "failures", "interruption", "wording"},
     {"metrics"},
-    {"files", "provenance"},
+    {"files", "hardware", "provenance"},
     {"models"},
     {"benchmarks", "records"},
     {"training", "report"},

@@ -10,8 +10,8 @@ from ray_unlearn.benchmarks.contract import Prompts
 from ray_unlearn.config import GangConfig, Robustness, TrialConfig
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
-from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task
 

@@ -115,6 +115,8 @@ def check_alike(found: Sequence[SearchResults]) -> None:
     """Raise UserError where searches differ in more than their seeds, or one was given twice."""
     first, seeds = found[0], set()
     for results in found:
+        if results.meta.get("status") != "complete":
+            raise UserError(f"{results.folder}: is not complete. Go on with it first: ray_unlearn tune --resume")
         for name in ALIKE:
             mine, theirs = (r.meta["config"].get(name) for r in (results, first))
             if mine != theirs:
@@ -124,8 +126,6 @@ def check_alike(found: Sequence[SearchResults]) -> None:
                 )
         if results.meta.get("data_fingerprint") != first.meta.get("data_fingerprint"):
             raise UserError(f"{results.folder}: has other data than {first.folder}. Compare searches on the same")
-        if results.meta.get("status") != "complete":
-            raise UserError(f"{results.folder}: is not complete. Go on with it first: ray_unlearn tune --resume")
         if (seed := results.meta["config"]["seed"]) in seeds:
             raise UserError(f"{results.folder}: a second search with seed {seed}. Give each once, each with its own")
         seeds.add(seed)

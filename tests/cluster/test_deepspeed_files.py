@@ -38,8 +38,8 @@ def test_the_offload_file_differs_by_offload_alone():
 @pytest.mark.parametrize("name", FILES)
 def test_an_engine_is_built_from_the_file_and_repeats_a_trial_bit_for_bit(name, tiny_model):
     from ray_unlearn.training.engine import check_settings
-    from ray_unlearn.training.shards import weights_digest
     from ray_unlearn.training.in_process import local_worker, run_local
+    from ray_unlearn.training.shards import weights_digest
     from ray_unlearn.training.trial import Job
 
     settings = load_settings(FOLDER / f"{name}.json")
