@@ -43,6 +43,8 @@ class Prompts:
     prompts: list[list[int]]
     references: list[str]
     max_new_tokens: int
+    stop: tuple[int, ...] = ()
+    """Token ids at which an answer is over; none: where the model's own settings say so."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Task:
     """Which part of the benchmark is forgotten, where it has several."""
     whole: Split | None = None
     """All that both splits hold, where it was asked for: what the literature's figures are of."""
+    refusals: Sequences | None = None
+    """"I don't know"-like answers in the form of these data, for methods that teach them; None: in the tokenizer's."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
     notes: tuple[str, ...] = ()

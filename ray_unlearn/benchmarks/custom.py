@@ -44,9 +44,10 @@ from ray_unlearn.metrics.choice import choice_correct
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
-from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
-from ray_unlearn.models.sequences import Sequences, encode_pair, encode_text
+from ray_unlearn.models.loading import check_model, load_config, load_stops, load_tokenizer
+from ray_unlearn.models.sequences import Sequences, encode_text
 from ray_unlearn.models.sizes import context_length
+from ray_unlearn.models.templates import Choice, Template
 
 if TYPE_CHECKING:
     from ray_unlearn.benchmarks.objective import Judge
@@ -83,6 +84,8 @@ class Document:
 
     where: str
     items: list[Item]
+    answer: str = ""
+    """Of a pair, as the file has it: the reference of what is generated."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ def build_task(definition: Definition, request: Request) -> Task:
 class _Writer:
     """Writes rows as the model's tokens; every complaint names file and row."""
 
-    tokenizer: Any
+    template: Template
     context: int
     width: int
     """Tokens of the longest chunk of a text."""
@@ -261,14 +264,17 @@ class _Writer:
                 f"{definition.path}: chat_template = true, but the tokenizer of {model} has none. Write false, or "
                 "take the model's chat version"
             )
-        if definition.chat_template is False:
-            tokenizer.chat_template = None
         if definition.max_tokens and definition.max_tokens > context:
             raise UserError(
                 f"{definition.path}: max_tokens = {definition.max_tokens}, but {model} reads at most {context}. "
                 "Give no more than that"
             )
-        return cls(tokenizer, context, definition.max_tokens or min(DEFAULT_MAX_TOKENS, context))
+        template = Template(tokenizer, Choice(definition.chat_template), load_stops(model))
+        return cls(template, context, definition.max_tokens or min(DEFAULT_MAX_TOKENS, context))
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.template.tokenizer
 
     def documents(self, source: Source) -> list[Document]:
         """Raises UserError naming the first row that cannot be learnt from."""
@@ -279,13 +285,13 @@ class _Writer:
         if source.kind == TEXT:
             return Document(row.where, cut_text(self.tokenizer, texts[0], self.width, row.where))
         question, answer = texts
-        pair = encode_pair(self.tokenizer, question, answer, row.where)
+        pair = self.template.encode_pair(question, answer, row.where)
         if len(pair[0]) > self.context:
             raise UserError(
                 f"{row.where}: question and answer have {len(pair[0])} tokens, but the model reads at most "
                 f"{self.context}. Shorten or remove the row, or take a model with a longer context"
             )
-        return Document(row.where, [pair])
+        return Document(row.where, [pair], answer.strip())
 
     def split(self, sets: Mapping[str, list[Item]], asked: Mapping[str, list[Question]]) -> Split:
         probes = {name: Probe(Sequences.build(items)) for name, items in sets.items()}
@@ -527,8 +533,7 @@ def _describe_data(
         chunks = sum(len(document.items) for document in long)
         notes.append(f"{len(long)} long text(s) cut into {chunks} chunks of at most {writer.width} tokens.")
     if any(source.kind == PAIRS for source in definition.sets.values()):
-        way = "in the tokenizer's chat template" if writer.tokenizer.chat_template else 'as "Question: ... Answer: ..."'
-        notes.append(f"Pairs are written {way}.")
+        notes += writer.template.describe()
     for half, split in splits.items():
         scored = ", ".join(f"{len(probe.sequences)} of {name}" for name, probe in split.probes.items())
         notes.append(f"Scored {'while searching' if half == 'selection' else 'for the report'}: {scored}.")

@@ -8,7 +8,7 @@ stays cheap), the rest for the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,10 @@ from ray_unlearn.metrics.membership import (
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
-from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
-from ray_unlearn.models.sequences import Sequences, encode_pair
+from ray_unlearn.models.loading import check_model, load_config, load_stops, load_tokenizer
+from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
+from ray_unlearn.models.templates import Template
 
 HUB_NAME = "locuslab/TOFU"
 DEFAULT_SPLIT = "forget10"
@@ -151,7 +152,8 @@ def build_task(request: Request) -> Task:
     assert request.model is not None
     split = _check_split(request.split)
     check_model(request.model)
-    reader = _Reader(request.data, load_tokenizer(request.model), context_length(load_config(request.model)))
+    tokenizer, context = load_tokenizer(request.model), context_length(load_config(request.model))
+    reader = _Reader(request.data, tokenizer, context, load_stops(request.model))
     return Task(
         benchmark="tofu",
         scale=request.scale,
@@ -168,8 +170,9 @@ def build_task(request: Request) -> Task:
 class _Reader:
     """Reads and tokenises TOFU's parts; every complaint names part and row."""
 
-    def __init__(self, data: Path | None, tokenizer: Any, context: int) -> None:
-        self._source, self._tokenizer, self._context = str(data or HUB_NAME), tokenizer, context
+    def __init__(self, data: Path | None, tokenizer: Any, context: int, stops: Sequence[int] = ()) -> None:
+        self._source, self._context = str(data or HUB_NAME), context
+        self.template = Template(tokenizer, stops=stops)
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
         """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
@@ -208,7 +211,7 @@ class _Reader:
         items = []
         for row in rows:
             for text in row[column] if isinstance(row[column], list) else [row[column]]:
-                tokens, start = encode_pair(self._tokenizer, row["question"], text, row["where"])
+                tokens, start = self.template.encode_pair(row["question"], text, row["where"])
                 if len(tokens) > self._context:
                     raise UserError(
                         f"{row['where']}: question and {column!r} have {len(tokens)} tokens, but the model reads at "
@@ -224,6 +227,7 @@ class _Reader:
             prompts=[tokens[:start].tolist() for tokens, start in sequences],
             references=[row["answer"] for row in rows],
             max_new_tokens=max(1, min(MAX_NEW_TOKENS, room)),
+            stop=self.template.stops,
         )
 
 

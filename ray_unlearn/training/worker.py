@@ -51,6 +51,7 @@ from ray_unlearn.models.logprobs import (
 from ray_unlearn.models.packing import Pack, pack, pack_trees
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import hidden_layer
+from ray_unlearn.models.templates import cut_at_stop, whole_text
 from ray_unlearn.provenance import cpu_model
 from ray_unlearn.training import engine as engines
 from ray_unlearn.training.alternates import build_alternates
@@ -416,7 +417,9 @@ class Worker:
         if key not in self._sets:
             forget = Sequences.concatenate([getattr(self.task, part) for part in learn])
             self._sets[key] = (
-                [forget] if name == FORGET else build_alternates(method.alternates, forget, self.tokenizer)
+                [forget]
+                if name == FORGET
+                else build_alternates(method.alternates, forget, self.tokenizer, self.task.refusals)
             )
         return self._sets[key]
 
@@ -667,10 +670,12 @@ class Worker:
                 top_p=1.0,
                 max_new_tokens=prompts.max_new_tokens,
                 pad_token_id=pad,
+                **({"eos_token_id": list(prompts.stop)} if prompts.stop else {}),
                 synced_gpus=self.gang.zero_stage == 3 and self.num_workers > 1,
             )
             for i, row in zip(part, output[:, width:].tolist(), strict=False):
-                mine[i] = self.tokenizer.decode(row, skip_special_tokens=True).strip()
+                answer = cut_at_stop(row, prompts.stop)
+                mine[i] = whole_text(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
         model.train(was_training)
         everyone: list[dict[int, str]] = [{} for _ in range(self.num_workers)]
         dist.all_gather_object(everyone, mine)
