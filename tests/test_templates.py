@@ -12,7 +12,8 @@ import pytest
 
 from ray_unlearn.config import UserError
 from ray_unlearn.models.loading import load_tokenizer
-from ray_unlearn.models.templates import Choice, Template, cut_at_stop, whole_text
+from ray_unlearn.models.marks import cut_at_stop, whole_text
+from ray_unlearn.models.templates import Choice, Template
 from tests.templates import look_at
 from tests.tokenizer_kinds import write_byte_level, write_llama_like
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
-from ray_unlearn.metrics.rouge import rouge_l_recall
+from ray_unlearn.metrics.rouge import ENGLISH, rouge_l_recall
 from ray_unlearn.models.sequences import Sequences
 
 
@@ -45,6 +46,44 @@ class Prompts:
     max_new_tokens: int
     stop: tuple[int, ...] = ()
     """Token ids at which an answer is over; none: where the model's own settings say so."""
+    words: str = ENGLISH
+    """What ROUGE counts (metrics/rouge.py): one choice for a whole data set."""
+    accepted: tuple[tuple[str, ...], ...] = ()
+    """By prompt, other answers that are right, too; none: the references alone."""
+    forbidden: tuple[tuple[str, ...], ...] = ()
+    """By prompt, strings that an answer should not hold."""
+    rooms: tuple[int, ...] = ()
+    """By prompt, the most tokens that its answer may have; none: max_new_tokens."""
+
+    context: int = 0
+    """Tokens that the model can read; 0: more than any prompt and its answer have."""
+
+    def batch_room(self, numbers: Sequence[int]) -> int:
+        """The most tokens to generate for these prompts together, so that none leaves the context."""
+        most = max(map(self.room, numbers), default=1)
+        longest = max((len(self.prompts[number]) for number in numbers), default=0)
+        return max(1, min(most, self.context - longest)) if self.context else most
+
+    def room(self, number: int) -> int:
+        return self.rooms[number] if self.rooms else self.max_new_tokens
+
+    def compare(self, answers: list[str], similarity: Callable[..., np.ndarray]) -> np.ndarray:
+        """How much of its reference, or of another right answer, each answer holds, [n] in [0, 1]."""
+        best = similarity(answers, self.references, self.words)
+        for rank in range(max(map(len, self.accepted), default=0)):
+            pairs = zip(self.accepted, self.references, strict=True)
+            others = [texts[rank] if rank < len(texts) else reference for texts, reference in pairs]
+            best = np.maximum(best, similarity(answers, others, self.words))
+        return best
+
+    def says_forbidden(self, answers: list[str]) -> np.ndarray:
+        """Whether each answer holds one of its forbidden strings, whatever its case and width, bool [n]."""
+        pairs = zip(answers, self.forbidden, strict=True)
+        return np.array([any(_folded(text) in _folded(answer) for text in texts) for answer, texts in pairs])
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 @dataclass(frozen=True)
@@ -171,8 +210,9 @@ class Benchmark:
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""
-    similarity: Callable[[list[str], list[str]], np.ndarray] = rouge_l_recall
-    """(generated answers, references) -> how much of the reference each answer holds, [n] in [0, 1]."""
+    similarity: Callable[..., np.ndarray] = rouge_l_recall
+    """(generated answers, references, words) -> how much of the reference each answer holds, [n] in [0, 1]; see
+    `Prompts.compare`."""
 
 
 SPLITS = ("selection", "report", "whole")

@@ -47,7 +47,7 @@ from ray_unlearn.metrics.membership import (
     zlib_score,
 )
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
-from ray_unlearn.metrics.rouge import rouge_l_recall
+from ray_unlearn.metrics.rouge import ENGLISH, choose_words, rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
 from ray_unlearn.models.loading import check_model, load_config, load_stops, load_tokenizer
 from ray_unlearn.models.sequences import Sequences
@@ -154,6 +154,8 @@ def build_task(request: Request) -> Task:
     check_model(request.model)
     tokenizer, context = load_tokenizer(request.model), context_length(load_config(request.model))
     reader = _Reader(request.data, tokenizer, context, load_stops(request.model))
+    if request.data is not None:
+        reader.words = choose_words([row["answer"] for row in reader.rows(RETAIN_OF[split], "question", "answer")])
     return Task(
         benchmark="tofu",
         scale=request.scale,
@@ -173,6 +175,8 @@ class _Reader:
     def __init__(self, data: Path | None, tokenizer: Any, context: int, stops: Sequence[int] = ()) -> None:
         self._source, self._context = str(data or HUB_NAME), context
         self.template = Template(tokenizer, stops=stops)
+        self.words = ENGLISH
+        """What ROUGE counts: of the hub's TOFU as published, of a folder by its language."""
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
         """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
@@ -228,6 +232,7 @@ class _Reader:
             references=[row["answer"] for row in rows],
             max_new_tokens=max(1, min(MAX_NEW_TOKENS, room)),
             stop=self.template.stops,
+            words=self.words,
         )
 
 
@@ -283,7 +288,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
         metrics["holdout_exact_memorisation"] = float(exact_memorisation(scores["holdout"]).mean())
     arrays = {"forget_truth_ratio": ratio.tolist()}
     if answers:
-        rouge = {n: float(rouge_l_recall(a, split.generations[n].references).mean()) for n, a in answers.items()}
+        rouge = {n: float(split.generations[n].compare(a, rouge_l_recall).mean()) for n, a in answers.items()}
         metrics |= {f"{name}_rouge_l_recall": value for name, value in rouge.items()}
         metrics["model_utility"] = harmonic_mean(parts + [rouge[name] for name in UTILITY_SETS])
         if split.final_probes:

@@ -31,6 +31,8 @@ def spell_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with `rope_theta` and `rope_scaling` beside every `rope_parameters`, nested ones too."""
     result = {key: spell_rope(value) if key.endswith("_config") and isinstance(value, dict) else value
               for key, value in values.items()}  # fmt: skip
+    if str(values.get("model_type")).startswith("qwen") and "num_local_experts" in values:
+        result["num_experts"] = values["num_local_experts"]
     parameters = values.get("rope_parameters")
     if not isinstance(parameters, dict):
         return result

@@ -20,10 +20,11 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from ray_unlearn.config import UserError
+from ray_unlearn.models.marks import any_of, encode_marked, mark_special, special_pattern, start_marks
 
 Turn = Mapping[str, str]
 """role (system, user or assistant) and content."""
@@ -387,7 +388,7 @@ class Template:
         They are tokenised together where the model saw them so: where the prompt ends in a special token or a new line,
         or the answer begins with a space. "[/INST]" and an answer right behind it were tokenised apart.
         """
-        ids = self._ids_of_marked if is_marked else self._ids
+        ids = partial(encode_marked, self.tokenizer) if is_marked else self._ids
         head = [*self._start_of(prompt), *ids(prompt)]
         is_joined = self._joins or text[:1].isspace() or prompt[-1:].isspace() or self._ends_in_mark(prompt)
         if is_joined:
@@ -415,11 +416,6 @@ class Template:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _ids_of_marked(self, text: str) -> list[int]:
-        from transformers.utils.chat_template_utils import encode_marked_chat
-
-        return list(encode_marked_chat(self.tokenizer, text))
-
     def _start_of(self, text: str) -> list[int]:
         """The start mark, once: a chat template writes its own."""
         if self.is_chat:
@@ -444,47 +440,7 @@ class Template:
 
     @cached_property
     def _added(self) -> re.Pattern[str]:
-        return _any_of(self._ids_of_marks)
-
-
-def special_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Finds the texts of special tokens."""
-    known = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    names = {str(token) for token in known if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
-    return _any_of(names)
-
-
-def mark_special(text: str, special: re.Pattern[str]) -> str:
-    """The text with special tokens' texts in it marked, so that they are tokenised as text."""
-    from transformers.utils.chat_template_utils import mark_control_tokens
-
-    return mark_control_tokens(text, special)
-
-
-def start_marks(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text: its start mark, or nothing."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    whole = list(tokenizer("a")["input_ids"])
-    for at in range(len(whole) - len(bare) + 1):
-        if whole[at : at + len(bare)] == bare:
-            return whole[:at]
-    return []
-
-
-def whole_text(text: str) -> str:
-    """Decoded text without a character that its last token cut in two."""
-    return text.rstrip("\ufffd")
-
-
-def cut_at_stop(tokens: Sequence[int], stops: Sequence[int]) -> list[int]:
-    """What was generated before the first end mark."""
-    wanted = set(stops)
-    return list(tokens[: next((i for i, token in enumerate(tokens) if token in wanted), len(tokens))])
-
-
-def _any_of(names: Any) -> re.Pattern[str]:
-    longest = sorted((name for name in names if name.strip()), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        return any_of(self._ids_of_marks)
 
 
 def _common_start(texts: Sequence[str]) -> str:

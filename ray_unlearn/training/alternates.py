@@ -6,23 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ray_unlearn.benchmarks.refusals import REFUSALS
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.templates import Template
 
-REFUSALS = (
-    "I don't know.",
-    "I'm not sure about that.",
-    "I have no information on this.",
-    "That is beyond what I know.",
-    "I can't say.",
-    "I haven't learned about that.",
-    "I am unable to answer this.",
-    "I have no idea, sorry.",
-    "I'm not familiar with that topic.",
-    "This is not something I know about.",
-    "I don't have an answer to that.",
-    "I must admit that I don't know.",
-)
 NUM_VARIANTS = 5
 """Alternates of each item (AltPO's number); epochs go through them in turn."""
 SEED = 0

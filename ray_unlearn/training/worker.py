@@ -48,10 +48,10 @@ from ray_unlearn.models.logprobs import (
     decoder_layers,
     score_answers,
 )
+from ray_unlearn.models.marks import cut_at_stop, whole_text
 from ray_unlearn.models.packing import Pack, pack, pack_trees
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import hidden_layer
-from ray_unlearn.models.templates import cut_at_stop, whole_text
 from ray_unlearn.provenance import cpu_model
 from ray_unlearn.training import engine as engines
 from ray_unlearn.training.alternates import build_alternates
@@ -668,13 +668,13 @@ class Worker:
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=prompts.max_new_tokens,
+                max_new_tokens=prompts.batch_room(part or [0]),
                 pad_token_id=pad,
                 **({"eos_token_id": list(prompts.stop)} if prompts.stop else {}),
                 synced_gpus=self.gang.zero_stage == 3 and self.num_workers > 1,
             )
             for i, row in zip(part, output[:, width:].tolist(), strict=False):
-                answer = cut_at_stop(row, prompts.stop)
+                answer = cut_at_stop(row[: prompts.room(i)], prompts.stop)
                 mine[i] = whole_text(self.tokenizer.decode(answer, skip_special_tokens=True)).strip()
         model.train(was_training)
         everyone: list[dict[int, str]] = [{} for _ in range(self.num_workers)]
@@ -720,7 +720,7 @@ class Worker:
             if name in split.generations:
                 prompts = split.generations[name]
                 answers = [self._generate(prompts, (seed + 1) * 1000 + k) for k in range(settings.samples)]
-                similarities = np.array([benchmark.similarity(a, prompts.references) for a in answers])
+                similarities = np.array([prompts.compare(a, benchmark.similarity) for a in answers])
                 result |= attacked("sample", {metric: worst_of(similarities)}, [metric])
         return result
 
