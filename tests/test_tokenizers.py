@@ -89,6 +89,22 @@ def test_the_model_s_own_stops_are_read(tmp_path: Path) -> None:
         assert load_stops(str(tmp_path)) == stops
 
 
+def test_one_whole_file_beside_shards_is_refused_and_goes_before_them_in_the_digest(tmp_path: Path) -> None:
+    from ray_unlearn.models.fingerprints import weight_files, weights_digest
+    from ray_unlearn.models.loading import check_model
+
+    folder = write_model(tmp_path / "one")
+    before = weights_digest(folder)
+    load_model(str(folder), "fp32").save_pretrained(tmp_path / "cut", max_shard_size="20KB")
+    assert len(weight_files(tmp_path / "cut")) > 1
+    for file in (tmp_path / "cut").glob("model*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="only the first would be loaded"):
+        check_model(str(folder))
+    assert weight_files(folder) == [folder / "model.safetensors"]
+    assert weights_digest(folder) == before == weights_digest(tmp_path / "cut")
+
+
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA_3 |= {"original_max_position_embeddings": 8192}
 

@@ -1,23 +1,45 @@
 """Your own data: a TOML file that says what to forget and what to keep, given in the place of a benchmark's name.
 
 name = "staff"               # what the results' columns begin with
-chat_template = true         # of pairs: the tokenizer's own template; false: "Question: ... Answer: ...".
+chat_template = true         # of pairs: the tokenizer's own template; false: "Question: ... Answer: ..."
                              # (default: the template where the tokenizer has one)
 max_tokens = 512             # longer texts are cut into chunks of at most so many tokens
+drop_overlap = true          # rows of [retain] that are in [forget], too, are left out (default: refused)
+refusals = "no.txt"          # answers for methods that teach not to know, one a line (default: English ones)
+
+[template]                   # how pairs and conversations are written; the tokenizer's template with
+system = "You are brief."    # a system message, and whatever arguments it reads:
+date_string = "10 Apr 2025"  # (default: the day is fixed, so that tokens do not change at midnight)
+enable_thinking = true       # (default: as the model is asked to answer without thinking)
+                             # or tags of your own, also empty ones (a text in two halves): user_start, user_end,
+                             # assistant_start, assistant_end (default: the end mark), system_start, system_end
+
 [forget]                     # [retain] is needed, too; [hold_out], if given, is like [forget], but never seen
-file = "forget.jsonl"        # .jsonl, .json, .parquet or .txt beside the TOML file; or hub = "owner/name"
-question = "q"               # the columns of pairs; of plain texts text = "..."; a .txt file needs none
-answer = "a"
+file = "forget.jsonl"        # beside the TOML file: .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt, as they are or
+                             # packed (.gz, .zst), or a folder of save_to_disk; or hub = "owner/name"
+field = "forget"             # which list, of a JSON file with several
+split = "train"              # of the hub, or of a folder with several; config goes with hub
+question = "q"               # pairs: the columns; a dotted name reaches into mappings, a list joins columns;
+answer = "a"                 # of a list of answers the first is trained on, any of them counts for ROUGE
+# text = "t"                 # or plain texts; a .txt file needs no column
+# messages = "m"             # or conversations; turns = "all" makes every answer a row (default: the last one)
+explode = "QA"               # a column of lists becomes one row an item
+where = {edge = "A_B"}       # which rows: by a column's value or values, or
+rows = "numbers.txt"         # by number, from 0
+group = "id"                 # rows that share it are in one half; group_pattern = '(\\d+)' takes a part of it
+paraphrased = "p"            # pairs: other right answers and wrong ones (a column, several, or "wrong_*") give truth
+perturbed = "w"              # ratio and forget quality as TOFU has them
+must_not_say = "secrets"     # strings that answers should not hold; their share is measured
+
 [questions.forget]           # multiple choice; [questions.keep] likewise
 hub = "owner/name"
-config = "default"           # config and split go with hub
-split = "test"
 question = "question"
-choices = "choices"          # a list of texts
-answer = "answer"            # the place of the right one, from 0
+choices = "choices"          # a list of texts, or {"text": [...], "label": [...]}
+answer = "answer"            # the right one: its place, from 0 (or 1, which is said), its letter, or its text
 
 The forget set is trained on whole; of every set, one half is scored while searching and the other one for the
-report. A document is never in both halves.
+report. Rows of one document, one group or one question are never in both halves. Every value is the text that stands
+in the file. What of a pair is prompt, answer and end mark is in models/templates.py.
 """
 
 from __future__ import annotations
@@ -112,8 +134,8 @@ def build_task(definition: Definition, request: Request) -> Task:
 
 def _draw(documents: list[Document], definition: Definition, name: str) -> dict[str, list[Piece]]:
     source = definition.sets[name]
-    pieces, groups = [d.pieces for d in documents], [groups_of(d) for d in documents]
-    return draw(documents, pieces, groups, SEQUENCE_LIMITS, source.place, source.table)
+    pieces = [document.pieces for document in documents]
+    return draw(documents, pieces, groups_of(documents), SEQUENCE_LIMITS, source.place, source.table)
 
 
 def _digest(pieces: Mapping[str, list[Piece]], splits: Mapping[str, Split]) -> str:

@@ -133,11 +133,19 @@ def _limited(found: list[list[Any]], limit: int) -> list[Any]:
     ]
 
 
-def groups_of(document: Document) -> list[Hashable]:
-    """What keeps a document with others in one half: its group, an equal question, an equal text."""
-    keys: list[Hashable] = [("text", document.text)] if document.text else []
-    keys += [("question", document.question)] if document.question else []
-    return [*keys, ("group", document.group)] if document.group is not None else keys
+def groups_of(documents: Sequence[Document]) -> list[list[Hashable]]:
+    """What keeps each document with others in one half: its group, an equal question, an equal text.
+
+    A question that more than half of the rows have is an instruction, and tells nothing about them.
+    """
+    counts = Counter(document.question for document in documents)
+    result: list[list[Hashable]] = []
+    for document in documents:
+        keys: list[Hashable] = [("text", document.text)] if document.text else []
+        if document.question and 2 * counts[document.question] <= len(documents):
+            keys.append(("question", document.question))
+        result.append([*keys, ("group", document.group)] if document.group is not None else keys)
+    return result
 
 
 def separate(
@@ -179,6 +187,8 @@ def _overlap_line(name: str, twice: Sequence[tuple[Document, tuple[str, str]]], 
     else:
         named = "; ".join(f"{document.where} and {place}" for document, (_, place) in twice[:NAMED_OVERLAPS])
         said = f"{len(twice)} rows of [{name}] are in [{other}], too ({named}{'; ...' if len(twice) > 3 else ''})"
+    if where == first.where:
+        return f'{said}. Say which rows each has, such as where = {{column = "value"}}'
     drop = f", or write drop_overlap = true, which takes them out of [{name}]" if can_drop else ""
     return f"{said}. Remove {'one of them' if len(twice) == 1 else 'them from one'}{drop}"
 

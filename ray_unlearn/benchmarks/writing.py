@@ -48,7 +48,7 @@ class Writer:
     words: str = ENGLISH
     """What ROUGE counts in these data."""
     proposals: list[str] = field(default_factory=list)
-    """Settings that would keep together rows that look as if they belonged together."""
+    """Sentences on settings that these data seem to ask for."""
 
     @classmethod
     def build(cls, definition: Definition, model: str) -> Writer:
@@ -75,12 +75,18 @@ class Writer:
     def documents(self, source: Source) -> list[Document]:
         """Raises UserError naming the first row that cannot be learnt from."""
         rows = source.read()
-        if source.group is None and (proposal := propose_group([row.values for row in rows])):
-            self.proposals.append(f"{source.table} {proposal}")
+        self._propose(rows, source)
         if source.kind == TEXT:
             return [self._text(row, source) for row in rows]
         write = self._conversation if source.kind == MESSAGES else self._pair
         return [write(row, source) for row in rows]
+
+    def _propose(self, rows: Sequence[Row], source: Source) -> None:
+        if source.group is None and (group := propose_group([row.values for row in rows])):
+            self.proposals.append(f"Rows of {source.table} look as if they belonged together: {group} halves them so.")
+        if source.columns.get("question") == "instruction" and any(row.values.get("input") for row in rows):
+            joined = 'question = ["instruction", "input"]'
+            self.proposals.append(f"The column 'input' of {source.table} is left out: {joined} joins it.")
 
     def choose_words(self, documents: Mapping[str, Sequence[Document]]) -> None:
         """Find out what ROUGE counts, from the answers and texts of all sets."""
@@ -225,8 +231,7 @@ class Writer:
         if any(source.kind != TEXT for source in definition.sets.values()):
             notes += self.template.describe()
         notes += self.reader.describe()
-        notes += [f"Rows look as if they belonged together: {proposal} keeps them in one half." for proposal in
-                  self.proposals]  # fmt: skip
+        notes += self.proposals
         if self.words != ENGLISH:
             notes.append(f"ROUGE counts {_WORDS_SAID[self.words]}.")
         if self.words == SCRIPT and definition.refusals is None:

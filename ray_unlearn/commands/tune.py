@@ -192,7 +192,7 @@ def resolve_search(
         seed=options.seed,
         gang=gang,
         model=task.model,
-        definition=str(Path(named(options)).absolute()) if named(options).endswith(".toml") else None,
+        definition=str(Path(named(options)).absolute()) if named(options).lower().endswith(".toml") else None,
         data=str(request.data) if request.data else None,
         split=options.split,
         log_to=options.log_to,

@@ -41,6 +41,11 @@ def check_model(name: str) -> None:
             raise UserError(
                 f"--model {name}: this folder holds no model (no config.json). Give the folder that holds it"
             )
+        if (path / "model.safetensors").is_file() and (path / "model.safetensors.index.json").is_file():
+            raise UserError(
+                f"--model {name}: holds model.safetensors and shards with an index; only the first would be loaded. "
+                "Remove the one that is not meant"
+            )
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model {name}: no such folder. Give a model folder or a hub name such as owner/name")
 

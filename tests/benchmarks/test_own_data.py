@@ -261,6 +261,8 @@ def test_two_columns_are_joined_and_an_empty_one_left_out(load: Load, tmp_path: 
     rows = [{"instruction": "Say what he eats.", "input": n, "output": f"{n} eats {f}."} for n, f in FOOD.items()]
     rows.append({"instruction": "Say hello.", "input": "", "output": "Hello."})
     lines(tmp_path, "a.jsonl", rows)
+    alone = load(named("a.jsonl", question="instruction", answer="output"))
+    assert 'question = ["instruction", "input"] joins it' in alone.notes[0]
     found = prompts(load(named("a.jsonl", question=["instruction", "input"], answer="output")), model)
     assert found[0] == "<bos>Question: Say what he eats.\nGus\nAnswer:"
     assert found[-1] == "<bos>Question: Say hello.\nAnswer:"
@@ -310,6 +312,7 @@ def test_rows_are_chosen_by_a_column_or_by_number(load: Load, tmp_path: Path) ->
     for retain in ('where = {edge = "A_C"}', 'where = {edge = ["A_C", "A_D"]}', 'rows = "kept.txt"'):
         task = load(f'{base}\nwhere = {{edge = "A_B"}}', f"{base}\n{retain}")
         assert (answers(task), answers(task, "retain")) == (EATEN, kept)
+    assert "such as where = " in refusal(lambda: load(base, base))
     assert "no row has edge = A_X" in refusal(lambda: load(f'{base}\nwhere = {{edge = "A_X"}}'))
 
 
