@@ -98,6 +98,8 @@ class Template:
         self._shape_notes: set[str] = set()
         uses_tags = self.choice.tags is not None or self.choice.is_chat is False or not tokenizer.chat_template
         self._tags = (dict(self.choice.tags) if self.choice.tags is not None else PLAIN_TAGS) if uses_tags else None
+        if self.is_chat:
+            self._set_date(FIXED_DATE)
 
     @property
     def is_chat(self) -> bool:
@@ -305,8 +307,7 @@ class Template:
                 return mark.group(0)
         return getattr(self.tokenizer, "eos_token", None) or ""
 
-    def _render(self, turns: Sequence[Turn], way: _Way, generation: bool = False, date: Any = FIXED_DATE) -> str:
-        self._set_date(date)
+    def _render(self, turns: Sequence[Turn], way: _Way, generation: bool = False) -> str:
         messages: list[Any] = [dict(turn) for turn in turns]
         if way.as_parts:
             for message in messages:
@@ -345,9 +346,12 @@ class Template:
         turn = [{"role": "user", "content": QUESTIONS[0]}]
         try:
             text = self._render(turn, self._way, generation=True)
-            tomorrow = self._render(turn, self._way, generation=True, date=FIXED_DATE + datetime.timedelta(45))
+            self._set_date(FIXED_DATE + datetime.timedelta(45))
+            tomorrow = self._render(turn, self._way, generation=True)
         except _Unfit:
             return []
+        finally:
+            self._set_date(FIXED_DATE)
         notes = []
         if text != tomorrow:
             notes.append(f"The template prints the day's date; it is fixed at {FIXED_DATE:%d %b %Y}.")
@@ -389,17 +393,18 @@ class Template:
         or the answer begins with a space. "[/INST]" and an answer right behind it were tokenised apart.
         """
         ids = partial(encode_marked, self.tokenizer) if is_marked else self._ids
-        head = [*self._start_of(prompt), *ids(prompt)]
-        is_joined = self._joins or text[:1].isspace() or prompt[-1:].isspace() or self._ends_in_mark(prompt)
-        if is_joined:
-            whole = [*self._start_of(prompt + text), *ids(prompt + text)]
-            shared = _shared(head, whole)
-            if shared == len(head) or self._joins:
-                head, rest = whole[:shared], whole[shared:]
-            else:
-                rest = ids(text)
+        start = self._start_of(prompt)
+        if not self._joins and not text[:1].isspace() and not prompt[-1:].isspace() and not self._ends_in_mark(prompt):
+            head, rest = [*start, *ids(prompt)], ids(text)
         else:
-            rest = ids(text)
+            alone, together = (
+                map(ids, (prompt, prompt + text)) if is_marked else self._ids_of_both(prompt, prompt + text)
+            )
+            shared = len(alone) if together[: len(alone)] == alone else _shared(alone, together)
+            if shared < len(alone) and not self._joins:
+                head, rest = [*start, *alone], ids(text)
+            else:
+                head, rest = [*start, *together[:shared]], together[shared:]
         if not head or not rest:
             raise UserError(f"{where}: the {'answer' if head else 'question'} has no tokens. Remove the row")
         return [*head, *rest], len(head)
@@ -411,17 +416,33 @@ class Template:
         return tags is not None and not tags.get("user_end") and not tags.get("assistant_start")
 
     def _ends_in_mark(self, prompt: str) -> bool:
-        return any(prompt.endswith(mark) for mark in self._ids_of_marks)
+        return prompt.endswith(self._marks)
+
+    @cached_property
+    def _marks(self) -> tuple[str, ...]:
+        return tuple(self._ids_of_marks)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _ids_of_both(self, one: str, other: str) -> tuple[list[int], list[int]]:
+        """As `_ids` twice, in one call where that can be had: a call costs more than a short text's tokens."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return self._ids(one), self._ids(other)
+        options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        first, second = self.tokenizer([one, other], verbose=False, **options)["input_ids"]
+        return first, second
 
     def _start_of(self, text: str) -> list[int]:
         """The start mark, once: a chat template writes its own."""
         if self.is_chat:
             return []
         bos = getattr(self.tokenizer, "bos_token", None)
-        return [] if bos and text.startswith(bos) else start_marks(self.tokenizer)
+        return [] if bos and text.startswith(bos) else self._start_marks
+
+    @cached_property
+    def _start_marks(self) -> list[int]:
+        return start_marks(self.tokenizer)
 
     def _marked(self, text: str) -> str:
         return mark_special(text, self._special)
