@@ -274,6 +274,28 @@ def test_no_token_is_scored_that_the_whole_text_does_not_have(
     )
 
 
+class WritesItself:
+    """As mistral-common's tokenizers are: no text becomes a special token, and there is no template to read."""
+
+    chat_template, eos_token, eos_token_id, all_special_tokens = None, "</s>", 2, ["<s>", "</s>"]
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+    def apply_chat_template(self, turns: list[Any], tokenize: bool, add_generation_prompt: bool) -> list[int]:
+        assert tokenize
+        assert add_generation_prompt
+        return [1, *(ord(letter) for turn in turns for letter in turn["content"]), 4]
+
+
+def test_a_tokenizer_that_writes_its_own_marks_is_asked_for_ids(tmp_path: Path) -> None:
+    template = Template(WritesItself())
+    tokens, start = template.encode_pair("Q", "A</s>", "row")
+    assert (tokens, start) == ([1, ord("Q"), 4, *map(ord, "A</s>"), 2], 3)
+    with pytest.raises(UserError, match=r"row 7: .*its own form alone"):
+        Template(WritesItself(), Choice(False)).encode_pair("Q", "A", "row 7")
+
+
 def test_generation_ends_at_the_first_end_mark_and_at_no_half_character() -> None:
     assert cut_at_stop([5, 6, 9, 7, 9], (9, 3)) == [5, 6]
     assert cut_at_stop([5, 6], ()) == [5, 6]

@@ -9,9 +9,27 @@ from typing import Any
 
 def special_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds the texts of special tokens."""
-    known = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    names = {str(token) for token in known if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))
-    return any_of(names)
+    names = {str(token) for token in added_tokens(tokenizer).values() if token.special}
+    marks = names | set(getattr(tokenizer, "all_special_tokens", ()))
+    return any_of(() if writes_marks_itself(tokenizer) else marks)
+
+
+def writes_marks_itself(tokenizer: Any) -> bool:
+    """Whether no text becomes a special token: mistral-common's own tokenizers put them round texts by themselves."""
+    return hasattr(tokenizer, "apply_chat_template") and not hasattr(tokenizer, "added_tokens_encoder")
+
+
+def encode_by_library(tokenizer: Any, turns: Sequence[Any], answer: str) -> tuple[list[int], list[int]]:
+    """What such a tokenizer asks a model with, and the answer with its end mark, as token ids."""
+    asked = tokenizer.apply_chat_template(list(turns), tokenize=True, add_generation_prompt=True)
+    head = asked if isinstance(asked, list) else asked["input_ids"]
+    return list(head), [*tokenizer(answer.strip(), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def added_tokens(tokenizer: Any) -> dict[int, Any]:
+    """The tokens that were added to the model's vocabulary, by id; none where the tokenizer does not list them."""
+    known = getattr(tokenizer, "added_tokens_decoder", {})
+    return dict(known) if isinstance(known, dict) else {}
 
 
 def mark_special(text: str, special: re.Pattern[str]) -> str:
@@ -52,3 +70,15 @@ def encode_marked(tokenizer: Any, text: str) -> list[int]:
     from transformers.utils.chat_template_utils import encode_marked_chat
 
     return list(encode_marked_chat(tokenizer, text))
+
+
+def common_start(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    first, last = min(texts), max(texts)
+    return first[: count_shared(first, last)]
+
+
+def count_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many first items both have in common."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

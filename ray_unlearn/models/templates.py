@@ -24,7 +24,18 @@ from functools import cached_property, partial
 from typing import Any
 
 from ray_unlearn.config import UserError
-from ray_unlearn.models.marks import any_of, encode_marked, mark_special, special_pattern, start_marks
+from ray_unlearn.models.marks import (
+    added_tokens,
+    any_of,
+    common_start,
+    count_shared,
+    encode_by_library,
+    encode_marked,
+    mark_special,
+    special_pattern,
+    start_marks,
+    writes_marks_itself,
+)
 
 Turn = Mapping[str, str]
 """role (system, user or assistant) and content."""
@@ -96,9 +107,10 @@ class Template:
         self._used: set[int] = set()
         self._is_end_added = False
         self._shape_notes: set[str] = set()
-        uses_tags = self.choice.tags is not None or self.choice.is_chat is False or not tokenizer.chat_template
+        has_template = bool(tokenizer.chat_template) or writes_marks_itself(tokenizer)
+        uses_tags = self.choice.tags is not None or self.choice.is_chat is False or not has_template
         self._tags = (dict(self.choice.tags) if self.choice.tags is not None else PLAIN_TAGS) if uses_tags else None
-        if self.is_chat:
+        if self.is_chat and tokenizer.chat_template:
             self._set_date(FIXED_DATE)
 
     @property
@@ -127,6 +139,13 @@ class Template:
             answer = self._marked(answer)
         if self.choice.system and (not turns or turns[0]["role"] != "system"):
             turns = [{"role": "system", "content": self.choice.system}, *turns]
+        if writes_marks_itself(self.tokenizer):
+            if not self.is_chat:
+                raise UserError(
+                    f"{where}: this model's tokenizer writes its own form alone. Drop chat_template and tags"
+                )
+            head, rest = encode_by_library(self.tokenizer, turns, answer)
+            return [*head, *rest], len(head)
         if self._tags is not None:
             prompt, text = self._write_tags(turns, answer)
         else:
@@ -147,7 +166,7 @@ class Template:
         notes += sorted(self._shape_notes)
         if self._is_end_added:
             notes.append(f"The template writes no end mark behind an answer, so {self._own_end!r} is added.")
-        if self.is_chat:
+        if self.is_chat and self.tokenizer.chat_template:
             notes += self._describe_cost()
         return notes
 
@@ -216,8 +235,8 @@ class Template:
     def _find_shape(self, turns: Sequence[Turn], way: _Way) -> _Shape:
         """Renders the turns with different answers behind them and compares."""
         wholes = [self._render([*turns, {"role": "assistant", "content": answer}], way) for answer in ANSWERS]
-        head = _common_start(wholes)
-        tail = _common_start([whole[len(head) :][::-1] for whole in wholes])[::-1]
+        head = common_start(wholes)
+        tail = common_start([whole[len(head) :][::-1] for whole in wholes])[::-1]
         if any(head + answer + tail != whole for answer, whole in zip(ANSWERS, wholes, strict=True)):
             raise _Unfit("the chat template does not write answers whole")
         asked = self._render(turns, way, generation=True)
@@ -261,7 +280,7 @@ class Template:
 
     def _common_turn(self, head: str, asked: str) -> str:
         """What both begin with, up to the start of the tag in which they part."""
-        end = _shared(head, asked)
+        end = count_shared(head, asked)
         spans = (mark.span() for pattern in (self._added, TAG) for mark in pattern.finditer(asked))
         return asked[: min([start for start, stop in spans if start < end < stop], default=end)]
 
@@ -400,7 +419,7 @@ class Template:
             alone, together = (
                 map(ids, (prompt, prompt + text)) if is_marked else self._ids_of_both(prompt, prompt + text)
             )
-            shared = len(alone) if together[: len(alone)] == alone else _shared(alone, together)
+            shared = len(alone) if together[: len(alone)] == alone else count_shared(alone, together)
             if shared < len(alone) and not self._joins:
                 head, rest = [*start, *alone], ids(text)
             else:
@@ -453,8 +472,7 @@ class Template:
 
     @cached_property
     def _ids_of_marks(self) -> dict[str, int]:
-        known = getattr(self.tokenizer, "added_tokens_decoder", {})
-        found = {str(token): number for number, token in known.items()}
+        found = {str(token): number for number, token in added_tokens(self.tokenizer).items()}
         for name in getattr(self.tokenizer, "all_special_tokens", ()):
             found.setdefault(name, self.tokenizer.convert_tokens_to_ids(name))
         return {name: number for name, number in found.items() if name.strip()}
@@ -462,17 +480,6 @@ class Template:
     @cached_property
     def _added(self) -> re.Pattern[str]:
         return any_of(self._ids_of_marks)
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    first, last = min(texts), max(texts)
-    return first[: _shared(first, last)]
-
-
-def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many first items both have in common."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _closing(tag: str) -> str:

@@ -112,7 +112,7 @@ def why_unreadable(source: str) -> str:
     for name, (module, package) in READERS.items():
         if name in names:
             if importlib.util.find_spec(module) is None:
-                return f"it comes as {name} alone, which {package} reads. Run `pip install {package}`"
+                return f"it comes as {name} alone, which {package} reads. Install ray_unlearn[tokenizers]"
             return ""
     if not names & {"vocab.json", "vocab.txt"}:
         return "the folder holds no tokenizer. Put the tokenizer's files beside the weights"
