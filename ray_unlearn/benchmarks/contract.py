@@ -205,8 +205,9 @@ class Benchmark:
     benchmark makes its own models."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
-    check_start: Callable[[Any], None] = field(default=lambda judge: None)
-    """(objective.Judge) -> None. Raises UserError where the starting model's metrics leave nothing to search for."""
+    check_start: Callable[[Any], Sequence[str]] = field(default=lambda judge: ())
+    """(objective.Judge) -> what whoever starts a search should know about start and goal, in
+    sentences. Raises UserError where the starting model's metrics leave nothing to search for."""
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""

@@ -318,8 +318,9 @@ def describe_limits(definition: Definition) -> str:
     )
 
 
-def check_start(definition: Definition, judge: Judge) -> None:
-    """Raise UserError where the starting model leaves nothing to forget or nothing to keep."""
+def check_start(definition: Definition, judge: Judge) -> list[str]:
+    """Start and goal of every aim, in sentences. Raises UserError where the starting model leaves nothing to forget or
+    nothing to keep, or the goal is too near to be one."""
     for aim in judge.aims:
         goal, value = judge.goal(aim), judge.start[aim.metric]
         if goal is not None and value <= goal:
@@ -329,13 +330,8 @@ def check_start(definition: Definition, judge: Judge) -> None:
                 "[forget], and a [hold_out] like it that was not"
             )
     distance = judge.start.get("forget_above_hold_out")
-    aimed = next((aim for aim in judge.aims if aim.hold_out and aim.hold_out in judge.start), None)
-    if (
-        distance is not None
-        and distance < NEAREST_GOAL
-        and aimed
-        and judge.goal(aimed) == judge.start[aimed.hold_out or ""]
-    ):
+    aimed = next((aim for aim in judge.aims if aim.hold_out and judge.goal(aim) == judge.start.get(aim.hold_out)), None)
+    if aimed and distance is not None and distance < NEAREST_GOAL:
         raise UserError(
             f"{definition.path}: the starting model's {aimed.metric} is {judge.start[aimed.metric]:.3g} and the goal, "
             f"its value on [hold_out], is {judge.goal(aimed):.3g}: {distance:.1f} standard errors apart, fewer than "
@@ -347,6 +343,11 @@ def check_start(definition: Definition, judge: Judge) -> None:
                 f"{definition.path}: the starting model's {keep.metric} is {judge.start[keep.metric]:.3g}, no better "
                 "than guessing: there is nothing to keep. Give questions that it can answer, or drop [questions.keep]"
             )
+    apart = f", {distance:.1f} standard errors apart" if aimed and distance is not None else ""
+    said = [
+        f"{a.metric} {judge.start[a.metric]:.3g} -> {g:.3g}" for a in judge.aims if (g := judge.goal(a)) is not None
+    ]
+    return [f"From start to goal: {', '.join(said)}{apart}."] if said else []
 
 
 def _describe_data(

@@ -456,7 +456,9 @@ def test_a_hold_out_as_well_known_as_the_forget_set_is_asked_about(tmp_path: Pat
     message = refusal(lambda: made.check_start(judge))
     assert "1.2 standard errors apart" in message
     assert "Was the hold-out trained on" in message
-    made.check_start(Judge.build(made, {**start, "forget_above_hold_out": 4.0}, None, 0.95))
+    (said,) = made.check_start(Judge.build(made, {**start, "forget_above_hold_out": 4.0}, None, 0.95))
+    assert "forget_exact_memorisation 0.94 -> 0.89" in said
+    assert "4.0 standard errors apart" in said
 
 
 # ROUGE and room
