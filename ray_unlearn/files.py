@@ -117,8 +117,9 @@ def cached(key_parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Give a search-space TOML file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as TOML ({error}). Correct the file") from None
+        paths = " (a Windows path stands in single quotes)" if "escape" in str(error) or "hex" in str(error) else ""
+        raise UserError(f"{path}: cannot be read as TOML ({error}). Correct the file{paths}") from None

@@ -30,7 +30,7 @@ NAMED = tuple(name for name in BENCHMARKS if name != OWN_DATA)
 
 def load_benchmark(name: str) -> Benchmark:
     """By its name, or by the path of the TOML file that describes the user's own data."""
-    if name.endswith(".toml"):
+    if name.lower().endswith(".toml"):
         return _module(OWN_DATA).read_benchmark(Path(name))
     if name not in BENCHMARKS:
         raise UserError(f"--benchmark {name}: unknown. Choose one of: {', '.join(BENCHMARKS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
-from ray_unlearn.metrics.rouge import rouge_l_recall
+from ray_unlearn.metrics.rouge import ENGLISH, rouge_l_recall
 from ray_unlearn.models.sequences import Sequences
 
 
@@ -44,6 +45,46 @@ class Prompts:
     prompts: list[list[int]]
     references: list[str]
     max_new_tokens: int
+    stop: tuple[int, ...] = ()
+    """Token ids at which an answer is over; none: where the model's own settings say so."""
+    words: str = ENGLISH
+    """What ROUGE counts (metrics/rouge.py): one choice for a whole data set."""
+    accepted: tuple[tuple[str, ...], ...] = ()
+    """By prompt, other answers that are right, too; none: the references alone."""
+    forbidden: tuple[tuple[str, ...], ...] = ()
+    """By prompt, strings that an answer should not hold."""
+    rooms: tuple[int, ...] = ()
+    """By prompt, the most tokens that its answer may have; none: max_new_tokens."""
+
+    context: int = 0
+    """Tokens that the model can read; 0: more than any prompt and its answer have."""
+
+    def batch_room(self, numbers: Sequence[int]) -> int:
+        """The most tokens to generate for these prompts together, so that none leaves the context."""
+        most = max(map(self.room, numbers), default=1)
+        longest = max((len(self.prompts[number]) for number in numbers), default=0)
+        return max(1, min(most, self.context - longest)) if self.context else most
+
+    def room(self, number: int) -> int:
+        return self.rooms[number] if self.rooms else self.max_new_tokens
+
+    def compare(self, answers: list[str], similarity: Callable[..., np.ndarray]) -> np.ndarray:
+        """How much of its reference, or of another right answer, each answer holds, [n] in [0, 1]."""
+        best = similarity(answers, self.references, self.words)
+        for rank in range(max(map(len, self.accepted), default=0)):
+            pairs = zip(self.accepted, self.references, strict=True)
+            others = [texts[rank] if rank < len(texts) else reference for texts, reference in pairs]
+            best = np.maximum(best, similarity(answers, others, self.words))
+        return best
+
+    def says_forbidden(self, answers: list[str]) -> np.ndarray:
+        """Whether each answer holds one of its forbidden strings, whatever its case and width, bool [n]."""
+        pairs = zip(answers, self.forbidden, strict=True)
+        return np.array([any(_folded(text) in _folded(answer) for text in texts) for answer, texts in pairs])
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 @dataclass(frozen=True)
@@ -93,6 +134,8 @@ class Task:
     """Which part of the benchmark is forgotten, where it has several."""
     whole: Split | None = None
     """All that both splits hold, where it was asked for: what the literature's figures are of."""
+    refusals: Sequences | None = None
+    """"I don't know"-like answers in the form of these data, for methods that teach them; None: in the tokenizer's."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
     notes: tuple[str, ...] = ()
@@ -182,13 +225,15 @@ class Benchmark:
     """The starting model of the full scale, before anything is loaded; None where only a user can name it."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
-    check_start: Callable[[Any], None] = field(default=lambda judge: None)
-    """(objective.Judge) -> None. Raises UserError where the starting model's metrics leave nothing to search for."""
+    check_start: Callable[[Any], Sequence[str]] = field(default=lambda judge: ())
+    """(objective.Judge) -> what whoever starts a search should know about start and goal, in
+    sentences. Raises UserError where the starting model's metrics leave nothing to search for."""
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""
-    similarity: Callable[[list[str], list[str]], np.ndarray] = rouge_l_recall
-    """(generated answers, references) -> how much of the reference each answer holds, [n] in [0, 1]."""
+    similarity: Callable[..., np.ndarray] = rouge_l_recall
+    """(generated answers, references, words) -> how much of the reference each answer holds, [n] in [0, 1]; see
+    `Prompts.compare`."""
 
 
 SPLITS = ("selection", "report", "whole")

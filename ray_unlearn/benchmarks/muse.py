@@ -39,7 +39,7 @@ from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
-from ray_unlearn.metrics.rouge import rouge_l_f1
+from ray_unlearn.metrics.rouge import choose_words, rouge_l_f1
 from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
 from ray_unlearn.models.sizes import context_length
@@ -179,6 +179,7 @@ class _Reader:
 
     def __init__(self, source: str, tokenizer: Any, context: int) -> None:
         self._source, self._tokenizer, self._context = source, tokenizer, context
+        self.is_folder = Path(source).is_dir()
 
     def rows(self, config: str, split: str, *columns: str) -> list[dict[str, str]]:
         from datasets import load_dataset
@@ -299,11 +300,13 @@ class _Reader:
             items.append((tokens, start))
             prompts.append(self._encode(f"{prompt} "))
         answers = [row["answer"] for _, row in rows]
-        return Probe(Sequences.build(items)), Prompts(prompts, answers, self._room(prompts, ANSWER_TOKENS))
+        room = self._room(prompts, ANSWER_TOKENS)
+        return Probe(Sequences.build(items)), Prompts(prompts, answers, room)
 
     def continuations(self, texts: Sequence[_Verbatim]) -> Prompts:
         prompts = [text.prompt for text in texts]
-        return Prompts(prompts, [text.reference for text in texts], self._room(prompts, VERBATIM_TOKENS))
+        references = [text.reference for text in texts]
+        return Prompts(prompts, references, self._room(prompts, VERBATIM_TOKENS))
 
     def _encode(self, text: str, special: bool = True) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
@@ -345,7 +348,14 @@ def _split(reader: _Reader, part: Part, which: slice) -> Split:
         questions = some("knowmem", f"{name}_qa", "question", "answer")
         probes[f"{name}_qa"], generations[f"{name}_qa"] = reader.questions(questions, examples)
     final_probes = {"forget_members": forgotten, "holdout_members": reader.members(hold_out)}
+    if words := _words_of(reader, [text.reference for many in texts.values() for text in many]):
+        generations = {name: replace(prompts, words=words) for name, prompts in generations.items()}
     return Split(probes, final_probes, generations)
+
+
+def _words_of(reader: _Reader, texts: Sequence[str]) -> str | None:
+    """What ROUGE counts where the data are a folder's; the hub's are measured as published."""
+    return choose_words(texts) if reader.is_folder else None
 
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
@@ -358,13 +368,12 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
         if f"{name}_qa" in scores:
             metrics[f"{name}_qa_probability"] = float(scores[f"{name}_qa"].probability.mean())
         if f"{name}_qa" in answers:
-            references = split.generations[f"{name}_qa"].references
+            prompts = split.generations[f"{name}_qa"]
             metrics[f"{name}_knowmem"] = float(
-                rouge_l_f1(list(map(cut_answer, answers[f"{name}_qa"])), references).mean()
+                prompts.compare(list(map(cut_answer, answers[f"{name}_qa"])), rouge_l_f1).mean()
             )
     if "forget" in answers:
-        references = split.generations["forget"].references
-        metrics["forget_verbmem"] = float(rouge_l_f1(answers["forget"], references).mean())
+        metrics["forget_verbmem"] = float(split.generations["forget"].compare(answers["forget"], rouge_l_f1).mean())
     if "forget_members" in scores:
         metrics["min_k_auc"] = min_k_auc(scores["forget_members"], scores["holdout_members"])
         known = split.retrained.metrics if split.retrained is not None else split.published

@@ -8,7 +8,7 @@ stays cheap), the rest for the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,12 @@ from ray_unlearn.metrics.membership import (
     zlib_score,
 )
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
-from ray_unlearn.metrics.rouge import rouge_l_recall
+from ray_unlearn.metrics.rouge import ENGLISH, choose_words, rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
-from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
-from ray_unlearn.models.sequences import Sequences, encode_pair
+from ray_unlearn.models.loading import check_model, load_config, load_stops, load_tokenizer
+from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
+from ray_unlearn.models.templates import Template
 from ray_unlearn.wording import first_line
 
 HUB_NAME = "locuslab/TOFU"
@@ -152,7 +153,10 @@ def build_task(request: Request) -> Task:
     assert request.model is not None
     split = _check_split(request.split)
     check_model(request.model)
-    reader = _Reader(request.data, load_tokenizer(request.model), context_length(load_config(request.model)))
+    tokenizer, context = load_tokenizer(request.model), context_length(load_config(request.model))
+    reader = _Reader(request.data, tokenizer, context, load_stops(request.model))
+    if request.data is not None:
+        reader.words = choose_words([row["answer"] for row in reader.rows(RETAIN_OF[split], "question", "answer")])
     return Task(
         benchmark="tofu",
         scale=request.scale,
@@ -169,8 +173,11 @@ def build_task(request: Request) -> Task:
 class _Reader:
     """Reads and tokenises TOFU's parts; every complaint names part and row."""
 
-    def __init__(self, data: Path | None, tokenizer: Any, context: int) -> None:
-        self._source, self._tokenizer, self._context = str(data or HUB_NAME), tokenizer, context
+    def __init__(self, data: Path | None, tokenizer: Any, context: int, stops: Sequence[int] = ()) -> None:
+        self._source, self._context = str(data or HUB_NAME), context
+        self.template = Template(tokenizer, stops=stops)
+        self.words = ENGLISH
+        """What ROUGE counts: of the hub's TOFU as published, of a folder by its language."""
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
         """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
@@ -209,7 +216,7 @@ class _Reader:
         items = []
         for row in rows:
             for text in row[column] if isinstance(row[column], list) else [row[column]]:
-                tokens, start = encode_pair(self._tokenizer, row["question"], text, row["where"])
+                tokens, start = self.template.encode_pair(row["question"], text, row["where"])
                 if len(tokens) > self._context:
                     raise UserError(
                         f"{row['where']}: question and {column!r} have {len(tokens)} tokens, but the model reads at "
@@ -225,6 +232,8 @@ class _Reader:
             prompts=[tokens[:start].tolist() for tokens, start in sequences],
             references=[row["answer"] for row in rows],
             max_new_tokens=max(1, min(MAX_NEW_TOKENS, room)),
+            stop=self.template.stops,
+            words=self.words,
         )
 
 
@@ -280,7 +289,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
         metrics["holdout_exact_memorisation"] = float(exact_memorisation(scores["holdout"]).mean())
     arrays = {"forget_truth_ratio": ratio.tolist()}
     if answers:
-        rouge = {n: float(rouge_l_recall(a, split.generations[n].references).mean()) for n, a in answers.items()}
+        rouge = {n: float(split.generations[n].compare(a, rouge_l_recall).mean()) for n, a in answers.items()}
         metrics |= {f"{name}_rouge_l_recall": value for name, value in rouge.items()}
         metrics["model_utility"] = harmonic_mean(parts + [rouge[name] for name in UTILITY_SETS])
         if split.final_probes:

@@ -38,7 +38,7 @@ class Command:
 
     @property
     def reads(self) -> list[tuple[str, Path]]:
-        own_data = str(self.parameters.get("benchmark")).endswith(".toml")
+        own_data = str(self.parameters.get("benchmark")).lower().endswith(".toml")
         return self.named(name for name in READS if name != "benchmark" or own_data)
 
     @property

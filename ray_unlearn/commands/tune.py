@@ -221,7 +221,7 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
         seed=options.seed,
         gang=gang,
         model=task.model,
-        definition=str(Path(named(options)).absolute()) if named(options).endswith(".toml") else None,
+        definition=str(Path(named(options)).absolute()) if named(options).lower().endswith(".toml") else None,
         data=str(request.data) if request.data else None,
         split=options.split,
         log_to=once(options.log_to),

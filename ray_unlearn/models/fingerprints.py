@@ -16,11 +16,17 @@ def weights_fingerprint(model: str) -> str:
 
         folder = Path(snapshot_download(model, allow_patterns=["*.safetensors", "*.json"]))
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+    for file in sorted([*weight_files(folder), folder / "config.json"]):
         blob = file.resolve().name
         is_digest = len(blob) == 64 and all(c in "0123456789abcdef" for c in blob)
         digest.update((blob if is_digest else _file_digest(file)).encode())
     return digest.hexdigest()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that transformers loads of a folder: a whole model's one file goes before shards."""
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def _file_digest(file: Path) -> str:
@@ -35,7 +41,7 @@ def weights_digest(folder: Path) -> str:
 
     digest = hashlib.sha256()
     places: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
             places |= dict.fromkeys(tensors.keys(), file)
     for name, file in sorted(places.items()):

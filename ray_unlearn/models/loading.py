@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import UserError
+from ray_unlearn.models.older_readers import write_both_spellings
+from ray_unlearn.models.tokenizers import keep_start_mark, why_unreadable, write_tokenizer
 from ray_unlearn.wording import first_line
 
 TOKENIZER_OF = dict.fromkeys(
@@ -40,6 +42,11 @@ def check_model(name: str) -> None:
             raise UserError(
                 f"--model {name}: this folder holds no model (no config.json). Give the folder that holds it"
             )
+        if (path / "model.safetensors").is_file() and (path / "model.safetensors.index.json").is_file():
+            raise UserError(
+                f"--model {name}: holds model.safetensors and shards with an index; only the first would be loaded. "
+                "Remove the one that is not meant"
+            )
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"--model {name}: no such folder. Give a model folder or a hub name such as owner/name")
 
@@ -47,10 +54,26 @@ def check_model(name: str) -> None:
 def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
+    source = TOKENIZER_OF.get(name, name)
+    if lack := why_unreadable(source):
+        raise UserError(f"--model {name}: its tokenizer cannot be loaded: {lack}")
     try:
-        return AutoTokenizer.from_pretrained(TOKENIZER_OF.get(name, name), **_settings())
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, **_settings())
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise UserError(f"--model {name}: its tokenizer cannot be loaded{_why(error)}") from None
+    keep_start_mark(tokenizer, source)
+    return tokenizer
+
+
+def load_stops(name: str) -> tuple[int, ...]:
+    """The token ids at which the model's own generation settings end an answer; none where it has no such settings."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(name).eos_token_id
+    except (OSError, ValueError, TypeError):
+        return ()
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 def load_config(name: str) -> Any:
@@ -127,7 +150,9 @@ def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool
 
 
 def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, source: str, precision: str) -> None:
-    """Write the model with these weights as `transformers` loads it (safetensors); adapters are merged first."""
+    """Write the model with these weights as `transformers` loads it (safetensors), from version 4 on; adapters are
+    merged first. The tokenizer's files are those that came in."""
+    write_tokenizer(tokenizer, folder, load_tokenizer)
     if hasattr(model, "peft_config"):
         from peft import get_peft_model
 
@@ -139,10 +164,10 @@ def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path
         merged.merge_and_unload().save_pretrained(folder)
     else:
         model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
+    write_both_spellings(folder)
 
 
 def save_adapter(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     """Write the adapter by itself as `peft` loads it on top of the model that it was trained on."""
+    write_tokenizer(tokenizer, folder, load_tokenizer)
     model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ray_unlearn.config import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 ATTENTION_LENGTH = 1000
 """Tokens of a row at which attention takes as long as all else, in small models on a CPU; larger ones take more."""
@@ -102,31 +98,6 @@ def encode_text(tokenizer: Any, text: str, where: str) -> tuple[list[int], int]:
     if len(tokens) < 2:
         raise UserError(f"{where}: {text!r} has fewer than two tokens, nothing to predict. Remove the row")
     return tokens, 1
-
-
-def encode_pair(tokenizer: Any, question: str, answer: str, where: str) -> tuple[list[int], int]:
-    """A question and its answer: the answer (and the end of the turn) is predicted, the question is not.
-
-    With a chat template the pair is one user and one assistant turn, else "Question: ...\\nAnswer: ...".
-    Question and answer are tokenised apart, so that the boundary never falls inside a token.
-    """
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*turn, {"role": "assistant", "content": answer}], tokenize=False)
-        if not whole.startswith(prompt):
-            raise UserError(
-                f"{where}: the chat template's prompt is not the start of the whole turn. Use another template"
-            )
-        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        answer_text = whole[len(prompt) :].rstrip("\n")
-    else:
-        prompt_ids = tokenizer(f"Question: {question}\nAnswer:")["input_ids"]
-        answer_text = f" {answer}{tokenizer.eos_token or ''}"
-    answer_ids = tokenizer(answer_text, add_special_tokens=False)["input_ids"]
-    if not answer_ids or not prompt_ids:
-        raise UserError(f"{where}: the {'answer' if prompt_ids else 'question'} has no tokens. Remove the row")
-    return [*prompt_ids, *answer_ids], len(prompt_ids)
 
 
 def check_lengths(sequences: Sequences, context: int, where: str) -> None:

@@ -149,10 +149,10 @@ def _run_gangs(
         start = report.profiles["selection"]
         retrained = metrics_of_profile(task.selection.retrained)
         judge = Judge.build(benchmark, start.metrics, retrained, Ranking.of_search(config), config.under)
-        benchmark.check_start(judge)
-        for note in report.notes:
+        notes = [*benchmark.check_start(judge), *report.notes]
+        for note in notes:
             watcher.stage(note)
-        describe(**describe_anchors(judge), notes=[*task.notes, *report.notes], hardware=report.hardware)
+        describe(**describe_anchors(judge), notes=[*task.notes, *notes], hardware=report.hardware)
         recorder.attach(lambda trial_id: ray.get(gangs.broker.stop_trial.remote(trial_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         trackers = build_trackers(config, recorder.writer.folder, watcher.stage)

@@ -6,38 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from ray_unlearn.models.sequences import Sequences, encode_pair
+from ray_unlearn.benchmarks.refusals import REFUSALS
+from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.models.templates import Template
 
-REFUSALS = (
-    "I don't know.",
-    "I'm not sure about that.",
-    "I have no information on this.",
-    "That is beyond what I know.",
-    "I can't say.",
-    "I haven't learned about that.",
-    "I am unable to answer this.",
-    "I have no idea, sorry.",
-    "I'm not familiar with that topic.",
-    "This is not something I know about.",
-    "I don't have an answer to that.",
-    "I must admit that I don't know.",
-)
 NUM_VARIANTS = 5
 """Alternates of each item (AltPO's number); epochs go through them in turn."""
 SEED = 0
 
 
-def build_alternates(kind: str, forget: Sequences, tokenizer: Any) -> list[Sequences]:
+def build_alternates(
+    kind: str, forget: Sequences, tokenizer: Any, refusals: Sequences | None = None
+) -> list[Sequences]:
     """NUM_VARIANTS sets of alternates, each with one sequence for every forget sequence, in order.
 
     "refusal": the item's prompt and an "I don't know"-like answer, ended as the tokenizer's answers are;
     "other": the item's prompt and the answer of another item, cut to the item's own length. A plain text's
-    prompt is its first quarter.
+    prompt is its first quarter. refusals: the task's own, in place of ours.
     """
     rng = np.random.default_rng(SEED)
     prompts = [tokens[: start if start > 1 else max(1, len(tokens) // 4)] for tokens, start in forget]
     if kind == "refusal":
-        pairs = [encode_pair(tokenizer, "?", text, "refusals") for text in REFUSALS]
+        template = Template(tokenizer)
+        pairs = refusals or [template.encode_pair("?", text, "refusals") for text in REFUSALS]
         texts = [np.array(tokens[start:], np.int32) for tokens, start in pairs]
         picks = [[texts[i] for i in rng.integers(0, len(texts), len(forget))] for _ in range(NUM_VARIANTS)]
     elif kind == "other":

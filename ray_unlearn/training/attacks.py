@@ -111,7 +111,7 @@ class Attacker:
             if name in split.generations:
                 prompts = split.generations[name]
                 answers = [self._scorer.generate(prompts, (seed + 1) * 1000 + k) for k in range(settings.samples)]
-                similarities = np.array([benchmark.similarity(a, prompts.references) for a in answers])
+                similarities = np.array([prompts.compare(a, benchmark.similarity) for a in answers])
                 result |= attacked("sample", {metric: worst_of(similarities)}, [metric])
         return result
 

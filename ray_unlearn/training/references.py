@@ -79,7 +79,9 @@ class References:
         if key not in self._sets:
             forget = Sequences.concatenate([getattr(self._rank.task, part) for part in learn])
             self._sets[key] = (
-                [forget] if name == FORGET else build_alternates(method.alternates, forget, self._rank.tokenizer)
+                [forget]
+                if name == FORGET
+                else build_alternates(method.alternates, forget, self._rank.tokenizer, self._rank.task.refusals)
             )
         return self._sets[key]
 

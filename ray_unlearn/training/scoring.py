@@ -23,6 +23,7 @@ from ray_unlearn.models.logprobs import (
     MOMENTS,
     score_answers,
 )
+from ray_unlearn.models.marks import cut_at_stop, whole_text
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.training.losses import (
     FORGET,
@@ -212,12 +213,14 @@ class Scorer:
                 temperature=1.0,
                 top_k=0,
                 top_p=1.0,
-                max_new_tokens=prompts.max_new_tokens,
+                max_new_tokens=prompts.batch_room(part or [0]),
                 pad_token_id=pad,
+                **({"eos_token_id": list(prompts.stop)} if prompts.stop else {}),
                 synced_gpus=self._rank.gang.zero_stage == 3 and self._rank.num_workers > 1,
             )
             for i, row in zip(part, output[:, width:].tolist(), strict=False):
-                mine[i] = self._rank.tokenizer.decode(row, skip_special_tokens=True).strip()
+                answer = cut_at_stop(row[: prompts.room(i)], prompts.stop)
+                mine[i] = whole_text(self._rank.tokenizer.decode(answer, skip_special_tokens=True)).strip()
         model.train(was_training)
         everyone: list[dict[int, str]] = [{} for _ in range(self._rank.num_workers)]
         dist.all_gather_object(everyone, mine)

@@ -21,8 +21,11 @@ import pytest
 
 from ray_unlearn.benchmarks import custom, load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
+from ray_unlearn.benchmarks.definition import PAIRS, TEXT, Source
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
+from ray_unlearn.benchmarks.selecting import reach
+from ray_unlearn.benchmarks.writing import cut_text
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
@@ -176,7 +179,7 @@ def test_the_readme_s_example_is_a_valid_file(tmp_path: Path) -> None:
     (tmp_path / "staff.toml").write_text(example)
     found = custom.read_definition(tmp_path / "staff.toml")
     assert (found.name, found.chat_template, found.max_tokens) == ("staff", False, 256)
-    assert [found.sets[name].kind for name in custom.SETS] == [custom.PAIRS, custom.TEXT, custom.PAIRS]
+    assert [found.sets[name].kind for name in custom.SETS] == [PAIRS, TEXT, PAIRS]
     assert found.questions["keep"].hub == "cais/mmlu"
 
 
@@ -207,7 +210,7 @@ def put_row(name: str, row: Any) -> Callable[[Path], None]:
 
 BAD: list[tuple[str, Callable[[Path], None], list[str]]] = [
     ("missing column", spoil_line(2, answer="DROP"), ["forget.jsonl, line 3", "no column 'answer'", "'question'"]),
-    ("number for a text", spoil_line(1, answer=7), ["forget.jsonl, line 2", "'answer' holds no text but 7"]),
+    ("mapping for a text", spoil_line(1, answer={"en": 7}), ["forget.jsonl, line 2", "'answer' holds no", "answer.en"]),
     ("empty answer", spoil_line(4, answer="  "), ["forget.jsonl, line 5", "'answer'"]),
     ("too long", spoil_line(3, answer="word " * 1200), ["forget.jsonl, line 4", "1024"]),
     ("no object", put("forget.jsonl", b'{"question": "a", "answer": "b"}\n[1]\n'), ["line 2", "no object"]),
@@ -220,9 +223,13 @@ BAD: list[tuple[str, Callable[[Path], None], list[str]]] = [
     ("broken JSON", put("retain.json", b'[\n{"question": "a",\n}]'), ["retain.json, line 3", "no JSON"]),
     ("damaged Parquet", put("held_out.parquet", b"PAR1 nothing PAR1"), ["held_out.parquet", "cannot be read as Parq"]),
     ("another answer", put_row("asked.jsonl", {**question(1), "answer": 4}), ["line 2", "'answer' is 4", "0 to 3"]),
-    ("a letter", put_row("asked.jsonl", {**question(1), "answer": "B"}), ["line 2", "'B'"]),
+    ("no such letter", put_row("asked.jsonl", {**question(1), "answer": "E"}), ["line 2", "'E'"]),
     ("one choice", put_row("asked.jsonl", question(1, 1)), ["line 2", "2 to 26 texts"]),
-    ("choices no texts", put_row("kept.jsonl", {**question(1), "choices": [1, 2]}), ["kept.jsonl, line 2", "[1, 2]"]),
+    (
+        "choices no texts",
+        put_row("kept.jsonl", {**question(1), "choices": [[1], []]}),
+        ["line 2", "[[1], []]"],
+    ),
     ("long question", put_row("kept.jsonl", {**question(1), "question": "x " * 1200}), ["kept.jsonl, line 2", "1024"]),
     (
         "forgotten and kept",
@@ -278,12 +285,11 @@ def test_a_hub_dataset_is_read_by_its_columns(monkeypatch: pytest.MonkeyPatch) -
 
     table = datasets.Dataset.from_list([{**row, "more": 1} for row in pairs("live", 3)])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: table)
-    source = custom.Source("[retain]", COLUMNS, hub="owner/name", split="test")
-    rows = source.read()
-    assert [row.values for row in rows] == pairs("live", 3)
+    rows = Source("[retain]", COLUMNS, hub="owner/name", split="test").read()
+    assert [row.values for row in rows] == [{**row, "more": 1} for row in pairs("live", 3)]
     assert rows[1].where == "owner/name, split test, row 1"
-    with pytest.raises(UserError, match="no column 'reply', only 'question', 'answer', 'more'"):
-        replace(source, columns={"question": "question", "answer": "reply"}).read()
+    with pytest.raises(UserError, match="row 1: no column 'reply', only 'question', 'answer', 'more'"):
+        reach(rows[1], "reply")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +334,7 @@ def test_chunks_begin_as_the_tokenizer_begins_a_text() -> None:
         def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
             return {"input_ids": [7] * add_special_tokens + [ord(c) for c in text]}
 
-    chunks = custom.cut_text(Tokenizer(), "abcdefg", 4, "here")
+    chunks = cut_text(Tokenizer(), "abcdefg", 4, "here")
     assert chunks == [([7, *map(ord, "abc")], 1), ([7, *map(ord, "de")], 1), ([7, *map(ord, "fg")], 1)]
 
 

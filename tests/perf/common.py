@@ -77,11 +77,12 @@ def write_model(folder: Path, size: str) -> str:
 def read_pairs(model: str, part: str, count: int) -> Any:
     """The first `count` questions and answers of one part of TOFU, encoded: Sequences."""
     from ray_unlearn.models.loading import load_tokenizer
-    from ray_unlearn.models.sequences import Sequences, encode_pair
+    from ray_unlearn.models.sequences import Sequences
+    from ray_unlearn.models.templates import Template
 
-    tokenizer = load_tokenizer(model)
+    template = Template(load_tokenizer(model))
     rows = [json.loads(line) for line in (data_folder() / f"{part}.json").read_text().splitlines()[:count]]
-    return Sequences.build(encode_pair(tokenizer, r["question"], r["answer"], part) for r in rows)
+    return Sequences.build(template.encode_pair(r["question"], r["answer"], part) for r in rows)
 
 
 def read_options(description: str, **options: Any) -> argparse.Namespace:

@@ -1,0 +1,285 @@
+"""Own data as the model's tokens: rows become documents, documents become what is scored and generated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ray_unlearn.benchmarks.contract import Probe, Prompts, Split
+from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, MESSAGES, TEXT, Definition, Source
+from ray_unlearn.benchmarks.fields import Reader, read_choices
+from ray_unlearn.benchmarks.halving import Document, Piece, normal_form, propose_group, sequences_of
+from ray_unlearn.benchmarks.readers import TEXT_COLUMN, Row
+from ray_unlearn.benchmarks.refusals import REFUSALS
+from ray_unlearn.benchmarks.selecting import reach, written
+from ray_unlearn.benchmarks.wmdp import Question, build_probe
+from ray_unlearn.config import UserError
+from ray_unlearn.metrics.rouge import ENGLISH, SCRIPT, choose_words
+from ray_unlearn.models.loading import load_config, load_stops, load_tokenizer
+from ray_unlearn.models.marks import encode_marked, mark_special, special_pattern, start_marks, whole_text
+from ray_unlearn.models.sequences import Sequences, encode_text
+from ray_unlearn.models.sizes import context_length
+from ray_unlearn.models.templates import Template
+
+ATTACK_LIMIT = 100
+"""Sequences of each set that membership attacks see: each takes a backward pass."""
+DEFAULT_MAX_TOKENS = 512
+CONTINUED_TOKENS = 128
+"""Tokens that a text is continued by."""
+LOOKED_AT = 1000
+"""Rows of each set from which its language is told."""
+ANSWER_ROOM = (32, 512)
+"""Least and most tokens that an answer may have; between them, twice its reference."""
+
+
+@dataclass
+class Writer:
+    """Writes rows as the model's tokens; every complaint names file and row."""
+
+    template: Template
+    context: int
+    width: int
+    """Tokens of the longest chunk of a text."""
+    reader: Reader = field(default_factory=Reader)
+    words: str = ENGLISH
+    """What ROUGE counts in these data."""
+    proposals: list[str] = field(default_factory=list)
+    """Sentences on settings that these data seem to ask for."""
+
+    @classmethod
+    def build(cls, definition: Definition, model: str) -> Writer:
+        tokenizer, context = load_tokenizer(model), context_length(load_config(model))
+        if definition.chat_template and not tokenizer.chat_template:
+            raise UserError(
+                f"{definition.path}: chat_template = true, but the tokenizer of {model} has none. Write false, or "
+                "take the model's chat version"
+            )
+        if definition.max_tokens and definition.max_tokens > context:
+            raise UserError(
+                f"{definition.path}: max_tokens = {definition.max_tokens}, but {model} reads at most {context}. "
+                "Give no more than that"
+            )
+        template = Template(tokenizer, definition.template, load_stops(model))
+        has_form = template.is_chat or definition.template.tags is not None
+        if not has_form and any(source.kind == MESSAGES for source in definition.sets.values()):
+            raise UserError(
+                f"{definition.path}: conversations need a form for their turns. Take a model with a chat template, "
+                "or give tags under [template]: user_start, user_end, assistant_start, assistant_end"
+            )
+        return cls(template, context, definition.max_tokens or min(DEFAULT_MAX_TOKENS, context))
+
+    def documents(self, source: Source) -> list[Document]:
+        """Raises UserError naming the first row that cannot be learnt from."""
+        rows = source.read()
+        self._propose(rows, source)
+        if source.kind == TEXT:
+            return [self._text(row, source) for row in rows]
+        write = self._conversation if source.kind == MESSAGES else self._pair
+        return [write(row, source) for row in rows]
+
+    def _propose(self, rows: Sequence[Row], source: Source) -> None:
+        if source.group is None and (group := propose_group([row.values for row in rows])):
+            self.proposals.append(f"Rows of {source.table} look as if they belonged together: {group} halves them so.")
+        if source.columns.get("question") == "instruction" and any(row.values.get("input") for row in rows):
+            joined = 'question = ["instruction", "input"]'
+            self.proposals.append(f"The column 'input' of {source.table} is left out: {joined} joins it.")
+
+    def choose_words(self, documents: Mapping[str, Sequence[Document]]) -> None:
+        """Find out what ROUGE counts, from the answers and texts of all sets."""
+        found = [piece for rows in documents.values() for row in rows[:LOOKED_AT] for piece in row.pieces[:1]]
+        texts = [text for piece in found for text in piece.answers]
+        texts += [self.template.tokenizer.decode(piece.tokens) for piece in found if not piece.answers]
+        self.words = choose_words(texts)
+
+    def _text(self, row: Row, source: Source) -> Document:
+        text = self.reader.text(row, _text_column(row, source))
+        pieces = [Piece(*item) for item in cut_text(self.template.tokenizer, text, self.width, row.where)]
+        return Document(row.where, pieces, text=normal_form(text), group=self._group(row, source))
+
+    def _pair(self, row: Row, source: Source) -> Document:
+        columns = source.columns
+        question = self.reader.joined(row, columns["question"])
+        answers = self.reader.answers(row, str(columns["answer"]))
+        extras = {name: self.reader.texts(row, listed) for name, listed in source.extras.items()}
+        for name in ("paraphrased", "perturbed"):
+            if name in extras and not extras[name]:
+                raise UserError(f"{row.where}: {name} holds no text. Mend or remove the row")
+        paraphrased = [self._encode_pair(question, text, row.where) for text in extras.get("paraphrased", [])[:1]]
+        piece = Piece(
+            *self._encode_pair(question, answers[0], row.where),
+            answers=tuple(text.strip() for text in answers),
+            paraphrased=paraphrased[0] if paraphrased else None,
+            perturbed=tuple(self._encode_pair(question, text, row.where) for text in extras.get("perturbed", ())),
+            forbidden=tuple(extras.get("must_not_say", ())),
+        )
+        form, asked = normal_form(f"{question}\n{answers[0]}"), normal_form(question)
+        return Document(row.where, [piece], asked, form, self._group(row, source))
+
+    def _conversation(self, row: Row, source: Source) -> Document:
+        turns = self.reader.turns(row, str(source.columns["messages"]))
+        places = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i]
+        pieces = []
+        for place in places if source.every_turn else places[-1:]:
+            answer = turns[place]["content"]
+            tokens, start = self.template.encode(turns[:place], answer, row.where)
+            pieces.append(Piece(*self._checked(tokens, start, row.where), answers=(answer.strip(),)))
+        asked = normal_form("\n".join(turn["content"] for turn in turns[: places[-1]]))
+        form = normal_form("\n".join(turn["content"] for turn in turns))
+        return Document(row.where, pieces, asked, form, self._group(row, source))
+
+    def _encode_pair(self, question: str, answer: str, where: str) -> tuple[list[int], int]:
+        return self._checked(*self.template.encode_pair(question, answer, where), where)
+
+    def _checked(self, tokens: list[int], start: int, where: str) -> tuple[list[int], int]:
+        if len(tokens) > self.context:
+            raise UserError(
+                f"{where}: question and answer have {len(tokens)} tokens, but the model reads at most "
+                f"{self.context}. Shorten or remove the row, or take a model with a longer context"
+            )
+        return tokens, start
+
+    def _group(self, row: Row, source: Source) -> str | None:
+        if source.group is None:
+            return None
+        value = written(reach(row, source.group))
+        if source.group_pattern is None:
+            return value
+        found = re.search(source.group_pattern, value)
+        if found is None:
+            raise UserError(f"{row.where}: group_pattern finds nothing in {value!r}. Correct the pattern or the row")
+        return found.group(1) if found.re.groups else found.group(0)
+
+    def questions(self, source: Source) -> list[Question]:
+        """Raises UserError naming the first row that is no multiple-choice question."""
+        columns = source.columns
+        rows = source.read()
+        asked = read_choices(rows, columns["question"], str(columns["choices"]), str(columns["answer"]), self.reader)
+        return [_as_prompt(one.where, one.question, one.options, one.place) for one in asked]
+
+    def refusals(self, definition: Definition) -> Sequences | None:
+        """ "I don't know"-like answers in the form of the pairs; None where there are only texts."""
+        if definition.refusals is None and all(source.kind == TEXT for source in definition.sets.values()):
+            return None
+        texts: Sequence[str] = REFUSALS
+        if definition.refusals is not None:
+            file = definition.refusals
+            if not file.is_file():
+                raise UserError(f"{file}: no such file. Correct refusals in {definition.path.name}")
+            texts = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            if not texts:
+                raise UserError(f"{file}: holds no answers. Write one a line")
+        return Sequences.build(self.template.encode_pair("?", text, "refusals") for text in texts)
+
+    def split(self, sets: Mapping[str, list[Piece]], asked: Mapping[str, list[Question]]) -> Split:
+        probes = {name: Probe(sequences_of(pieces)) for name, pieces in sets.items()}
+        for name, pieces in sets.items():
+            if pieces and all(piece.paraphrased for piece in pieces):
+                probes[f"{name}_paraphrased"] = Probe(Sequences.build(p.paraphrased for p in pieces if p.paraphrased))
+            if pieces and all(piece.perturbed for piece in pieces):
+                owner = np.concatenate([np.full(len(piece.perturbed), i) for i, piece in enumerate(pieces)])
+                wrong = Sequences.build(item for piece in pieces for item in piece.perturbed)
+                probes[f"{name}_perturbed"] = Probe(wrong, question=owner)
+        for side, questions in asked.items():
+            probes[f"{side}_questions"] = build_probe(self.template.tokenizer, questions, self.context)
+        attacked = (FORGET, HOLD_OUT) if HOLD_OUT in sets else ()
+        return Split(
+            probes,
+            final_probes={
+                f"{name}_attack": Probe(sequences_of(sets[name][:ATTACK_LIMIT]), attack=True) for name in attacked
+            },
+            generations={name: self._prompts(pieces) for name, pieces in sets.items()},
+        )
+
+    def _prompts(self, pieces: Sequence[Piece]) -> Prompts:
+        """What stands before the answers; of a text, its first half."""
+        prompts, references, rooms = [], [], []
+        for piece in pieces:
+            at = piece.start if piece.start > 1 or piece.answers else max(1, len(piece.tokens) // 2)
+            rest = piece.tokens[at:]
+            if piece.answers:
+                room, reference = min(max(2 * len(rest), ANSWER_ROOM[0]), ANSWER_ROOM[1]), piece.answers[0]
+            else:
+                room = min(len(rest), CONTINUED_TOKENS)
+                reference = whole_text(self.template.tokenizer.decode(rest[:room], skip_special_tokens=True)).strip()
+            prompts.append(piece.tokens[:at])
+            references.append(reference)
+            rooms.append(max(1, min(room, self.context - at)))
+        others = tuple(piece.answers[1:] for piece in pieces)
+        return Prompts(
+            prompts,
+            references,
+            max(rooms),
+            stop=self.template.stops,
+            words=self.words,
+            accepted=others if any(others) else (),
+            forbidden=tuple(p.forbidden for p in pieces) if any(p.forbidden for p in pieces) else (),
+            rooms=tuple(rooms),
+            context=self.context,
+        )
+
+    def describe(self, definition: Definition, documents: Mapping[str, Sequence[Document]]) -> list[str]:
+        """Sentences on how the rows were written and read."""
+        notes = []
+        long = [d for found in documents.values() for d in found if not d.question and len(d.pieces) > 1]
+        if long:
+            chunks = sum(len(document.pieces) for document in long)
+            notes.append(f"{len(long)} long text(s) cut into {chunks} chunks of at most {self.width} tokens.")
+        if any(source.kind != TEXT for source in definition.sets.values()):
+            notes += self.template.describe()
+        notes += self.reader.describe()
+        notes += self.proposals
+        if self.words != ENGLISH:
+            notes.append(f"ROUGE counts {_WORDS_SAID[self.words]}.")
+        if self.words == SCRIPT and definition.refusals is None:
+            notes.append('Refusals, for methods that teach them, are English; refusals = "file" gives others.')
+        cut = [p for found in documents.values() for d in found for p in d.pieces if p.answers and self._is_cut(p)]
+        if cut:
+            notes.append(f"{len(cut)} answers are longer than the {ANSWER_ROOM[1]} tokens that are generated at most.")
+        return notes
+
+    def _is_cut(self, piece: Piece) -> bool:
+        return len(piece.tokens) - piece.start > ANSWER_ROOM[1]
+
+
+_WORDS_SAID = {
+    SCRIPT: "words by script (characters where it writes no spaces), not rouge-score's a-z",
+    "code": "names, numbers and operators of code, not rouge-score's a-z",
+}
+
+
+def cut_text(tokenizer: Any, text: str, width: int, where: str) -> list[tuple[list[int], int]]:
+    """A text as one sequence, or, where it is longer than `width` tokens, as the fewest chunks that hold all of it.
+
+    The chunks are of nearly equal length, so that no tail is too short to learn from. The text of a special token is
+    text.
+    """
+    special = special_pattern(tokenizer)
+    if special.search(text):
+        prefix, body = start_marks(tokenizer), encode_marked(tokenizer, mark_special(text, special))
+        whole = [*prefix, *body]
+    else:
+        whole, _ = encode_text(tokenizer, text, where)
+        prefix = whole[:1] if whole[0] == tokenizer.bos_token_id else []
+        body = []
+    if len(whole) <= width:
+        return [(whole, 1)]
+    body = body or tokenizer(text, add_special_tokens=False)["input_ids"]
+    count = -(-len(body) // (width - len(prefix)))
+    return [([*prefix, *piece.tolist()], 1) for piece in np.array_split(np.array(body), count)]
+
+
+def _text_column(row: Row, source: Source) -> str:
+    """The column of a text; of a list of texts, whatever it was called."""
+    name = str(source.columns["text"])
+    return TEXT_COLUMN if list(row.values) == [TEXT_COLUMN] else name
+
+
+def _as_prompt(where: str, question: str, options: Sequence[str], place: int) -> Question:
+    letters = [chr(ord("A") + number) for number in range(len(options))]
+    lines = [f"{letter}. {option.strip()}" for letter, option in zip(letters, options, strict=True)]
+    prompt = "\n".join([question.strip(), *lines, "Answer:"])
+    return Question(prompt, tuple(f" {letter}" for letter in letters), place, where)
