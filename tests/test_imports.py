@@ -14,6 +14,7 @@ FLOORS = (
     {"__init__"},
     {"config", "failures", "interruption", "wording", "metrics"},
     {"files", "provenance"},
+    {"byte_code"},
     {"models"},
     {"benchmarks", "records"},
     {"training", "report"},

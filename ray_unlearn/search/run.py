@@ -138,7 +138,7 @@ def _run_gangs(
     with (
         signals_as_interrupts(give_up=lambda: watcher.stage(way_on)),
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to, watcher.stage),
         Gangs(task, config.gang, config.concurrent, Path(scratch), watcher.stage, config.trial_timeout, rest) as gangs,
     ):
         # Sampled answers are judged against the starting model's.
