@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -151,7 +153,19 @@ cli.run()
     )
 
 
-SEARCH = ("--benchmark", "synthetic", "--methods", "ga", "--trials", "1", "--concurrent", "1", "--robustness", "none")
+SEARCH = (
+    "--benchmark",
+    "synthetic",
+    "--methods",
+    "ga",
+    "--trials",
+    "1",
+    "--concurrent",
+    "1",
+    "--robustness",
+    "none",
+    "--no-keep-model",
+)
 
 
 @pytest.mark.slow
@@ -167,7 +181,7 @@ def test_a_search_whose_ray_never_starts_ends_with_one_line_and_can_be_resumed(t
     run = run_with_failing_starts(9, "tune", "--resume", str(place))
     assert run.returncode == 1
     assert f"ray_unlearn tune --resume {place}" in run.stderr
-    run = run_with_failing_starts(1, "tune", "--resume", str(place))
+    run = run_with_failing_starts(1, "tune", "--resume", str(place), "--no-keep-model")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Starting it once more" in run.stdout
     trial = read_search(place).trials[0]["trial_id"]
@@ -176,13 +190,16 @@ def test_a_search_whose_ray_never_starts_ends_with_one_line_and_can_be_resumed(t
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(300)
 def test_every_other_command_on_ray_ends_with_one_line_where_ray_never_starts(tmp_path, tiny_model, tofu_data):
-    out, model = str(tmp_path / "out"), str(tiny_model)
+    out, model = str(tmp_path / "out"), str(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
     for words in (
         ("prepare", "--benchmark", "tofu", "--model", model, "--data", str(tofu_data), "--out", out),
         ("evaluate", "--benchmark", "synthetic", "--model", model, "--scale", "mini", "--out", out),
-        ("reproduce", "simnpo-synthetic", "--scale", "mini", "--out", out),
+        ("reproduce", "synthetic", "--scale", "mini", "--out", out),
     ):
         assert_ends_with_one_line(run_with_failing_starts(9, *words))
 
