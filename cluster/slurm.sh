@@ -37,7 +37,8 @@
 set -euo pipefail
 
 START_SECONDS=${START_SECONDS:-300} # until all nodes must be up
-ASK_SECONDS=${ASK_SECONDS:-30}      # for one answer of the cluster
+ASK_SECONDS=${ASK_SECONDS:-20}      # for one answer of the cluster
+HEAD_SECONDS=${HEAD_SECONDS:-45}    # from the start of the head's Ray until it listens; it takes some five
 NODE_SECONDS=${NODE_SECONDS:-8}     # for Ray's end on a node that was told to end
 END_SECONDS=${END_SECONDS:-20}      # until all nodes must be down; with the search's 5 s less than KillWait
 POLL_SECONDS=${POLL_SECONDS:-1}
@@ -70,7 +71,7 @@ ray_node() { # FOLDER NODE_SECONDS RAY_START_OPTIONS...
   local folder=$1 patience=$2 ray="" attempt code=0
   shift 2
   clean() {
-    trap '' TERM INT
+    trap '' TERM INT USR1
     if [ -n "$ray" ]; then
       local deadline=$((SECONDS + patience))
       kill -TERM "$ray" 2>/dev/null
@@ -79,7 +80,7 @@ ray_node() { # FOLDER NODE_SECONDS RAY_START_OPTIONS...
     fi
     rm -rf "$folder" "$folder.start" || { sleep 1 && rm -rf "$folder"; }
   }
-  trap 'clean; exit 143' TERM INT
+  trap 'clean; exit 0' TERM INT USR1
   local cpus=${SLURM_CPUS_ON_NODE:-$(nproc)} gpus=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-}} memory=()
   if [ -z "$gpus" ]; then # an older Slurm says it only so
     gpus=$(printf '%s\n' "${CUDA_VISIBLE_DEVICES:-}" | awk -F, '{ print ($0 == "" || $0 == "NoDevFiles") ? 0 : NF }')
@@ -121,10 +122,14 @@ end() { # Ray's processes end with their job steps
   trap '' TERM INT
   rm -f "$RAY_AUTH_TOKEN_PATH"
   if [ ${#steps[@]} -gt 0 ]; then
-    kill -TERM "${steps[@]}" 2>/dev/null || true
+    kill -USR1 "${steps[@]}" 2>/dev/null || true # srun hands this one on; at TERM it kills the step
     local deadline=$((SECONDS + END_SECONDS))
     while any_alive "${steps[@]}" && [ "$SECONDS" -lt "$deadline" ]; do sleep "$POLL_SECONDS"; done
-    kill -KILL "${steps[@]}" 2>/dev/null || true
+    if any_alive "${steps[@]}"; then
+      kill -TERM "${steps[@]}" 2>/dev/null || true
+      sleep 2
+      kill -KILL "${steps[@]}" 2>/dev/null || true
+    fi
   fi
 }
 
@@ -147,18 +152,21 @@ trap interrupt TERM INT
 
 # ---- the beginning
 
-nodes_up() { # how many nodes of the cluster are alive; nothing where it does not answer
+nodes_up() { # how many nodes of the cluster are alive; nothing where it does not answer, "closed" where nothing listens
   timeout -k 5 "$ASK_SECONDS" python -c '
 import socket, sys
 host, port = sys.argv[1].rsplit(":", 1)
-socket.create_connection((host, int(port)), 5).close()
+try:
+    socket.create_connection((host, int(port)), 5).close()
+except OSError:
+    sys.exit(print("closed"))
 import ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 print(sum(node["Alive"] for node in ray.nodes()))' "$address" 2>/dev/null || true
 }
 
 wait_for() { # NUMBER_OF_NODES
-  local deadline=$((SECONDS + START_SECONDS)) up="" step
+  local deadline=$((SECONDS + START_SECONDS)) up="" closed="" step
   until [ "${up:=0}" -ge "$1" ]; do
     for step in "${steps[@]}"; do
       kill -0 "$step" 2>/dev/null || { say "a node's Ray ended at its start; its output is above"; exit 1; }
@@ -169,6 +177,16 @@ wait_for() { # NUMBER_OF_NODES
     fi
     sleep "$POLL_SECONDS"
     up=$(nodes_up)
+    if [ "$up" = closed ]; then
+      up=0
+      if [ -d "$folder" ]; then closed=${closed:-$SECONDS}; fi # its Ray has begun
+      if [ "$((SECONDS - ${closed:-$SECONDS}))" -ge "$HEAD_SECONDS" ]; then
+        say "nothing listens at $address, $HEAD_SECONDS s after the head's start. HEAD_IP can name another of its addresses"
+        exit 1
+      fi
+    else
+      closed=""
+    fi
   done
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A real Slurm of two nodes on one machine, for tests of cluster/slurm.sh: two network namespaces, two slurmd.
-#   real_slurm.sh up DIR                 start it; DIR (short, empty) holds configuration, state and logs
+#   real_slurm.sh up DIR [SHARED...]     start it; DIR (in /tmp, empty) holds configuration, state and logs
 #   real_slurm.sh on DIR NODE COMMAND... run a command on a node: sbatch, squeue, scancel, scontrol ...
 #   real_slurm.sh down DIR               end what was started, and remove the namespaces
 # Needs root, and Debian's slurm-wlm and munge. Nothing under /etc/slurm is touched. The nodes are called ru1 and ru2, have
-# the addresses 10.78.0.1 and 10.78.0.2, four CPUs each, whatever the machine has, and two made-up GPUs of kind k9 in ru2.
+# the addresses 10.78.0.1 and 10.78.0.2, four and two CPUs, whatever the machine has, and ru2 two made-up GPUs of kind k9.
+# Each has a /tmp of its own, DIR/tmp-<node>, in which of the machine's only DIR and the SHARED folders are.
 set -euo pipefail
 what=$1 dir=$2
 shift 2
@@ -13,7 +14,25 @@ export SLURM_CONF=$dir/slurm.conf
 on() { # NODE COMMAND...: in the node's network, under its name
   local node=$1
   shift
+  # shellcheck disable=SC2016
   nsenter --net="/run/netns/$node" unshare --uts sh -c 'hostname "$0" && exec "$@"' "$node" "$@"
+}
+
+with_own_tmp() { # NODE COMMAND...: the same, and with a /tmp of its own
+  local node=$1 place
+  shift
+  for place in "$dir" "${shared[@]}"; do mkdir -p "$dir/tmp-$node/${place#/tmp/}"; done
+  # shellcheck disable=SC2016
+  on "$node" unshare --mount --propagation private sh -c '
+    own=$1 shift=$2
+    shift 2
+    while [ "$shift" -gt 0 ]; do
+      mount --bind "$1" "$own/${1#/tmp/}"
+      shift=$((shift - 1))
+      shift
+    done
+    mount --rbind "$own" /tmp
+    exec "$@"' sh "$dir/tmp-$node" $((1 + ${#shared[@]})) "$dir" "${shared[@]}" "$@"
 }
 
 up() {
@@ -52,7 +71,7 @@ SlurmdTimeout=30
 MinJobAge=600
 KillWait=30
 NodeName=ru1 NodeAddr=10.78.0.1 Port=16818 CPUs=4 RealMemory=$memory
-NodeName=ru2 NodeAddr=10.78.0.2 Port=16818 CPUs=4 RealMemory=$memory Gres=gpu:k9:2
+NodeName=ru2 NodeAddr=10.78.0.2 Port=16818 CPUs=2 RealMemory=$memory Gres=gpu:k9:2
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 EOF
   printf 'NodeName=ru2 Name=gpu Type=k9 File=/dev/null,/dev/zero\n' >"$dir/gres.conf"
@@ -66,8 +85,8 @@ EOF
     sleep 1
   fi
   on ru1 slurmctld
-  on ru1 slurmd -N ru1
-  on ru2 slurmd -N ru2
+  with_own_tmp ru1 slurmd -N ru1
+  with_own_tmp ru2 slurmd -N ru2
   for _ in $(seq 30); do
     if [ "$(on ru1 sinfo -h -t idle -o %D)" = 2 ]; then return; fi
     sleep 1
@@ -90,7 +109,7 @@ down() {
 }
 
 case $what in
-up) up ;;
+up) shared=("$@") && up ;;
 on) on "$@" ;;
 down) down ;;
 esac

@@ -281,6 +281,16 @@ def test_without_options_for_the_search_it_says_so_and_starts_nothing(tmp_path):
     assert "no options" in errors
 
 
+def test_a_head_at_whose_address_nothing_listens_is_given_up_soon(tmp_path):
+    job = Job(tmp_path, nodes=1, HEAD_SECONDS="2", ANSWER="closed")
+    began = time.monotonic()
+    code, errors = job.run("--benchmark", "tofu")
+    assert code == 1
+    assert f"nothing listens at 10.0.0.1:{PORT}, 2 s after the head's start" in errors
+    assert time.monotonic() - began < 20
+    assert job.leftovers() == []
+
+
 def test_a_cluster_that_does_not_answer_is_asked_for_some_seconds_at_a_time(tmp_path):
     job = Job(tmp_path, nodes=1, START_SECONDS="2", ASK_SECONDS="0.5", ANSWER="hangs")
     began = time.monotonic()
