@@ -63,6 +63,10 @@ head_ip=${HEAD_IP:-$(hostname -I | cut -d' ' -f1)} # this script runs on the fir
 port=$((20000 + SLURM_JOB_ID % 3000 * 3))          # and two after it; outside 10002-19999, where Ray's workers listen
 address=$head_ip:$port
 folder=/tmp/ray-$SLURM_JOB_ID # on each node; short, because sockets lie in it
+# What Slurm runs on each node after its step, also where the step was killed.
+cleaner=$RAY_AUTH_TOKEN_PATH.clean
+printf '#!/bin/sh\nrm -rf %s %s.start\n' "$folder" "$folder" >"$cleaner"
+chmod +x "$cleaner"
 steps=() search="" stopping="" # steps: the nodes' job steps, in the nodes' order
 
 # ---- one job step: Ray on one node, and nothing of it afterwards
@@ -110,7 +114,7 @@ on_node() { # NODE RAY_START_OPTIONS...
   local node=$1
   shift
   srun --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --no-kill --overlap \
-    bash -c "$(declare -f ray_node)"$'\nray_node "$@"' ray_node \
+    --task-epilog="$cleaner" bash -c "$(declare -f ray_node)"$'\nray_node "$@"' ray_node \
     "$folder" "$NODE_SECONDS" --dashboard-agent-listen-port=$((port + 2)) "$@" &
   steps+=($!)
 }
@@ -131,6 +135,7 @@ end() { # Ray's processes end with their job steps
       kill -KILL "${steps[@]}" 2>/dev/null || true
     fi
   fi
+  rm -f "$cleaner"
 }
 
 any_alive() { # PIDS...
