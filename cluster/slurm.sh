@@ -101,9 +101,9 @@ ray_node() { # FOLDER NODE_SECONDS RAY_START_OPTIONS...
       --num-gpus="$gpus" "${memory[@]}" "$@" > >(tee "$folder.start") 2>&1 &
     ray=$!
     wait "$ray" || code=$?
-    if [ "$attempt$code" = 10 ] || [ "$SECONDS" -gt 120 ] || ! grep -q "timed out during startup" "$folder.start"; then
-      break
-    fi
+    if [ "$attempt" = 2 ] || [ "$code" = 0 ] || [ "$SECONDS" -gt 120 ]; then break; fi
+    sleep 2 # until its output is in the file
+    if ! grep -q "timed out during startup" "$folder.start"; then break; fi
     echo "slurm.sh: Ray was not up in its own time on $(hostname)" >&2
   done
   clean
