@@ -44,6 +44,7 @@ END_SECONDS=${END_SECONDS:-20}      # until all nodes must be down; with the sea
 POLL_SECONDS=${POLL_SECONDS:-1}
 
 say() { echo "slurm.sh: $*" >&2; }
+pause() { sleep "$POLL_SECONDS" || true; } # scancel ends it, which is no error
 
 if [ $# = 0 ]; then
   say "no options for \`ray_unlearn tune\`. Give them after the script's name"
@@ -125,13 +126,14 @@ end() { # Ray's processes end with their job steps
   trap - EXIT
   trap '' TERM INT
   rm -f "$RAY_AUTH_TOKEN_PATH"
+  if [ -n "$search" ]; then kill -KILL "$search" 2>/dev/null || true; fi # it has ended, unless this script failed
   if [ ${#steps[@]} -gt 0 ]; then
     kill -USR1 "${steps[@]}" 2>/dev/null || true # srun hands this one on; at TERM it kills the step
     local deadline=$((SECONDS + END_SECONDS))
-    while any_alive "${steps[@]}" && [ "$SECONDS" -lt "$deadline" ]; do sleep "$POLL_SECONDS"; done
+    while any_alive "${steps[@]}" && [ "$SECONDS" -lt "$deadline" ]; do pause; done
     if any_alive "${steps[@]}"; then
       kill -TERM "${steps[@]}" 2>/dev/null || true
-      sleep 2
+      sleep 2 || true
       kill -KILL "${steps[@]}" 2>/dev/null || true
     fi
   fi
@@ -180,7 +182,7 @@ wait_for() { # NUMBER_OF_NODES
       say "$up of $1 node(s) were up after $START_SECONDS s"
       exit 1
     fi
-    sleep "$POLL_SECONDS"
+    pause
     up=$(nodes_up)
     if [ "$up" = closed ]; then
       up=0
@@ -249,7 +251,7 @@ while kill -0 "$search" 2>/dev/null; do
     fi
   done
   if [ -n "$limit" ] && [ $SECONDS -ge "$limit" ]; then kill -KILL "$search" 2>/dev/null || true; fi
-  sleep "$POLL_SECONDS"
+  pause
 done
 status=0
 wait "$search" || status=$?

@@ -3,6 +3,7 @@
 With a real Slurm it runs in test_real_slurm.py.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.commands import parse
@@ -402,9 +404,13 @@ def test_a_plain_scancel_which_tells_all_processes_at_once_leaves_nothing(tmp_pa
     job = Job(tmp_path, nodes=2, seconds=60)
     process = job.start("--benchmark", "tofu")
     job.wait_for("secret")
-    for pid in subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout.split():
-        os.kill(int(pid), signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=25)
-    assert process.returncode != 0
+    script = psutil.Process(process.pid)
+    below = script.children(recursive=True)
+    for each in (script, *below):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=25)[1]
+    assert process.returncode == 143, errors
+    assert "the search ended with exit code 143" in errors, "the script is the last to end"
+    assert not [each for each in below if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
     assert job.leftovers() == []
