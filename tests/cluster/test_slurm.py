@@ -401,7 +401,7 @@ def test_a_search_whose_head_is_lost_ends_with_the_job(tmp_path):
 
 
 def test_a_plain_scancel_which_tells_all_processes_at_once_leaves_nothing(tmp_path):
-    job = Job(tmp_path, nodes=2, seconds=60)
+    job = Job(tmp_path, nodes=2, seconds=60, POLL_SECONDS="2")  # long, so that the signal meets the pause
     process = job.start("--benchmark", "tofu")
     job.wait_for("secret")
     script = psutil.Process(process.pid)
