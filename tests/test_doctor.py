@@ -228,3 +228,27 @@ def test_a_local_cluster_starts_and_ends():
     (check,) = doctor.try_ray(None, start_ray=True)
     assert check.state == OK, check
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lacks", "state", "says"),
+    [
+        (1.9, False, OK, "loads in 1.9 s; Ray's start fails where it takes 15 s"),
+        (4.0, True, OK, "loads in 4.0 s, for which there was no byte code"),
+        (7.5, False, WARNING, "loads in 7.5 s"),
+        (16.0, True, PROBLEM, "loads in 16.0 s, for which there was no byte code"),
+        (None, False, PROBLEM, "cannot be loaded"),
+    ],
+)
+def test_the_time_that_rays_agent_takes_to_load_is_measured_against_rays_limit(seconds, lacks, state, says):
+    check = doctor.check_agent(seconds, lacks)
+    assert check.state == state
+    assert says in check.says
+    assert bool(check.fix) == (state != OK)
+
+
+def test_the_doctor_loads_rays_agent(monkeypatch):
+    monkeypatch.setattr(doctor, "agent_seconds", lambda: 12.0)
+    monkeypatch.setattr(doctor, "keep_byte_code", lambda: False)
+    (check,) = (check for check in doctor_command.examine() if check.name == "ray's agent")
+    assert (check.state, "12.0 s" in check.says) == (WARNING, True)

@@ -160,7 +160,7 @@ def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tm
     start = run_local(worker, held_out_job(config, 3))[-1].metrics("report")
     retrained = Profile({name: 2 * value + 1 for name, value in start.items()})
     task = replace(task, report=replace(task.report, retrained=retrained))
-    monkeypatch.setattr(export, "run_job", lambda config, task, job: (start, run_local(worker, job)[-1], 1.0))
+    monkeypatch.setattr(export, "run_job", lambda config, task, job, say: (start, run_local(worker, job)[-1], 1.0))
     monkeypatch.setattr(repeat, "run_job", export.run_job)
     monkeypatch.setenv("RAY_UNLEARN_CACHE", str(tmp_path / "cache"))
     settings = TrialConfig("graddiff-0000", "graddiff", learning_rate=1e-2, epochs=2, batch_size=8, seed=3).to_json()

@@ -36,7 +36,7 @@ from ray_unlearn.gangs.broker import (
     Order,
     _Entry,
 )
-from ray_unlearn.gangs.gangs import Gangs
+from ray_unlearn.gangs.gangs import Gangs, describe_wait
 from ray_unlearn.gangs.serve import describe
 from ray_unlearn.training.outcome import Report
 from ray_unlearn.training.trial import Job
@@ -337,6 +337,19 @@ def test_a_gang_without_work_rests_beside_others_and_comes_back_for_waiting_jobs
     asyncio.run(life())
 
 
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ([], "waiting for 60 s: the processes that lead the gangs are starting"),
+        (["PENDING"], "waiting for 60 s: no gang has a place yet. One needs 1 CPU (0 of 4 free)"),
+        (["CREATED"] * 3, "waiting for 60 s: 3 of 3 gang(s) have their places, and their workers are starting"),
+        (["CREATED", "PENDING"], "starting; 1 more wait for 1 CPU (0 of 4 free) each"),
+    ],
+)
+def test_what_is_waited_for_is_said_as_it_is(places, says):
+    assert describe_wait(places, 3, "1 CPU (0 of 4 free)").endswith(says)
+
+
 def test_an_error_is_described_on_one_line():
     with pytest.raises(ValueError, match="two") as raised:
         raise ValueError("two\nlines")
@@ -348,16 +361,19 @@ TRIAL = TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=3, batch_size=8
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(tiny_model):
+def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(tiny_model, monkeypatch):
     import ray
 
+    from ray_unlearn.gangs import gangs as gangs_module
     from ray_unlearn.gangs.session import ray_session
 
     config = GangConfig(num_workers=2, zero_stage=3, max_tokens=100)
+    said: list[str] = []
+    monkeypatch.setattr(gangs_module, "WAIT_SECONDS", 1.0)
     with (
         tempfile.TemporaryDirectory() as scratch,
         ray_session(config, 1, None),
-        Gangs(tiny_task(tiny_model), config, 1, Path(scratch)) as gangs,
+        Gangs(tiny_task(tiny_model), config, 1, Path(scratch), said.append) as gangs,
     ):
 
         def scores(name: str, trial: TrialConfig = TRIAL) -> dict:
@@ -366,6 +382,8 @@ def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(ti
             return {k: v for k, v in report.items() if k in ("forget_loss", "retain_loss", "profiles")}
 
         first = scores("first")
+        assert said[0].startswith("waiting for 1 s: ")
+        assert said[0].endswith("starting"), "nothing was missing"
 
         ray.get(gangs.broker.submit.remote(Job("pruned", dataclasses.replace(TRIAL, learning_rate=1e-2))))
         assert not ray.get(gangs.broker.next.remote("pruned")).done

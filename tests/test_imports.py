@@ -15,6 +15,7 @@ FLOORS = (
     {"config", "failures", "interruption", "wording"},
     {"metrics"},
     {"files", "hardware", "provenance"},
+    {"byte_code"},
     {"models"},
     {"benchmarks", "records"},
     {"training", "report"},

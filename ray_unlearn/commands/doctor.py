@@ -29,6 +29,7 @@ from ray_unlearn.commands.machine import (
     find_token,
     installed,
     tested_versions,
+    time_agent,
     try_benchmark,
     try_ray,
 )
@@ -73,6 +74,7 @@ def examine(
     checks.append(find_gpus())
     checks.append(find_memory())
     checks += find_disks(out)
+    checks.append(time_agent())
     checks.append(ask_hub())
     checks += try_benchmark(benchmark, model, data, split)
     token, others_read_it = find_token()

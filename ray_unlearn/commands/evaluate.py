@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import describe_metrics, judged_metrics
@@ -71,6 +73,7 @@ def run_evaluation(
     seed: int,
     address: str | None,
     for_profile: bool,
+    say: Callable[[str], None] = lambda what: None,
 ) -> tuple[Evaluation, dict[str, Profile]]:
     """Score the models of `tasks` (MODEL, perhaps START) one after another on a gang each.
 
@@ -79,7 +82,7 @@ def run_evaluation(
     """
     measured: dict[str, dict[str, Profile]] = {}
     robustness = replace(robustness, metrics=judged_metrics(benchmark))
-    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address):
+    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address, say=say):
         for who, task in tasks.items():
             splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
             with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
@@ -189,7 +192,8 @@ def run(options: Evaluate) -> int:
     folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     folder.mkdir()
     log = folder / "log.txt"
-    with noise_to(log), failures_named(log):
+    with noise_to(log) as screen, failures_named(log):
+        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         request = Request(scale, None, options.data, options.split, whole=True)
         tasks = {
             who: attach_retrained(
@@ -207,7 +211,8 @@ def run(options: Evaluate) -> int:
             options.utility_floor,
             options.seed,
             options.address,
-            for_profile=options.profile is not None,
+            options.profile is not None,
+            say,
         )
         asked: dict[str, Any] = {"model": Path(options.model).name, "scale": scale}
         asked |= {"start": options.start and Path(options.start).name, "utility_floor": options.utility_floor}

@@ -82,7 +82,7 @@ def run_export(
         made_by = {name: results.meta[name] for name in ("versions", "git", "hardware")}
     else:
         say(f"running {row['trial_id']} again")
-        start, report, seconds = run_job(config, task, job)
+        start, report, seconds = run_job(config, task, job, say)
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
@@ -96,7 +96,9 @@ def run_export(
     unfinished.rename(out)
 
 
-def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float], Report, float]:
+def run_job(
+    config: SearchConfig, task: Task, job: Job, say: Callable[[str], None]
+) -> tuple[dict[str, float], Report, float]:
     """One held-out job on a gang of its own: what the starting model measures, the job's last report, its seconds.
 
     Raises RuntimeError where either fails.
@@ -107,7 +109,7 @@ def run_job(config: SearchConfig, task: Task, job: Job) -> tuple[dict[str, float
 
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, 1, config.address, config.grow_to),
+        ray_session(config.gang, 1, config.address, config.grow_to, say),
         Gangs(task, config.gang, 1, Path(scratch)) as gangs,
     ):
         start = finished(gangs.run(held_out_job(config, config.seed)), "the starting model").metrics("report")

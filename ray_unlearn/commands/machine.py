@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ray_unlearn.byte_code import AGENT_LIMIT, agent_seconds, keep_byte_code
 from ray_unlearn.config import UserError
 from ray_unlearn.hardware import free_memory, granted_cpus, unusable_gpus
 from ray_unlearn.wording import first_line
@@ -37,6 +38,8 @@ FULL_DISK = 0.95
 NEEDED_MEMORY, WANTED_MEMORY = 2 * GIB, 8 * GIB
 """Ray's head takes about 1 GiB, each CPU worker of the miniature about as much."""
 WANTED_SHM = 1 * GIB
+WANTED_AGENT_SECONDS = 5.0
+"""On a free machine Ray's agent loads in two; busy ones, and the rest of Ray's start, take several times as long."""
 HUB_SECONDS = 3.0
 CLUSTER_SECONDS = 3.0
 EVERYWHERE = ("0.0.0.0", "::", "*")
@@ -213,6 +216,19 @@ def few(numbers: set[int]) -> str:
     return ", ".join(map(str, sorted(numbers))) if len(numbers) <= 4 else f"{len(numbers)} ports"
 
 
+def check_agent(seconds: float | None, lacks_byte_code: bool) -> Check:
+    """seconds: for loading Ray's dashboard agent; None where that failed. lacks_byte_code: before it was loaded."""
+    if seconds is None:
+        return Check("ray's agent", PROBLEM, "its modules cannot be loaded, so Ray cannot start", "Install Ray again")
+    lacks = ", for which there was no byte code" if lacks_byte_code else ""
+    says = f"loads in {seconds:.1f} s{lacks}; Ray's start fails where it takes {AGENT_LIMIT} s"
+    if seconds < WANTED_AGENT_SECONDS:
+        return Check("ray's agent", OK, says)
+    fix = "Have the Python environment on a local disk, write its byte code with `python -m ray_unlearn.byte_code`, "
+    fix += "and start searches while fewer jobs run"
+    return Check("ray's agent", PROBLEM if seconds >= AGENT_LIMIT else WARNING, says, fix)
+
+
 def check_nodes(address: str, nodes: Sequence[Mapping[str, float]]) -> list[Check]:
     """One line a node, from the resources that each has."""
     if not nodes:
@@ -280,6 +296,12 @@ def find_disks(out: Path) -> list[Check]:
         checks.append(check_disk(name, str(folder), usage.free, usage.total))
     shm = Path("/dev/shm")
     return [*checks, check_shm(shutil.disk_usage(shm).free if shm.is_dir() else None)]
+
+
+def time_agent() -> Check:
+    """Load Ray's agent once, as each start of Ray does."""
+    lacks_byte_code = keep_byte_code()
+    return check_agent(agent_seconds(), lacks_byte_code)
 
 
 def ask_hub() -> Check:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from ray_unlearn import __version__
+from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
 from ray_unlearn.commands.options import Amounts, Names, default_of
 from ray_unlearn.config import UserError
@@ -33,6 +34,7 @@ COMMANDS: Mapping[type, str] = {
     options.Submit: "submit",
 }
 """By options, the module of this package whose `run` takes them and returns the exit code."""
+STARTS_RAY = (options.Tune, options.Prepare, options.Evaluate, options.Compare, options.Export, options.Reproduce)
 NAMES = {kind.__name__.lower(): kind for kind in COMMANDS}
 EPILOGS: Mapping[type, str] = {
     options.Submit: "Example: ray_unlearn submit --address http://HEAD:8265 -- tune --benchmark wmdp "
@@ -71,6 +73,8 @@ def _command(kind: type, module: str) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         asked = kind(**parsed(kind, values))
+        if keep_byte_code() and kind in STARTS_RAY and not getattr(asked, "dry_run", False):
+            begin_load()
         raise typer.Exit(importlib.import_module(f"ray_unlearn.commands.{module}").run(asked))
 
     hints = get_type_hints(kind, include_extras=True)

@@ -44,7 +44,7 @@ def prepare_models(
     jobs = {"target": ("forget", "retain"), "retrained": ("retain",)}
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(gang, 1, address),
+        ray_session(gang, 1, address, say=log),
         Gangs(task, gang, 1, Path(scratch)) as gangs,
     ):
         for name, learn in jobs.items():

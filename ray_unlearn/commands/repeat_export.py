@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,9 @@ def resolve_run(
     return SearchConfig.from_json({**values, "model": task.model, **here}), task
 
 
-def run_again(run: Mapping[str, Any], config: SearchConfig, task: Task) -> dict[str, Any]:
+def run_again(
+    run: Mapping[str, Any], config: SearchConfig, task: Task, say: Callable[[str], None] = lambda what: None
+) -> dict[str, Any]:
     """The same trial, here: what `describe_run` says of it. Raises RuntimeError where it fails."""
     from ray_unlearn.search.held_out import held_out_job, held_out_judge, rerun_row
 
@@ -123,7 +125,7 @@ def run_again(run: Mapping[str, Any], config: SearchConfig, task: Task) -> dict[
             held_out_job(config, config.seed),
             **{**run["job"], "job_id": trial.trial_id, "trial": trial, "save_to": weights},
         )
-        start, report, seconds = run_job(config, task, job)
+        start, report, seconds = run_job(config, task, job, say)
         judge = held_out_judge(config, task, start)
         row = rerun_row(config, judge, {"trial_id": trial.trial_id}, job, report, seconds)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
@@ -214,7 +216,7 @@ def repeat(options: Reproduce) -> int:
             trust_remote_code=trusts_remote_code(),  # the file may come from anybody
         )
         say(f"running {then['job']['trial']['trial_id']} again")
-        now = run_again(then, replace(config, gang=gang, address=options.address), task)
+        now = run_again(then, replace(config, gang=gang, address=options.address), task, say)
     log.unlink()
     print(describe_repeat(then, now))
     return DIFFERS if verdict(then, now) == DIFFERENT else 0

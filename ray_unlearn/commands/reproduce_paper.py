@@ -262,7 +262,7 @@ def run_experiment(
 
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(gang, gangs, address),
+        ray_session(gang, gangs, address, say=say),
         Gangs(task, gang, gangs, Path(scratch)) as workers,
     ):
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Gangs:
         self._config, self._storage, self._say, self._timeout = config, storage, say, timeout
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
+        self._places_before: set[str] = set()
         # On the driver's node: who loses that one has lost the search anyway.
         here = ray.get_runtime_context().get_node_id()
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -62,6 +63,7 @@ class Gangs:
         self.broker: Any = ray.remote(**options)(Broker).remote([ray.put(task)], count, config.max_tokens, park_seconds)
 
     def __enter__(self) -> Gangs:
+        self._places_before = set(find_places())
         for gang in range(self.count):
             thread = threading.Thread(target=self._run, args=(gang,), daemon=True, name=f"gang-{gang}")
             self._threads.append(thread)
@@ -113,7 +115,8 @@ class Gangs:
             for name, amount in needs.items()
             if amount
         )
-        return f"waiting: no gang could start for {WAIT_SECONDS:g} s. One needs {wanted}"
+        asked = {place: state for place, state in find_places().items() if place not in self._places_before}
+        return describe_wait(list(asked.values()), self.count, wanted)
 
     def _run(self, gang: int) -> None:
         import ray
@@ -224,3 +227,24 @@ class Gangs:
                 yield job, report, time.perf_counter() - began
             else:
                 running[self.broker.next.remote(job.job_id)] = job, began
+
+
+def find_places() -> dict[str, str]:
+    """The state of every place (Ray's placement group) that is asked for or taken on the cluster, by its id."""
+    from ray.util import placement_group_table
+
+    places = {place: info["state"] for place, info in placement_group_table().items()}
+    return {place: state for place, state in places.items() if state != "REMOVED"}
+
+
+def describe_wait(places: Sequence[str], count: int, wanted: str) -> str:
+    """What is being waited for. places: states of those that `count` gangs have asked for; wanted: what one needs."""
+    held = places.count("CREATED")
+    waiting = len(places) - held
+    since = f"waiting for {WAIT_SECONDS:g} s:"
+    if held:
+        others = f"; {waiting} more wait for {wanted} each" if waiting else ""
+        return f"{since} {held} of {count} gang(s) have their places, and their workers are starting{others}"
+    if waiting:
+        return f"{since} no gang has a place yet. One needs {wanted}"
+    return f"{since} the processes that lead the gangs are starting"

@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ray
 
+from ray_unlearn.byte_code import AGENT_LIMIT, agent_seconds, end_load
 from ray_unlearn.config import GangConfig
 from ray_unlearn.hardware import granted_cpus
 from ray_unlearn.interruption import is_ending, signals_end_at_once
@@ -39,21 +40,31 @@ SLIVER = 0.01
 """CPUs of one Tune actor, which only waits for reports."""
 _started_ahead = contextlib.ExitStack()
 """Closed, it puts the signals' own handlers back, and waits until the start is over."""
+_failed_ahead: list[Exception] = []
+"""What the start ahead raised."""
 
 
 @contextlib.contextmanager
 def ray_session(
-    gang: GangConfig, count: int, address: str | None, grow_to: Mapping[str, float] | None = None
+    gang: GangConfig,
+    count: int,
+    address: str | None,
+    grow_to: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = lambda what: None,
 ) -> Iterator[None]:
     """Connect to the cluster at `address`, or start one on this machine, with room for `count` gangs.
 
-    grow_to: what an autoscaler may bring the cluster to, by resource. Raises RuntimeError naming what is missing where
-    the cluster has too little.
+    grow_to: what an autoscaler may bring the cluster to, by resource. say: gets what the user should know of a slow
+    start. Raises RuntimeError naming what is missing where the cluster has too little, or does not start.
     """
     _started_ahead.close()
+    failed = _failed_ahead.pop() if _failed_ahead else None
     on_terminate = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     if not ray.is_initialized():
-        _start(gang, count, address)
+        if address is None:
+            _start_own(gang, count, say, failed)
+        else:
+            _start(gang, count, address)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray's own would exit with 15, or abort after 3 s
     try:
@@ -71,14 +82,54 @@ def start_ahead(gang: GangConfig, count: int) -> None:
     is_over = threading.Event()
 
     def start() -> None:
-        with contextlib.suppress(Exception):  # ray_session tries again, and says why it fails
+        try:
             _start(gang, count, None)
+        except Exception as error:  # ray_session tries once more
+            _failed_ahead[:] = [error]
         is_over.set()
         threading.Event().wait()  # Ray has its processes killed with the thread that started them
 
+    _failed_ahead.clear()
     _started_ahead.callback(is_over.wait)
     _started_ahead.enter_context(signals_end_at_once())
     threading.Thread(target=start, daemon=True, name="start Ray").start()
+
+
+def _start_own(gang: GangConfig, count: int, say: Callable[[str], None], failed: Exception | None) -> None:
+    """Start a cluster on this machine, in two attempts, of which the first may have failed already. Raises
+    RuntimeError, with what was slow and what helps, where Ray is not up in its own time at the second."""
+    if failed is None:
+        try:
+            _start(gang, count, None)
+            return
+        except Exception as error:
+            failed = error
+            if not was_slow(error):
+                raise
+    if was_slow(failed):
+        say(f"Ray was not up in its own time ({_describe_slowness()}). Starting it once more")
+    try:
+        _start(gang, count, None)
+    except Exception as error:
+        if not was_slow(error):
+            raise
+        raise RuntimeError(
+            f"Ray was not up in its own time, twice ({_describe_slowness()}). Have the Python environment on a local "
+            "disk and with byte code, and fewer jobs beside this one; `ray_unlearn doctor` measures it"
+        ) from error
+
+
+def was_slow(error: Exception) -> bool:
+    """Whether that is what Ray raises where one of its processes was not up in time: an Exception of no kind."""
+    return type(error) is Exception or "timed out" in str(error).lower()
+
+
+def _describe_slowness() -> str:
+    """What the start depends on, as it is now. Measuring it brings the agent's files into memory for the next."""
+    seconds = agent_seconds()
+    load = "fails" if seconds is None else f"takes {seconds:.0f} s" if seconds >= 10 else f"takes {seconds:.1f} s"
+    busy = f", {os.getloadavg()[0]:.0f} processes want {os.cpu_count()} CPUs" if hasattr(os, "getloadavg") else ""
+    return f"it allows {AGENT_LIMIT} s for loading its agent, which now {load}{busy}"
 
 
 def _start(gang: GangConfig, count: int, address: str | None) -> None:
@@ -87,6 +138,7 @@ def _start(gang: GangConfig, count: int, address: str | None) -> None:
     if address is not None:
         ray.init(address=address, logging_level=logging.WARNING)
     else:
+        end_load()
         cpus = gang.num_workers * count * gang.cpus_per_worker
         ray.init(
             address="local",

@@ -148,7 +148,7 @@ def run_comparison(
         return list(done.values())
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
         Gangs(task, config.gang, config.concurrent, Path(scratch), park_seconds=park_seconds(config.address)) as gangs,
     ):
         start = _read_row(start_path)

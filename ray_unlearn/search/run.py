@@ -175,7 +175,7 @@ def open_gangs(config: SearchConfig, task: Task, say: Callable[[str], None], way
     with (
         signals_as_interrupts(give_up=lambda: say(f"stopped, and its cluster too. {way_on}")),
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as storage,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to),
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
         Gangs(task, config.gang, config.concurrent, Path(storage), say, config.trial_timeout, parks) as gangs,
     ):
         yield gangs

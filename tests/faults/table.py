@@ -298,7 +298,7 @@ FAULTS = {
     "worker": Fault("SIGKILL of a worker", kill_one("RayTrainWorker"), 4, at_start=True),
     "controller": Fault("SIGKILL of a gang's controller", kill_one("TrainController"), 2, at_start=True),
     "actor": Fault("SIGKILL of a trial's actor", kill_one("GangTrial"), 3),
-    "broker": Fault("SIGKILL of the broker", kill_one("_Broker"), 2, at_start=True),
+    "broker": Fault("SIGKILL of the broker", kill_one("Broker"), 2, at_start=True),
     "raylet": Fault("SIGKILL of the only node (its raylet)", kill_one("raylet/raylet"), at_start=True),
     "node": Fault("loss of one node of three", lose_node, 2, nodes=True),
     "gcs": Fault("SIGKILL of the GCS", kill_one("gcs_server"), at_start=True),
