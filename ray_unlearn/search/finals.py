@@ -6,7 +6,6 @@ A restored gang repeats a trial to the bit, so no trial needs a checkpoint.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -65,19 +64,25 @@ def run_finals(
         scores = asdict(judge.verdict(profile.metrics, is_last=False))
         examples = [writer.write_examples("start", "report", start.examples)] if profile is start else []
         record(name, _final_row({"trial_id": name, "method": name}, config, scores, profile), examples)
-    for name, row in left.items():
-        place = writer.folder / "model.unfinished" if name == keeps else None
-        job = replace(rerun_job(config, row, config.seed), save_to=str(place) if place else None, weights=True)
-        began = time.perf_counter()
-        outcome = gangs.run(job)
-        final = rerun_row(config, judge, row, job, outcome, time.perf_counter() - began)
+    place = writer.folder / "model.unfinished"
+    jobs = {
+        (job := replace(rerun_job(config, row, config.seed), weights=True)).job_id: (
+            row,
+            replace(job, save_to=str(place) if name == keeps else None),
+        )
+        for name, row in left.items()
+    }
+    for done_job, outcome, seconds in gangs.run_all(job for _, job in jobs.values()):
+        row, job = jobs[done_job.job_id]
+        name = row["trial_id"]
+        final = rerun_row(config, judge, row, job, outcome, seconds)
         names = []
         if isinstance(outcome, Report):
             lengths = task.forget.answer_lengths.tolist()
             names.append(writer.write_examples(name, "report", outcome.profiles["report"].examples))
             names.append(writer.write_weights(name, outcome.gradient_weights or [], lengths, start_nll))
-        has_model = place is not None and place.is_dir()
-        if place is not None and has_model:
+        has_model = name == keeps and place.is_dir()
+        if has_model:
             names += _keep(place, writer.folder)
         record(name, final, names, has_model)
     return finalists

@@ -12,7 +12,6 @@ import torch
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Profile, Request, Task
-from ray_unlearn.benchmarks.profiles import last_profiles
 from ray_unlearn.config import TrialConfig
 from ray_unlearn.training.in_process import SINGLE, local_worker, run_local
 from ray_unlearn.training.trial import Job
@@ -50,7 +49,7 @@ def teach(task: Task, learn: tuple[str, ...], folder: Path) -> Profile:
     job = Job(
         "rote", TEACHING, learn=learn, evaluate=("whole",), points=False, complete=True, save_to=str(folder.absolute())
     )
-    return last_profiles(run_local(local_worker(task, SINGLE), job))["whole"]
+    return run_local(local_worker(task, SINGLE), job)[-1].profiles["whole"]
 
 
 def own(folder: Path, template: str | None, more: str, columns: str) -> Task:
