@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table, attack_of, metric_note, short_metric
 from ray_unlearn.report.text import count, is_number, method_label, score
-from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_spreads
+from ray_unlearn.report.verdicts import describe_difference
 from ray_unlearn.wording import listing
 
 MEASURES = ("objective", "forget", "utility")
@@ -89,22 +89,39 @@ def over_searches(results: SearchResults) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def sentences(results: SearchResults) -> list[str]:
-    """On methods first, where whole searches were compared; then on the settings of this one."""
-    items = _items(results, "differences")
-    methods = over_searches(results)
-    found = describe_spreads(methods.get("methods", ()), MEASURES, SEARCH)
-    found += [describe_difference(item) for item in methods.get("differences", ())]
-    return found + [
+def searches(results: SearchResults) -> Table | None:
+    """One row a method: mean ± standard deviation over whole searches."""
+    rows = sorted(over_searches(results).get("methods") or (), key=_place)
+    columns = [
+        Column("method", "method", "text"),
+        Column("n", "searches", "count"),
+        *(Column(name, name, "spread") for name in MEASURES),
+    ]
+    values = [[method_label(str(row["method"])), row["n"], *(row[name] for name in MEASURES)] for row in rows]
+    return Table(columns, values, [str(row["method"]) for row in rows]) if rows else None
+
+
+def sentences(differences: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Of comparisons by older versions, the sentence that they kept."""
+    return [
         str(item["sentence"]) if item.get("sentence") else describe_difference(item)
-        for item in items
+        for item in differences
         if item.get("sentence") or item.get("value") is not None
     ]
 
 
-def warnings(results: SearchResults) -> list[str]:
-    found = [*(over_searches(results).get("warnings") or ()), *((results.comparison or {}).get("warnings") or ())]
-    return [str(text) for text in found]
+def setting_sentences(results: SearchResults) -> list[str]:
+    """On the settings of this search."""
+    return sentences(_items(results, "differences"))
+
+
+def method_sentences(results: SearchResults) -> list[str]:
+    """On methods, where whole searches were compared."""
+    return sentences(over_searches(results).get("differences") or ())
+
+
+def warnings(comparison: Mapping[str, Any] | None) -> list[str]:
+    return [str(text) for text in (comparison or {}).get("warnings") or []]
 
 
 def seeds_words(results: SearchResults) -> str:

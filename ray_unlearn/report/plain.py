@@ -63,6 +63,7 @@ def render_markdown(results: SearchResults) -> str:
         _list(describe_frontier(results)),
         "## The methods",
         markdown_table(best_of_methods(results)),
+        *_over_searches(results),
         "## Over several seeds",
         *_over_seeds(results),
     ]
@@ -106,6 +107,21 @@ def render_markdown(results: SearchResults) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _over_searches(results: SearchResults) -> list[str]:
+    table = compared.searches(results)
+    if table is None:
+        return []
+    notes = compared.warnings(compared.over_searches(results))
+    return [
+        "## Methods over whole searches",
+        "Each search with a seed of its own; of each, the method's best trial on the held-out split: mean ± standard "
+        "deviation.",
+        markdown_table(table),
+        *[f"> **Warning.** {markdown(text)}" for text in notes],
+        _list(compared.method_sentences(results)),
+    ]
+
+
 def _over_seeds(results: SearchResults) -> list[str]:
     table = compared.finalists(results)
     if table is None:
@@ -114,8 +130,8 @@ def _over_seeds(results: SearchResults) -> list[str]:
         markdown(f"Mean ± standard deviation over {compared.seeds_words(results) or 'several seeds'}."),
         markdown_table(table),
     ]
-    found += [f"> **Warning.** {markdown(text)}" for text in compared.warnings(results)]
-    found += [_list(compared.sentences(results))]
+    found += [f"> **Warning.** {markdown(text)}" for text in compared.warnings(results.comparison)]
+    found += [_list(compared.setting_sentences(results))]
     differences = compared.differences(results)
     return found if differences is None else [*found, markdown_table(differences)]
 
