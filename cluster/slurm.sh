@@ -232,9 +232,10 @@ elif [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -n "$begun" ]; then
   say "start number $((SLURM_RESTART_COUNT + 1)) of this job: going on with ${begun#* }"
 fi
 
+mkdir -p "$folder/search" # its temporary files, which go with the rest where it is killed
 # Job control, because without it a process in the background ignores SIGINT.
 set -m
-ray_unlearn "${command[@]}" --address "$address" &
+TMPDIR=$folder/search ray_unlearn "${command[@]}" --address "$address" &
 search=$!
 set +m
 limit="" lost=""

@@ -60,6 +60,8 @@ import os, signal, sys, time
 note = lambda text: open(os.environ["JOURNAL"], "a").write(text + "\\n")
 token = os.environ["RAY_AUTH_TOKEN_PATH"]
 note(f"search {{' '.join(sys.argv[1:])}}")
+open(os.path.join(os.environ["TMPDIR"], "scratch"), "w").close()
+note(f"temporary {{os.environ['TMPDIR']}}")
 note(f"byte code {{not sys.flags.dont_write_bytecode}}")
 if "--out" in sys.argv:
     *_, out = (word for name, word in zip(sys.argv, sys.argv[1:]) if name == "--out")  # the last one counts
@@ -341,6 +343,13 @@ def test_byte_code_is_kept_whatever_the_shell_says_from_which_it_was_submitted(t
     job = Job(tmp_path, nodes=1)
     job.run("--benchmark", "tofu")
     assert "byte code True" in job.lines()
+
+
+def test_the_searchs_temporary_files_lie_in_the_folder_that_is_cleaned(tmp_path):
+    job = Job(tmp_path, nodes=1)
+    job.run("--benchmark", "tofu")
+    assert f"temporary /tmp/ray-{JOB}/search" in job.lines()
+    assert job.leftovers() == []
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "elsewhere"], ["--out=elsewhere"]])
