@@ -85,8 +85,9 @@ def load_config(name: str) -> Any:
         raise UserError(f"--model {name}: cannot be loaded{_why(error)}") from None
 
 
-def load_model(name: str, precision: str) -> Any:
-    """The causal language model in that precision, with every dropout off.
+def load_model(name: str, precision: str, device: str = "cpu") -> Any:
+    """The causal language model in that precision, with every dropout off; on a GPU its weights are read straight into
+    the GPU's memory.
 
     Dropout would make the loss depend on how a batch is cut over workers, and NPO's ratio at the start
     differ from 1.
@@ -101,7 +102,12 @@ def load_model(name: str, precision: str) -> Any:
     dtype = getattr(torch, DTYPES[precision])
     try:
         return AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, **_settings()
+            name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            device_map=None if device == "cpu" else {"": device},
+            **_settings(),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"--model {name}: cannot be loaded{_why(error)}") from None

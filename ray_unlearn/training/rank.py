@@ -61,7 +61,8 @@ class Rank:
         is_sharded = gang.zero_stage == 3 and self.num_workers > 1
         loading = engines.sharded_loading(gang.precision, gang.deepspeed) if is_sharded else contextlib.nullcontext()
         with loading:
-            model = load_model(task.model, gang.precision)
+            # Sharded, DeepSpeed says where each part lies.
+            model = load_model(task.model, gang.precision, "cpu" if is_sharded else str(device))
         self.num_parameters = sum(map(engines.num_elements, model.parameters()))
         if device.type == "cpu":
             torch.set_num_threads(gang.threads_per_worker if self.num_parameters > ONE_THREAD_PARAMETERS else 1)
