@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,9 @@ from ray_unlearn.models.loading import check_model
 from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
 from ray_unlearn.search.space import load_space
 from ray_unlearn.training.losses import RETAIN_LOSSES, Method, find_method
-from ray_unlearn.training.memory import FEWEST_TOKENS, PROCESS_BYTES, gpu_budget, reference_bytes
+from ray_unlearn.training.memory import FEWEST_TOKENS, PROCESS_BYTES, WIDTH, gpu_budget, host_bytes, reference_bytes
 from ray_unlearn.training.placement import EFFICIENCY, GIB, Asked, Fit, Machine, Model, candidates, place, refusal
+from ray_unlearn.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,6 +141,7 @@ def make_plan(options: options_of.Plan) -> Plan:
                 more = f"{each.reference_bytes / GIB:.1f} GiB"
                 title = find_method(each.method).title
                 notes.append(f"{title} reads whole distributions or hidden states: {more} more may not fit")
+        notes += needs(options.model, chosen, model, trained, machine)
     seconds = sum(each.seconds for each in costs) * options.trials
     if options.gpus and precision != "bf16":
         notes.append("on GPUs `tune` takes bf16; fp32 is had with a --deepspeed file that switches bf16 off")
@@ -160,6 +162,22 @@ def make_plan(options: options_of.Plan) -> Plan:
         tuple(filter(None, notes)),
         "" if chosen else refusal(model, asked, machine),
     )
+
+
+def needs(name: str, fit: Fit, model: Model, trained: int, machine: Machine) -> Iterator[str]:
+    """What a search takes beside the devices: the host's memory, disk, and access to the hub."""
+    weights = WIDTH[fit.gang.precision] * model.num_parameters / GIB
+    if machine.gpus:
+        workers = min(max(machine.gpus_by_node), fit.gangs * fit.gang.num_workers)
+        host = host_bytes(fit.gang, model.num_parameters, trained, workers) / GIB
+        loading = counted(workers, "worker")
+        yield f"host: up to {host:.0f} GiB of each node's memory while {loading} there load the model"
+    yield f"disk: {weights:.1f} GiB in the results for the chosen model, and as much in the hub's cache if it is there"
+    if not Path(name).expanduser().is_dir():
+        yield (
+            f"hub: where {name} or the data are gated, log in first (hf auth login); on a cluster set HF_TOKEN for the "
+            "job, or HF_HOME to a cache that all nodes share"
+        )
 
 
 def check_plan(options: options_of.Plan) -> None:
@@ -406,7 +424,7 @@ def show(plan: Plan, console: Console) -> None:
         hours = (
             f"{plan.device_hours:.2g} GPU-hours" if machine.gpus else f"{plan.device_hours:.2g} hours of this machine"
         )
-        say(f"\nThe search: about {plan.hours:.2g} hours with {plan.concurrent} trial(s) at a time, {hours}.")
+        say(f"\nThe search: about {plan.hours:.2g} hours with {counted(plan.concurrent, 'trial')} at a time, {hours}.")
     for note in plan.notes:
         say(note[0].upper() + note[1:])
     say(f"\n{plan.command}" if plan.command else f"\nNothing fits: {plan.refusal}")
