@@ -206,15 +206,18 @@ def test_a_head_that_cannot_start_ends_the_job_soon(slurm):
     assert slurm.leftovers() == []
 
 
+GPUS = ("--gpus-per-worker", "1", "--gpu-memory", "80")
+
+
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "more", "says"),
     [
-        (("--nodes=1", "--gpus-per-node=k9:2"), "2 of 1 worker(s), ZeRO-2, bf16, 1 GPU(s) a worker"),
-        (("--exclusive", "--cpus-per-task=1"), "5 of 1 worker(s), ZeRO-2, fp32, 0 GPU(s) a worker"),  # 4 + 2 - 0.5
-        (("--oversubscribe", "--cpus-per-task=1"), "1 of 1 worker(s), ZeRO-2, fp32, 0 GPU(s) a worker"),  # 1 + 1 - 0.5
+        (("--nodes=1", "--gpus-per-node=k9:2"), GPUS, "2 trials at a time on 2 GPUs of 80 GiB"),
+        (("--exclusive", "--cpus-per-task=1"), (), "5 trials at a time"),  # 4 + 2 - 0.5
+        (("--oversubscribe", "--cpus-per-task=1"), (), "1 trial at a time"),  # 1 + 1 - 0.5
     ],
 )
-def test_ray_has_on_each_node_what_the_job_was_given_there(slurm, options, says):
-    job = slurm.submit(*options, search=(*SEARCH[:-2], "--scale", "mini", "--trials", "9", "--dry-run"))
+def test_ray_has_on_each_node_what_the_job_was_given_there(slurm, options, more, says):
+    job = slurm.submit(*options, search=(*SEARCH[:-2], "--scale", "mini", "--trials", "9", "--dry-run", *more))
     assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.log(job)
-    assert f"gangs       {says}" in slurm.log(job)
+    assert says in slurm.log(job)
