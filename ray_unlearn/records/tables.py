@@ -51,7 +51,8 @@ from ray_unlearn.records.ledger import LEDGER, History, read_ledger
 CHECKSUM = "checksum"
 Row = dict[str, Any]
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
-_HEAD = {
+# The columns of a row of results but for a method's own parameters and a benchmark's metrics, with their types.
+HEAD = {
     "trial_id": _TEXT,
     "number": _INTEGER,
     "benchmark": _TEXT,
@@ -62,7 +63,7 @@ _HEAD = {
     "failure": _TEXT,
     "retries": _INTEGER,
 }
-_SETTINGS = {
+SETTINGS = {
     "retain_weight": _NUMBER,
     "learning_rate": _NUMBER,
     "epochs": _INTEGER,
@@ -76,9 +77,9 @@ _SETTINGS = {
     "train_layers": _INTEGER,
     "evaluations": _INTEGER,
 }
-_PLACE = {"alpha": _NUMBER}
-_SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}
-_COSTS = {
+PLACE = {"alpha": _NUMBER}
+SCORES = {"objective": _NUMBER, "forget": _NUMBER, "utility": _NUMBER, "epoch": _NUMBER}
+COSTS = {
     "seed": _INTEGER,
     "epochs_run": _INTEGER,
     "wall_seconds": _NUMBER,
@@ -91,13 +92,13 @@ _COSTS = {
 
 def trial_schema(benchmark: str, parameters: Iterable[str], metrics: Iterable[str]) -> pa.Schema:
     """One schema for all trials of a search: the union of its methods' parameters, then the metrics."""
-    columns = [*_HEAD, *_SETTINGS, *parameters, *_PLACE, *_SCORES, *_COSTS]
+    columns = [*HEAD, *SETTINGS, *parameters, *PLACE, *SCORES, *COSTS]
     return schema_of("trials", [*columns, *(f"{benchmark}/{metric}" for metric in metrics)])
 
 
 def schema_of(table: str, columns: Iterable[str]) -> pa.Schema:
     """That of "trials" or "curves" with these columns, in their order."""
-    known = {**_HEAD, **_SETTINGS, **_PLACE, **_SCORES, **_COSTS}
+    known = {**HEAD, **SETTINGS, **PLACE, **SCORES, **COSTS}
     if table == "curves":
         known |= {"step": _INTEGER, "retain_loss": _NUMBER}
     return pa.schema([(name, known.get(name, _NUMBER)) for name in dict.fromkeys(columns)])
@@ -117,7 +118,7 @@ TRAJECTORY_SCHEMA = pa.schema(
 
 
 def curve_schema(benchmark: str, metrics: Iterable[str]) -> pa.Schema:
-    columns = ["trial_id", "benchmark", "method", "step", *_SCORES, "forget_loss", "retain_loss"]
+    columns = ["trial_id", "benchmark", "method", "step", *SCORES, "forget_loss", "retain_loss"]
     return schema_of("curves", [*columns, *(f"{benchmark}/{metric}" for metric in metrics)])
 
 

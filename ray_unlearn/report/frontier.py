@@ -11,14 +11,11 @@ import numpy as np
 from ray_unlearn.config import CANDIDATES, INTERPOLATED, SCALED, TRIAL_SETTINGS
 from ray_unlearn.metrics.fronts import pareto_front
 from ray_unlearn.metrics.ranking import Ranking
-from ray_unlearn.records.tables import SearchResults
+from ray_unlearn.records.tables import COSTS, HEAD, PLACE, SCORES, SETTINGS, SearchResults
 from ray_unlearn.report.text import is_number, method_label, score, setting, trial_label
 
-HEAD = ("trial_id", "number", "benchmark", "method", "scale", "status", "error", "failure", "retries")
-SCORES = ("objective", "forget", "utility", "epoch")
-TIMES = ("wall_seconds", "train_seconds", "evaluate_seconds", "device_seconds")
-COSTS = ("seed", "epochs_run", *TIMES, "peak_memory_bytes")
-_OWN = frozenset((*HEAD, *TRIAL_SETTINGS, "alpha", *SCORES, *COSTS))
+TIMES = tuple(name for name in COSTS if name.endswith("_seconds"))
+_OWN = frozenset((*HEAD, *SETTINGS, *PLACE, *SCORES, *COSTS))
 
 Row = dict[str, Any]
 
