@@ -123,3 +123,17 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[9] == rates[10] == 1.0
     assert rates[99] == pytest.approx(1 / 90)
     assert schedule(99, 100, 0.1, "constant") == 1.0
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_gang_that_only_scores_has_no_optimizer_and_measures_the_same(tiny_model, stage):
+    job = Job("start", evaluate=("selection", "report"), points=False, complete=True)
+    plain, scoring = (
+        local_worker(tiny_task(tiny_model), GangConfig(zero_stage=stage, max_tokens=100, trains=trains))
+        for trains in (True, False)
+    )
+    (expected,), (found,) = (run_local(worker, job) for worker in (plain, scoring))
+    assert found.profiles == expected.profiles
+    assert getattr(scoring.engine.optimizer, "state", None) in (None, {})
+    with pytest.raises(RuntimeError, match="only scores"):
+        _ = scoring.rank.snapshot
