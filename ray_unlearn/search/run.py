@@ -38,7 +38,7 @@ from ray_unlearn.search.held_out import attacks_of, build_judge, metrics_of_prof
 from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.ray_tune import tune_trials
 from ray_unlearn.search.recorder import Recorder, Watcher
-from ray_unlearn.search.sampling import MethodStudy, importances
+from ray_unlearn.search.sampling import MethodStudy, importances, largest_share_of_chance
 from ray_unlearn.search.space import Space
 from ray_unlearn.search.trackers import build_trackers
 from ray_unlearn.training.outcome import finished
@@ -112,6 +112,7 @@ def run_search(
             finished=_now(),
             chosen=chosen["trial_id"] if chosen else None,
             importances=describe_importances(recorder.rows, spaces),
+            importances_of_chance=describe_chance(recorder.rows, spaces),
         )
     return status
 
@@ -224,6 +225,14 @@ def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]
     """By method, its parameters' shares; methods with too few trials are left out."""
     found = {name: importances([r for r in rows if r["method"] == name], space) for name, space in spaces.items()}
     return {name: shares for name, shares in found.items() if shares}
+
+
+def describe_chance(rows: list[dict[str, Any]], spaces: Mapping[str, Space]) -> dict[str, float]:
+    """By method that has importances, what the largest would stay under if nothing mattered."""
+    found = {
+        name: largest_share_of_chance([r for r in rows if r["method"] == name], space) for name, space in spaces.items()
+    }
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def describe_search(

@@ -1,5 +1,8 @@
 """Which starting models can be judged, and what is said of the others."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -127,3 +130,32 @@ def test_chance_exceeds_the_distance_of_two_equal_samples_as_often_as_is_said():
     draw = np.random.default_rng(0)
     found = [ks_2samp(*draw.random((2, 60))).statistic for _ in range(1000)]
     assert np.mean(np.array(found) > 3.0 * ks_error(60, 60, 3.0)) < 0.02
+
+
+# Through the command
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["wmdp", "tofu", "own data"])
+def test_an_untrained_model_is_refused_before_anything_is_searched(name, tiny_model, tmp_path):
+    benchmark = [name, "--scale", "mini"]
+    if name == "own data":
+        for part in ("forget", "retain"):
+            rows = [f'{{"question": "What is {part} {i}?", "answer": "It is {i * i}."}}\n' for i in range(12)]
+            (tmp_path / f"{part}.jsonl").write_text("".join(rows))
+        tables = [
+            f'[{p}]\nfile = "{p}.jsonl"\nquestion = "question"\nanswer = "answer"\n' for p in ("forget", "retain")
+        ]
+        (tmp_path / "own.toml").write_text(f'name = "own"\n{"".join(tables)}')
+        benchmark = [str(tmp_path / "own.toml")]
+    words = ["tune", "--benchmark", *benchmark, "--model", str(tiny_model), "--methods", "ga", "--trials", "1"]
+    run = subprocess.run(
+        [sys.executable, "-m", "ray_unlearn.cli", *words, "--concurrent", "1", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2, run.stderr + run.stdout
+    assert any(f"{benchmark[0]}: the starting model's " in line for line in run.stderr.splitlines()), run.stderr
+    assert not list((tmp_path / "out").glob("*/trials/*.parquet"))
