@@ -79,8 +79,8 @@ def _noise_words(results: SearchResults, table: Table) -> list[str]:
     for method, row in zip(table.owners, table.rows, strict=True):
         largest[method] = max(row[2], largest.get(method, 0.0))
     return [
-        f"{method_label(method)}'s are not told from noise: the largest is {share:.0%}, and with the objectives shuffled "
-        f"it is up to {chance:.0%} (95 of 100 times)."
+        f"{method_label(method)}'s are not told from noise: the largest is {share:.0%}, and with the objectives "
+        f"shuffled it is up to {chance:.0%} (95 of 100 times)."
         for method, share in largest.items()
         if isinstance(known, Mapping) and is_number(chance := known.get(method)) and share < chance
     ]

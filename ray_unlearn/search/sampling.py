@@ -45,7 +45,7 @@ LOOKS_BACK = {TPE: 1000, GP: 200}
 FEWEST_FOR_IMPORTANCES = 20
 """Completed trials of a method under which its parameters' importances would be noise."""
 TREES = 64
-SHUFFLES, TREES_FOR_SHUFFLES, MOST_FOR_SHUFFLES = 40, 16, 60
+SHUFFLES, TREES_FOR_SHUFFLES, MOST_FOR_SHUFFLES = 20, 8, 50
 """Fewer trees and trials make chance look larger, never smaller; this way it takes a second or two a method."""
 MOST_FOR_IMPORTANCES = 300
 """Of more, so many are taken, spread over the search: fANOVA takes seconds for them, and its time grows faster."""
@@ -167,10 +167,10 @@ def _ordered(space: Space) -> dict[str, Range]:
 
 
 def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, float]:
-    """How much of the variance of the objective's ranks each searched parameter accounts for, largest first; sums to 1.
+    """How much of the variance of the objective's ranks each searched parameter explains, largest first; sums to 1.
 
-    fANOVA (Hutter et al., ICML 2014) on one method's completed trials; ranks, so that a few trials that collapsed do not
-    take it all. Empty where there are fewer than FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
+    fANOVA (Hutter et al., ICML 2014) on one method's completed trials; ranks, so that a few trials that collapsed do
+    not take it all. Empty where there are fewer than FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
     """
     completed = _spread([row for row in rows if row["status"] == COMPLETED], MOST_FOR_IMPORTANCES)
     if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
