@@ -77,6 +77,8 @@ def _noise_words(results: SearchResults, table: Table) -> list[str]:
     known = results.meta.get("importances_of_chance")
     largest: dict[str, float] = {}
     for method, row in zip(table.owners, table.rows, strict=True):
+        if method is None:
+            continue
         largest[method] = max(row[2], largest.get(method, 0.0))
     return [
         f"{method_label(method)}'s are not told from noise: the largest is {share:.0%}, and with the objectives "

@@ -186,7 +186,7 @@ def largest_share_of_chance(rows: Sequence[Mapping[str, Any]], space: Space) -> 
         return None
     draw, objectives = np.random.default_rng(0), [row["objective"] for row in completed]
     largest = [
-        max(_shares(completed, draw.permutation(objectives), space, TREES_FOR_SHUFFLES).values())
+        max(_shares(completed, draw.permutation(objectives).tolist(), space, TREES_FOR_SHUFFLES).values())
         for _ in range(SHUFFLES)
     ]
     return float(np.quantile(largest, 0.95))
