@@ -67,7 +67,7 @@ def check_start(where: str, judge: Judge, start: Profile, retrained: Profile | N
     nothing = [keep for keep in judge.keeps if keep.can_be_left_out and not _above_useless(keep, start).is_clear]
     if len(few) == len(aims):
         few = []
-    if len(nothing) == len(judge.keeps):
+    if 2 * len(nothing) > len(judge.keeps):  # what is left would say little of the model
         nothing = []
     for aim, distance in aims.items():
         if aim not in few and not distance.is_clear:

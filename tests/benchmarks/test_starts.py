@@ -8,8 +8,11 @@ import pytest
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Profile
+from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
+from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.objective import Judge, relative, two_sided
 from ray_unlearn.benchmarks.starts import Start, check_start
+from ray_unlearn.benchmarks.tofu import MINI
 from ray_unlearn.config import FLOORED, UserError
 from ray_unlearn.metrics.errors import accuracy_error, ks_error, standard_error
 from ray_unlearn.metrics.ranking import Ranking
@@ -77,6 +80,12 @@ def test_what_must_be_kept_is_never_left_out():
     assert "retain_probability is 0.001" in refused(lambda: tofu(retain_probability=0.001))
 
 
+def test_a_start_that_has_nothing_of_most_parts_is_refused():
+    lost = dict.fromkeys([name for name in TOFU if name.endswith("_truth_ratio")], 0.0)
+    assert len(tofu(**lost)[0].left_out) == 3
+    assert "so there is nothing to keep" in refused(lambda: tofu(**lost, real_authors_probability=0.25))
+
+
 def test_a_distance_that_so_few_questions_cannot_show_is_said_and_not_aimed_at():
     start, _ = tofu(num_questions=3)
     assert start.left_out == ("forget_ks_distance",)
@@ -138,8 +147,9 @@ def test_chance_exceeds_the_distance_of_two_equal_samples_as_often_as_is_said():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["wmdp", "tofu", "own data"])
-def test_an_untrained_model_is_refused_before_anything_is_searched(name, tiny_model, tmp_path):
-    benchmark = [name, "--scale", "mini"]
+def test_an_untrained_model_is_refused_before_anything_is_searched(name, tmp_path):
+    untrained, benchmark = tmp_path / "untrained", [name, "--scale", "mini"]
+    write_untrained(untrained, tofu_mini.build_world(MINI).language, MINI, tofu_mini.DATA_SEED)
     if name == "own data":
         for part in ("forget", "retain"):
             rows = [f'{{"question": "What is {part} {i}?", "answer": "It is {i * i}."}}\n' for i in range(12)]
@@ -149,7 +159,7 @@ def test_an_untrained_model_is_refused_before_anything_is_searched(name, tiny_mo
         ]
         (tmp_path / "own.toml").write_text(f'name = "own"\n{"".join(tables)}')
         benchmark = [str(tmp_path / "own.toml")]
-    words = ["tune", "--benchmark", *benchmark, "--model", str(tiny_model), "--methods", "ga", "--trials", "1"]
+    words = ["tune", "--benchmark", *benchmark, "--model", str(untrained), "--methods", "ga", "--trials", "1"]
     run = subprocess.run(
         [sys.executable, "-m", "ray_unlearn.cli", *words, "--concurrent", "1", "--out", str(tmp_path / "out")],
         capture_output=True,
