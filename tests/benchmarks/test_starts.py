@@ -1,7 +1,9 @@
 """Which starting models can be judged, and what is said of the others."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.objective import Judge, relative, two_sided
 from ray_unlearn.benchmarks.starts import Start, check_start
 from ray_unlearn.benchmarks.tofu import MINI
-from ray_unlearn.config import FLOORED, UserError
+from ray_unlearn.config import FLOORED, SearchConfig, UserError
 from ray_unlearn.metrics.errors import accuracy_error, ks_error, standard_error
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.records.tables import write_json
+from ray_unlearn.search.run import _record_left_out, _recorded_left_out
 
 TOFU = {
     **{f"{name}_probability": 0.6 for name in ("retain", "real_authors", "world_facts")},
@@ -139,6 +143,18 @@ def test_chance_exceeds_the_distance_of_two_equal_samples_as_often_as_is_said():
     draw = np.random.default_rng(0)
     found = [ks_2samp(*draw.random((2, 60))).statistic for _ in range(1000)]
     assert np.mean(np.array(found) > 3.0 * ks_error(60, 60, 3.0)) < 0.02
+
+
+def test_what_a_search_goes_without_is_kept_for_the_commands_that_come_later(tmp_path):
+    asked = {"name": "a", "benchmark": "tofu", "scale": "mini", "methods": ["ga"], "trials": 1, "concurrent": 1}
+    asked |= {"objective": "combined", "utility_floor": 0.95, "seed": 0, "model": "m", "gang": {}, "robustness": {}}
+    (tmp_path / "local.json").write_text(json.dumps({"config": asked, "request": {}}))
+    assert SearchConfig.from_json(asked).left_out == ()
+    _record_left_out(tmp_path, replace(SearchConfig.from_json(asked), left_out=("world_facts_truth_ratio",)))
+    local = json.loads((tmp_path / "local.json").read_text())
+    assert SearchConfig.from_json(local["config"]).left_out == ("world_facts_truth_ratio",)
+    write_json(tmp_path / "search.json", {"config": local["config"]})
+    assert _recorded_left_out(tmp_path) == ("world_facts_truth_ratio",)
 
 
 # Through the command
