@@ -47,8 +47,8 @@ INTERPOLATED = "interpolated"
 CANDIDATES = (COMPLETED, INTERPOLATED)
 """What can be on the front and be chosen."""
 
-FLOORED, SCALED = "floored", "scaled"
-"""How candidates are ranked, see metrics/ranking.py."""
+PARTS, FLOORED, SCALED = "parts", "floored", "scaled"
+"""How candidates are ranked, see metrics/ranking.py; the last two are those of older searches."""
 UTILITY_FLOOR = 0.95
 """Least utility, relative to the starting model, unless another is asked for."""
 
@@ -218,8 +218,11 @@ class SearchConfig:
     model: str
     sampler: str = TPE
     """One of SAMPLERS."""
-    ranking: str = FLOORED
+    ranking: str = PARTS
     """How candidates are ranked, see metrics/ranking.py."""
+    left_out: tuple[str, ...] = ()
+    """Metrics that the objective goes without, because the starting model has nothing of them (benchmarks/starts.py);
+    known once it has been measured."""
     prune: bool = False
     """Whether trials that lag behind their method's others are stopped early."""
     line: tuple[float, ...] = ()

@@ -20,7 +20,7 @@ from ray_unlearn.search.comparison import (
     scored,
     summarise,
 )
-from ray_unlearn.search.sampling import importances
+from ray_unlearn.search.sampling import importances, largest_share_of_chance
 from ray_unlearn.search.space import Range, Space
 from tests.test_cli import run
 
@@ -192,18 +192,31 @@ def test_unequal_budgets_are_named_with_their_counts(changes, says):
 
 
 def test_importances_find_the_parameter_that_matters_and_say_nothing_of_few_trials():
-    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 2, retain_weight=i * 7 % 10, objective=i / 15) for i in range(15)]
+    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 4, retain_weight=i * 7 % 10, objective=i / 24) for i in range(24)]
     shares = importances(rows, SPACE)
     assert list(shares) == ["beta", "retain_weight"]
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["beta"] > 0.7
-    assert importances(rows[:7], SPACE) == {}
+    assert importances(rows[:19], SPACE) == {}
     assert importances([r | {"objective": 0.5} for r in rows], SPACE) == {}
+    chance = largest_share_of_chance(rows, SPACE)
+    assert chance is not None
+    assert shares["beta"] > chance > 0.5
+    assert largest_share_of_chance(rows, SPACE) == chance
+    assert largest_share_of_chance(rows[:19], SPACE) is None
+
+
+def test_shares_of_shuffled_objectives_are_mostly_under_what_chance_gives():
+    draw = np.random.default_rng(1)
+    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 4, retain_weight=i * 7 % 10, objective=0.0) for i in range(30)]
+    noise = [[r | {"objective": x} for r, x in zip(rows, draw.random(30), strict=True)] for _ in range(5)]
+    chance = largest_share_of_chance(noise[0], SPACE)
+    assert sum(max(importances(of, SPACE).values()) > chance for of in noise) <= 1
 
 
 def test_importances_of_a_long_search_come_from_trials_spread_over_it(monkeypatch):
-    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 4, retain_weight=i * 7 % 10, objective=i / 29) for i in range(29)]
-    monkeypatch.setattr("ray_unlearn.search.sampling.MOST_FOR_IMPORTANCES", 15)
+    rows = [row(f"simnpo-{i:04d}", beta=0.5 + i / 6, retain_weight=i * 7 % 10, objective=i / 39) for i in range(39)]
+    monkeypatch.setattr("ray_unlearn.search.sampling.MOST_FOR_IMPORTANCES", 20)
     assert importances(rows, SPACE) == importances(rows[::2], SPACE)
 
 

@@ -27,7 +27,7 @@ def test_utility_is_relative_to_the_starting_model_and_to_chance():
     assert relative(0.9, start=0.9, useless=0.25) == 1.0
     assert relative(0.25, start=0.9, useless=0.25) == 0.0
     assert relative(0.1, start=0.9, useless=0.25) == 0.0
-    assert relative(1.9, start=1.0, useless=2.0) == pytest.approx(0.1)
+    assert relative(1.9, start=1.0, useless=2.0, lower_is_better=True) == pytest.approx(0.1)
 
 
 def test_the_starting_model_has_forgotten_nothing_and_kept_everything():

@@ -16,7 +16,9 @@ TITLES = {
 
 def judged_metrics(benchmark: Benchmark) -> tuple[str, ...]:
     """What the objective reads."""
-    return tuple(dict.fromkeys([a.metric for a in benchmark.aims] + [k.metric for k in benchmark.keeps]))
+    names = [aim.metric for aim in benchmark.aims]
+    names += [keep.metric for keep in (*benchmark.keeps, *benchmark.keeps_before)]
+    return tuple(dict.fromkeys(names))
 
 
 def describe_metrics(benchmark: Benchmark, attacks: Iterable[str] = tuple(ATTACKS)) -> dict[str, str]:

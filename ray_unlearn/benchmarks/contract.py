@@ -15,6 +15,9 @@ from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.rouge import ENGLISH, rouge_l_recall
 from ray_unlearn.models.sequences import Sequences
 
+STANDARD_ERRORS = 3.0
+"""By how many a starting model's metric must lie away from what it can lose or keep (starts.py)."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -91,12 +94,14 @@ def _folded(text: str) -> str:
 class Profile:
     """What one model measures on one split: named metrics, and per-example arrays that metrics compare with.
 
-    absent: metrics that cannot be had here, each with the reason; never a made-up value.
+    absent: metrics that cannot be had here, each with the reason; never a made-up value. errors: standard errors by the
+    split's own questions, of every metric that the objective reads (metrics/errors.py).
     """
 
     metrics: Mapping[str, float]
     arrays: Mapping[str, list[float]] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     examples: Sequence[Mapping[str, Any]] = ()
     """One row an example of the set that was to be forgotten, for people to read; see results.py."""
 
@@ -166,6 +171,11 @@ class Aim:
     before `never_knew`, and the retrained model's before both."""
     only_if_alone: bool = False
     """Used only where no other aim can be had."""
+    rises: bool = False
+    """Whether it is lower in a model that knows than in one that never knew."""
+    most: float | None = None
+    """The largest value that it can have, where so few questions may be scored that even this could be chance: it is
+    left out then."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,9 @@ class Keep:
     metric: str
     useless: float
     """Its value for a model that knows nothing (chance level)."""
+    lower_is_better: bool = False
+    can_be_left_out: bool = False
+    """Whether the others are enough where the starting model has nothing of this one."""
 
 
 def log_range(low: float, high: float) -> dict[str, Any]:
@@ -205,6 +218,7 @@ class Benchmark:
     """Every metric that `measure` can give, with one line on what it is."""
     aims: tuple[Aim, ...]
     keeps: tuple[Keep, ...]
+    """Each is measured against its own start; utility is the harmonic mean of these shares."""
     load: Callable[..., Task]
     """(request, train: Trainer | None = None) -> the task on the starting model. Where the benchmark makes its own
     models, `train` makes them, once. Raises UserError where data or model are not as they must be."""
@@ -225,9 +239,8 @@ class Benchmark:
     """The starting model of the full scale, before anything is loaded; None where only a user can name it."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
-    check_start: Callable[[Any], Sequence[str]] = field(default=lambda judge: ())
-    """(objective.Judge) -> what whoever starts a search should know about start and goal, in
-    sentences. Raises UserError where the starting model's metrics leave nothing to search for."""
+    keeps_before: tuple[Keep, ...] = ()
+    """What searches kept that were made before `keeps` had its parts, where it was something else."""
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""

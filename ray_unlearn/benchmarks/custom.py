@@ -49,7 +49,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -60,21 +59,17 @@ from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct
+from ray_unlearn.metrics.errors import accuracy_error, standard_error
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
 from ray_unlearn.metrics.truth_ratio import forget_quality, ks_distance, truth_ratio
 from ray_unlearn.models.loading import check_model
 
-if TYPE_CHECKING:
-    from ray_unlearn.benchmarks.objective import Judge
-
 SEQUENCE_LIMITS = {"selection": 100, "report": 400}
 """Sequences of each set that are scored, so that a large retain set does not cost more than the training."""
 QUESTION_LIMITS = {"selection": 400, "report": 1600}
 MIN_K_SHARE = 0.4
-NEAREST_GOAL = 3.0
-"""Standard errors that the starting model's memorisation must lie above the hold-out's, which is the goal."""
 
 
 # ---- the task
@@ -155,15 +150,19 @@ def _digest(pieces: Mapping[str, list[Piece]], splits: Mapping[str, Split]) -> s
 
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
-    metrics: dict[str, float] = {}
+    each: dict[str, np.ndarray] = {}
     for name in SETS:
         if name in scores:
-            metrics[f"{name}_probability"] = float(scores[name].probability.mean())
-            metrics[f"{name}_exact_memorisation"] = float(exact_memorisation(scores[name]).mean())
-            metrics[f"{name}_extraction_strength"] = float(extraction_strength(scores[name]).mean())
+            each[f"{name}_probability"] = scores[name].probability
+            each[f"{name}_exact_memorisation"] = exact_memorisation(scores[name])
+            each[f"{name}_extraction_strength"] = extraction_strength(scores[name])
+    metrics = {name: float(values.mean()) for name, values in each.items()}
+    errors = {name: standard_error(values) for name, values in each.items()}
     for side in SIDES:
         if f"{side}_questions" in scores:
-            metrics |= _measure_questions(side, scores[f"{side}_questions"], split.probes[f"{side}_questions"])
+            found, error = _measure_questions(side, scores[f"{side}_questions"], split.probes[f"{side}_questions"])
+            metrics |= found
+            errors[f"{side}_questions_above_chance"] = error
     if HOLD_OUT in scores:
         losses = {name: scores[name].nll / scores[name].num_tokens for name in (FORGET, HOLD_OUT)}
         metrics["membership_auc_loss"] = auc(-losses[FORGET], -losses[HOLD_OUT])
@@ -183,7 +182,8 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
     why = "needs a [hold_out] set to tell the forget set from"
     absent = {} if HOLD_OUT in scores else dict.fromkeys(_MEMBERSHIP, why)
     ratios = {name: _truth_ratio(name, scores, split) for name in SETS if f"{name}_perturbed" in scores}
-    return _compared(Profile(metrics | _measure_perturbed(ratios, scores), _arrays(ratios), absent), split.retrained)
+    metrics |= _measure_perturbed(ratios, scores)
+    return _compared(Profile(metrics, _arrays(ratios), absent, errors), split.retrained)
 
 
 def compare_with_itself(profile: Profile) -> Profile:
@@ -227,15 +227,18 @@ def _compared(profile: Profile, retrained: Profile | None) -> Profile:
     return replace(profile, metrics={**profile.metrics, **values})
 
 
-def _measure_questions(side: str, scores: Scores, probe: Probe) -> dict[str, float]:
+def _measure_questions(side: str, scores: Scores, probe: Probe) -> tuple[dict[str, float], float]:
+    """The metrics, and the standard error of the last one."""
     assert probe.question is not None
     assert probe.is_correct is not None
-    accuracy = float(choice_correct(scores, probe.question, probe.is_correct).mean())
+    correct = choice_correct(scores, probe.question, probe.is_correct)
+    accuracy = float(correct.mean())
     chance = float((1.0 / np.bincount(probe.question)).mean())
-    return {
+    metrics = {
         f"{side}_questions_accuracy": accuracy,
         f"{side}_questions_above_chance": (accuracy - chance) / (1.0 - chance),
     }
+    return metrics, accuracy_error(correct, chance) / (1.0 - chance)
 
 
 def _standard_errors_apart(forget: Scores, hold_out: Scores) -> float:
@@ -318,38 +321,6 @@ def describe_limits(definition: Definition) -> str:
     )
 
 
-def check_start(definition: Definition, judge: Judge) -> list[str]:
-    """Start and goal of every aim, in sentences. Raises UserError where the starting model leaves nothing to forget or
-    nothing to keep, or the goal is too near to be one."""
-    for aim in judge.aims:
-        goal, value = judge.goal(aim), judge.start[aim.metric]
-        if goal is not None and value <= goal:
-            raise UserError(
-                f"{definition.path}: the starting model's {aim.metric} is {value:.3g}, and a model that never saw the "
-                f"forget set is taken to have {goal:.3g}: there is nothing to forget. Give a model that was trained on "
-                "[forget], and a [hold_out] like it that was not"
-            )
-    distance = judge.start.get("forget_above_hold_out")
-    aimed = next((aim for aim in judge.aims if aim.hold_out and judge.goal(aim) == judge.start.get(aim.hold_out)), None)
-    if aimed and distance is not None and distance < NEAREST_GOAL:
-        raise UserError(
-            f"{definition.path}: the starting model's {aimed.metric} is {judge.start[aimed.metric]:.3g} and the goal, "
-            f"its value on [hold_out], is {judge.goal(aimed):.3g}: {distance:.1f} standard errors apart, fewer than "
-            f"{NEAREST_GOAL:g}. Was the hold-out trained on, too? Give one that the model never saw, or drop it"
-        )
-    for keep in judge.keeps:
-        if judge.start[keep.metric] <= keep.useless:
-            raise UserError(
-                f"{definition.path}: the starting model's {keep.metric} is {judge.start[keep.metric]:.3g}, no better "
-                "than guessing: there is nothing to keep. Give questions that it can answer, or drop [questions.keep]"
-            )
-    apart = f", {distance:.1f} standard errors apart" if aimed and distance is not None else ""
-    said = [
-        f"{a.metric} {judge.start[a.metric]:.3g} -> {g:.3g}" for a in judge.aims if (g := judge.goal(a)) is not None
-    ]
-    return [f"From start to goal: {', '.join(said)}{apart}."] if said else []
-
-
 def _describe_data(
     definition: Definition,
     writer: Writer,
@@ -382,7 +353,6 @@ def read_benchmark(path: Path) -> Benchmark:
         remark=describe_limits(definition),
         build_task=partial(build_task, definition),
         compare_with_itself=compare_with_itself,
-        check_start=partial(check_start, definition),
         leaks=LEAKS,
     )
 

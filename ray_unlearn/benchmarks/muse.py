@@ -37,6 +37,7 @@ from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
+from ray_unlearn.metrics.errors import standard_error
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import choose_words, rouge_l_f1
@@ -359,14 +360,16 @@ def _words_of(reader: _Reader, texts: Sequence[str]) -> str | None:
 
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
-    metrics: dict[str, float] = {}
+    each: dict[str, np.ndarray] = {}
     absent: dict[str, str] = {}
     for name in ("forget", "holdout", "retain"):
-        metrics[f"{name}_exact_memorisation"] = float(exact_memorisation(scores[name]).mean())
-        metrics[f"{name}_extraction_strength"] = float(extraction_strength(scores[name]).mean())
+        each[f"{name}_exact_memorisation"] = exact_memorisation(scores[name])
+        each[f"{name}_extraction_strength"] = extraction_strength(scores[name])
     for name in ("forget", "retain"):
         if f"{name}_qa" in scores:
-            metrics[f"{name}_qa_probability"] = float(scores[f"{name}_qa"].probability.mean())
+            each[f"{name}_qa_probability"] = scores[f"{name}_qa"].probability
+    metrics = {name: float(values.mean()) for name, values in each.items()}
+    for name in ("forget", "retain"):
         if f"{name}_qa" in answers:
             prompts = split.generations[f"{name}_qa"]
             metrics[f"{name}_knowmem"] = float(
@@ -381,7 +384,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
             metrics["privleak"] = 100.0 * (metrics["min_k_auc"] - known["min_k_auc"]) / known["min_k_auc"]
         else:
             absent["privleak"] = "compares with a retrained model's Min-40 % AUC, and there is none (or it is 0)"
-    return Profile(metrics, absent=absent)
+    return Profile(metrics, absent=absent, errors={name: standard_error(values) for name, values in each.items()})
 
 
 def min_k_auc(forget: Scores, hold_out: Scores) -> float:

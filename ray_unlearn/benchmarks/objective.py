@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
-from ray_unlearn.config import ATTACKS
+from ray_unlearn.config import ATTACKS, PARTS
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 from ray_unlearn.wording import listing
@@ -45,15 +45,18 @@ class Judge:
         retrained: Mapping[str, float] | None,
         ranking: Ranking,
         under: tuple[str, ...] = (),
+        left_out: Collection[str] = (),
     ) -> Judge:
-        """Raises RuntimeError where the benchmark leaves nothing to aim at."""
+        """left_out: metrics that a search goes without (starts.py). Raises RuntimeError where the benchmark leaves
+        nothing to aim at."""
         leaks = tuple(dict.fromkeys(benchmark.leaks.values()))
-        judge = cls(benchmark.aims, benchmark.keeps, start, retrained, ranking, leaks, under)
+        keeps = tuple(keep for keep in keeps_of(benchmark, ranking) if keep.metric not in left_out)
+        judge = cls(benchmark.aims, keeps, start, retrained, ranking, leaks, under)
         if "sample" in under and not (retrained and leaks and all(name in retrained for name in leaks)):
             raise RuntimeError(
                 f"{benchmark.name}: --under sample needs a retrained model's generated answers to aim at. Leave it out"
             )
-        had = [aim for aim in benchmark.aims if judge.goal(aim) is not None]
+        had = [aim for aim in benchmark.aims if aim.metric not in left_out and judge.goal(aim) is not None]
         had = [aim for aim in had if not aim.only_if_alone] or had
         if not had:
             names = ", ".join(aim.metric for aim in benchmark.aims)
@@ -71,7 +74,7 @@ class Judge:
     def verdict(self, metrics: Mapping[str, float], is_last: bool = True) -> Verdict:
         """Of one evaluation point. Under attacks (which only a trial's last point has gone through) the forget
         score is the worst of all. Raises KeyError on a missing metric: a score is never made up."""
-        kept = [relative(metrics[k.metric], self.start[k.metric], k.useless) for k in self.keeps]
+        kept = [relative(metrics[k.metric], self.start[k.metric], k.useless, k.lower_is_better) for k in self.keeps]
         attacks = self.under if is_last else ()
         forget = min([self._forget(metrics), *(self._forget_under(attack, metrics) for attack in attacks)])
         utility = harmonic_mean(kept)
@@ -105,7 +108,7 @@ def describe_objective(benchmark: Benchmark, ranking: Ranking, under: tuple[str,
             [
                 _describe_forget(benchmark),
                 _describe_under(benchmark, under),
-                _describe_utility(benchmark),
+                _describe_utility(benchmark, ranking),
                 _describe_combined(ranking),
                 f"Privacy is measured and never searched on: {listing(benchmark.privacy)}."
                 if benchmark.privacy
@@ -154,14 +157,23 @@ def _describe_under(benchmark: Benchmark, under: tuple[str, ...]) -> str:
     return f"A trial's forget score is the lowest of this and of {listing(parts)}." if parts else ""
 
 
-def _describe_utility(benchmark: Benchmark) -> str:
-    keeps = benchmark.keeps
+def keeps_of(benchmark: Benchmark, ranking: Ranking) -> tuple[Keep, ...]:
+    """What utility is made of by the rule of a search."""
+    return benchmark.keeps if ranking.rule == PARTS else benchmark.keeps_before or benchmark.keeps
+
+
+def _describe_utility(benchmark: Benchmark, ranking: Ranking) -> str:
+    keeps = keeps_of(benchmark, ranking)
     useless = list(dict.fromkeys(f"{keep.useless:.3g}" for keep in keeps))
     at = useless[0] if len(useless) == 1 else listing([f"{k.useless:.3g} for {k.metric}" for k in keeps])
-    mean = "the harmonic mean of " if len(keeps) > 1 else ""
+    mean, each = ("the harmonic mean of ", ", each") if len(keeps) > 1 else ("", ",")
+    own = "its own value" if len(keeps) > 1 else "its value"
+    optional = [keep.metric for keep in keeps if keep.can_be_left_out]
+    without = f" Of {listing(optional)}, what the starting model has nothing of is left out." if optional else ""
     return (
-        f"Utility is {mean}{listing([_noted(benchmark, keep.metric) for keep in keeps])}, relative to the starting "
-        f"model: 1 at its value or better, 0 at that of a model that knows nothing ({at}), linear between."
+        f"Utility is {mean}{listing([_noted(benchmark, keep.metric) for keep in keeps])}{each} relative to the "
+        f"starting model: 1 at {own} or better, 0 at that of a model that knows nothing ({at}), linear between."
+        f"{without}"
     )
 
 
@@ -180,14 +192,17 @@ def _noted(benchmark: Benchmark, metric: str) -> str:
 
 
 def two_sided(value: float, start: float, goal: float) -> float:
-    """1 at the goal, 0 at the starting value and as far beyond the goal on the other side."""
+    """1 at the goal, 0 at the starting value and as far beyond the goal on the other side; 0 where start and goal are
+    equal, as nothing can have been forgotten then."""
     if start == goal:
-        return 1.0 if value == goal else 0.0
+        return 0.0
     return float(np.clip(1.0 - abs(value - goal) / abs(start - goal), 0.0, 1.0))
 
 
-def relative(value: float, start: float, useless: float) -> float:
-    """1 at (or better than) the starting value, 0 at a useless model's, linear between."""
-    if start == useless:
-        return 1.0
+def relative(value: float, start: float, useless: float, lower_is_better: bool = False) -> float:
+    """1 at (or better than) the starting value, 0 at a useless model's, linear between; 0 where the starting model is
+    useless itself, as nothing can have been kept then."""
+    sign = -1.0 if lower_is_better else 1.0
+    if sign * (start - useless) <= 0.0:
+        return 0.0
     return float(np.clip((value - useless) / (start - useless), 0.0, 1.0))

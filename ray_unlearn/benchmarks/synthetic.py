@@ -39,6 +39,7 @@ from ray_unlearn.benchmarks.profiles import read_profile, with_retrained, write_
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
+from ray_unlearn.metrics.errors import standard_error
 from ray_unlearn.models.loading import load_config
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
@@ -257,10 +258,12 @@ def _write_untrained(folder: Path, sizes: Sizes) -> None:
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
     divergences: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for chain, scored in scores.items():
         assert scored.divergence is not None
         divergences[f"{chain}_divergence"] = float(scored.divergence.mean())
-    return Profile(divergences)
+        errors[f"{chain}_divergence"] = standard_error(scored.divergence)
+    return Profile(divergences, errors=errors)
 
 
 BENCHMARK = Benchmark(
@@ -273,8 +276,8 @@ BENCHMARK = Benchmark(
         "forget2_divergence": "KL(truth || model) on the second forget chain (length 5), nats a state",
         "retain_divergence": "KL(truth || model) on the retain chain, nats a state; lower is better",
     },
-    aims=(Aim("forget1_divergence"), Aim("forget2_divergence")),
-    keeps=(Keep("retain_divergence", useless=uniform_divergence("retain")),),
+    aims=(Aim("forget1_divergence", rises=True), Aim("forget2_divergence", rises=True)),
+    keeps=(Keep("retain_divergence", useless=uniform_divergence("retain"), lower_is_better=True),),
     load=load,
     measure=measure,
     spaces={"": SPACES},

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.benchmarks.contract import (
+    STANDARD_ERRORS,
     Aim,
     Benchmark,
     Build,
@@ -36,6 +37,7 @@ from ray_unlearn.benchmarks.sources import load_table
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores, TokenScores
+from ray_unlearn.metrics.errors import ks_error, standard_error
 from ray_unlearn.metrics.membership import (
     auc,
     gradient_norm_score,
@@ -62,6 +64,8 @@ SELECTION_ROWS = 100
 HOLD_OUT_OF = {"forget01": "holdout01", "forget05": "holdout05", "forget10": "holdout10"}
 """Questions on authors that neither target nor retrained model saw, as many as the forget part has."""
 MAX_NEW_TOKENS = 200
+CHANCE = 0.25
+"""Share of the right answer's probability among four, of a model that cannot tell."""
 UTILITY_SETS = ("retain", "real_authors", "world_facts")
 ATTACKED = ("forget", "holdout")
 """The probes of members and of others."""
@@ -268,25 +272,30 @@ def _split(reader: _Reader, forget: str, part_of: slice) -> Split:
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
     """Everything that can be had from these scores; every other metric is absent with its reason."""
     metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
+
+    def mean(name: str, values: np.ndarray) -> None:
+        metrics[name], errors[name] = float(values.mean()), standard_error(values)
+
     ratios = {name: _truth_ratio(name, scores, split) for name in ("forget", *UTILITY_SETS)}
     forget, ratio = scores["forget"], ratios["forget"]
     # TOFU's mean for the forget set (1: cannot tell right from wrong), OpenUnlearning's share of the right answer.
     metrics["forget_truth_ratio"] = float(np.minimum(ratio, 1.0 / ratio).mean())
     metrics["forget_right_share"] = float((1.0 / (1.0 + ratio)).mean())
-    metrics["forget_log_truth_ratio"] = float(np.log(ratio).mean())
+    mean("forget_log_truth_ratio", np.log(ratio))
     metrics["forget_questions"] = float(len(ratio))
     metrics["forget_probability"] = float(forget.probability.mean())
     metrics["forget_paraphrased_probability"] = float(scores["forget_paraphrased"].probability.mean())
-    metrics["forget_exact_memorisation"] = float(exact_memorisation(forget).mean())
+    mean("forget_exact_memorisation", exact_memorisation(forget))
     metrics["forget_extraction_strength"] = float(extraction_strength(forget).mean())
     metrics["memorisation_score"] = harmonic_mean([1.0 - metrics[name] for name in MEMORISED])
     for name in UTILITY_SETS:
-        metrics[f"{name}_probability"] = _probability(name, scores, split)
-        metrics[f"{name}_truth_ratio"] = float(np.maximum(0.0, 1.0 - ratios[name]).mean())
+        mean(f"{name}_probability", _probability(name, scores, split))
+        mean(f"{name}_truth_ratio", np.maximum(0.0, 1.0 - ratios[name]))
     parts = [metrics[f"{name}_{part}"] for name in UTILITY_SETS for part in ("probability", "truth_ratio")]
     metrics["teacher_forced_utility"] = harmonic_mean(parts)
     if "holdout" in scores:
-        metrics["holdout_exact_memorisation"] = float(exact_memorisation(scores["holdout"]).mean())
+        mean("holdout_exact_memorisation", exact_memorisation(scores["holdout"]))
     arrays = {"forget_truth_ratio": ratio.tolist()}
     if answers:
         rouge = {n: float(split.generations[n].compare(a, rouge_l_recall).mean()) for n, a in answers.items()}
@@ -295,7 +304,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
         if split.final_probes:
             metrics |= _attack(scores, split)
             arrays |= {f"{name}_loss": (-loss_score(scores[name])).tolist() for name in ATTACKED}
-    return _compared(Profile(metrics, arrays), split.retrained)
+    return _compared(Profile(metrics, arrays, errors=errors), split.retrained)
 
 
 def compare_with_itself(profile: Profile) -> Profile:
@@ -310,15 +319,15 @@ def _truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.nd
     return truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
 
 
-def _probability(name: str, scores: Mapping[str, Scores], split: Split) -> float:
-    """Mean answer probability; against the wrong options' where the set is about the real world."""
+def _probability(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
+    """Answer probability, [questions]; against the wrong options' where the set is about the real world."""
     right = scores[name].probability
     if name == "retain":
-        return float(right.mean())
+        return right
     question = split.probes[f"{name}_perturbed"].question
     assert question is not None
     wrong = np.bincount(question, weights=scores[f"{name}_perturbed"].probability, minlength=len(right))
-    return float((right / (right + wrong)).mean())
+    return right / (right + wrong)
 
 
 def _attack(scores: Mapping[str, Scores], split: Split) -> dict[str, float]:
@@ -341,10 +350,11 @@ def _tokens(scores: Scores) -> TokenScores:
 
 def _compared(profile: Profile, retrained: Profile | None) -> Profile:
     """With the metrics that compare with the retrained model, and the reason for every one that is absent."""
-    metrics = dict(profile.metrics)
+    metrics, errors = dict(profile.metrics), dict(profile.errors)
     if retrained is not None:
         ratios = [np.array(p.arrays["forget_truth_ratio"]) for p in (profile, retrained)]
         metrics["forget_ks_distance"] = ks_distance(*ratios)
+        errors["forget_ks_distance"] = ks_error(len(ratios[0]), len(ratios[1]), STANDARD_ERRORS)
         metrics["forget_quality"] = forget_quality(*ratios)
         if "model_utility" in metrics and retrained.metrics.get("model_utility"):
             metrics["utility_score"] = min(1.0, metrics["model_utility"] / retrained.metrics["model_utility"])
@@ -356,7 +366,7 @@ def _compared(profile: Profile, retrained: Profile | None) -> Profile:
             parts = [metrics[f"{part}_score"] for part in ("memorisation", "privacy", "utility")]
             metrics["aggregate_without_fluency"] = harmonic_mean(parts)
     absent = {name: _why_absent(name, metrics, retrained) for name in METRICS if name not in metrics}
-    return replace(profile, metrics=metrics, absent=absent)
+    return replace(profile, metrics=metrics, absent=absent, errors=errors)
 
 
 def _why_absent(name: str, metrics: Mapping[str, float], retrained: Profile | None) -> str:
@@ -419,11 +429,20 @@ BENCHMARK = Benchmark(
     scales="mini (two tiny models, no network); full with any model named that was trained on all authors",
     metrics=METRICS,
     aims=(
-        Aim("forget_ks_distance"),
+        Aim("forget_ks_distance", most=1.0),
         Aim("forget_exact_memorisation", hold_out="holdout_exact_memorisation"),
-        Aim("forget_log_truth_ratio", never_knew=0.0, only_if_alone=True),
+        Aim("forget_log_truth_ratio", never_knew=0.0, only_if_alone=True, rises=True),
     ),
-    keeps=(Keep("teacher_forced_utility", useless=0.0),),
+    keeps=(
+        Keep("retain_probability", useless=0.0),
+        Keep("retain_truth_ratio", useless=0.0, can_be_left_out=True),
+        *(
+            Keep(f"{name}_{part}", useless, can_be_left_out=True)
+            for name in ("real_authors", "world_facts")
+            for part, useless in (("probability", CHANCE), ("truth_ratio", 0.0))
+        ),
+    ),
+    keeps_before=(Keep("teacher_forced_utility", useless=0.0),),
     load=load,
     measure=measure,
     spaces={"mini": tofu_mini.SPACES},

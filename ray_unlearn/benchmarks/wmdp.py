@@ -34,6 +34,7 @@ from ray_unlearn.benchmarks.sources import load_table
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct, choice_probability
+from ray_unlearn.metrics.errors import accuracy_error
 from ray_unlearn.models.loading import load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
 from ray_unlearn.models.sizes import context_length
@@ -137,6 +138,7 @@ def build_splits(
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
     metrics: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for side in SIDES:
         probe = split.probes[side]
         assert probe.question is not None
@@ -144,8 +146,9 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
         correct = choice_correct(scores[side], probe.question, probe.is_correct)
         chosen = choice_probability(scores[side], probe.question, probe.is_correct)
         metrics[f"{side}_accuracy"] = float(correct.mean())
+        errors[f"{side}_accuracy"] = accuracy_error(correct, CHANCE)
         metrics[f"{side}_probability"] = float(chosen.mean())
-    return Profile(metrics)
+    return Profile(metrics, errors=errors)
 
 
 def load(request: Request, train: Trainer | None = None) -> Task:

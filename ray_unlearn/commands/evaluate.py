@@ -24,6 +24,7 @@ from ray_unlearn.benchmarks.attacked import describe_metrics, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
+from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
     absolute,
@@ -38,7 +39,7 @@ from ray_unlearn.commands.harness import check_harness, run_harness
 from ray_unlearn.commands.options import Evaluate, once
 from ray_unlearn.commands.resources import check_gpus, find_machine, gang_config, place_gang, resolve_scale
 from ray_unlearn.commands.screen import noise_to
-from ray_unlearn.config import COMPLETED, GangConfig, Robustness
+from ray_unlearn.config import COMPLETED, GangConfig, Robustness, UserError
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
 from ray_unlearn.metrics.ranking import Ranking
@@ -94,10 +95,25 @@ def run_evaluation(
         profiles[RETRAINED] = task.whole.retrained
     scores: dict[str, float] = {}
     if START in profiles:
-        retrained = profiles[RETRAINED].metrics if RETRAINED in profiles else None
-        judge = Judge.build(benchmark, profiles[START].metrics, retrained, Ranking(utility_floor))
-        scores = asdict(judge.verdict(profiles[MODEL].metrics))
+        try:
+            judge, notes = _judge_from(benchmark, profiles[START], profiles.get(RETRAINED), Ranking(utility_floor))
+        except UserError as error:  # the metrics themselves are worth having
+            say(f"no scores: {error}")
+        else:
+            scores = asdict(judge.verdict(profiles[MODEL].metrics))
+            for note in notes:
+                say(note)
     return Evaluation(profiles, scores), measured[MODEL]
+
+
+def _judge_from(
+    benchmark: Benchmark, start: Profile, retrained: Profile | None, ranking: Ranking
+) -> tuple[Judge, tuple[str, ...]]:
+    """As a search from that model would judge, and what it would say. Raises UserError where nothing can be told."""
+    goal = retrained.metrics if retrained is not None else None
+    judge = Judge.build(benchmark, start.metrics, goal, ranking)
+    checked = check_start(benchmark.name, judge, start, retrained)
+    return Judge.build(benchmark, start.metrics, goal, ranking, left_out=checked.left_out), checked.notes
 
 
 def write_evaluation(

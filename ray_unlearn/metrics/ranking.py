@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_unlearn.config import CANDIDATES, FLOORED, PRUNED, SCALED, UTILITY_FLOOR, SearchConfig
+from ray_unlearn.config import CANDIDATES, PARTS, PRUNED, SCALED, UTILITY_FLOOR, SearchConfig
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 
 Row = Mapping[str, Any]
@@ -27,9 +27,10 @@ class Ranking:
 
     floor: float = UTILITY_FLOOR
     """Utility, relative to the starting model, under which the objective falls; 0: nowhere."""
-    rule: str = FLOORED
-    """FLOORED; or SCALED, the rule of searches that were made before: times utility / floor under the floor, and
-    chosen among the candidates at or above the floor, where there are any."""
+    rule: str = PARTS
+    """PARTS; or what searches that were made before go by: FLOORED, the same on utility as it was then (a benchmark's
+    `keeps_before`), or SCALED, that times utility / floor under the floor, and chosen among the candidates at or above
+    the floor, where there are any."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Ranking:

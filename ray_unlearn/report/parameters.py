@@ -11,7 +11,7 @@ from ray_unlearn.report.frontier import runs
 from ray_unlearn.report.tables import Column, Table, best_trial, methods
 from ray_unlearn.report.text import is_number, method_label, setting
 
-NEEDED_TRIALS = 8
+NEEDED_TRIALS = 20
 """Completed trials of a method before shares of importance mean anything."""
 
 
@@ -59,13 +59,33 @@ def importance(results: SearchResults) -> Table | None:
 
 
 def importance_words(results: SearchResults) -> str:
-    """For which methods there are no shares, and why."""
+    """What the shares are, which of them are not told from noise, for which methods there are none, and why."""
     table = importance(results)
+    said = []
+    if table is not None:
+        said.append("Shares are fANOVA's, of the variance of the objective's ranks; other measures may rank otherwise.")
+        said += _noise_words(results, table)
     missing = [method_label(method) for method in methods(results) if table is None or method not in table.owners]
-    if not missing:
-        return ""
-    whose = "There are none" if table is None else f"There are none for {', '.join(missing)}"
-    return f"{whose}: parameter importance needs {NEEDED_TRIALS} completed trials of a method."
+    if missing:
+        whose = "There are none" if table is None else f"There are none for {', '.join(missing)}"
+        said.append(f"{whose}: parameter importance needs {NEEDED_TRIALS} completed trials of a method.")
+    return " ".join(said)
+
+
+def _noise_words(results: SearchResults, table: Table) -> list[str]:
+    """One sentence for each method whose largest share is what chance gives."""
+    known = results.meta.get("importances_of_chance")
+    largest: dict[str, float] = {}
+    for method, row in zip(table.owners, table.rows, strict=True):
+        if method is None:
+            continue
+        largest[method] = max(row[2], largest.get(method, 0.0))
+    return [
+        f"{method_label(method)}'s are not told from noise: the largest is {share:.0%}, and with the objectives "
+        f"shuffled it is up to {chance:.0%} (95 of 100 times)."
+        for method, share in largest.items()
+        if isinstance(known, Mapping) and is_number(chance := known.get(method)) and share < chance
+    ]
 
 
 def edges(results: SearchResults) -> list[str]:

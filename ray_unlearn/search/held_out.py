@@ -43,7 +43,13 @@ def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
 def held_out_judge(config: SearchConfig, task: Task, start: Mapping[str, float]) -> Judge:
     """From what the starting model measures on the held-out split."""
     retrained = metrics_of_profile(task.report.retrained)
-    return Judge.build(load_benchmark(config.loaded_from), start, retrained, Ranking.of_search(config), config.under)
+    return build_judge(config, start, retrained)
+
+
+def build_judge(config: SearchConfig, start: Mapping[str, float], retrained: Mapping[str, float] | None) -> Judge:
+    """By the rule of that search, from what the starting and the retrained model measure on one split."""
+    benchmark, ranking = load_benchmark(config.loaded_from), Ranking.of_search(config)
+    return Judge.build(benchmark, start, retrained, ranking, config.under, config.left_out)
 
 
 def rerun_row(

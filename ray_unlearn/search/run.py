@@ -6,6 +6,7 @@ each from its own study, so that every method gets the same number of trials in 
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,6 +23,7 @@ from ray_unlearn.benchmarks.attacked import describe_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
+from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import Patience
 from ray_unlearn.gangs.gangs import Gangs
@@ -32,11 +34,11 @@ from ray_unlearn.provenance import git_revision, package_versions, public_comman
 from ray_unlearn.records.ledger import Event, History, Ledger
 from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, read_search, write_json
 from ray_unlearn.search.finals import finals_are_done, run_finals
-from ray_unlearn.search.held_out import attacks_of, metrics_of_profile, row_schema
+from ray_unlearn.search.held_out import attacks_of, build_judge, metrics_of_profile, row_schema
 from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.ray_tune import tune_trials
 from ray_unlearn.search.recorder import Recorder, Watcher
-from ray_unlearn.search.sampling import MethodStudy, importances
+from ray_unlearn.search.sampling import MethodStudy, importances, largest_share_of_chance
 from ray_unlearn.search.space import Space
 from ray_unlearn.search.trackers import build_trackers
 from ray_unlearn.training.outcome import finished
@@ -110,6 +112,7 @@ def run_search(
             finished=_now(),
             chosen=chosen["trial_id"] if chosen else None,
             importances=describe_importances(recorder.rows, spaces),
+            importances_of_chance=describe_chance(recorder.rows, spaces),
         )
     return status
 
@@ -139,7 +142,6 @@ def _run_gangs(
     shared: Gangs | None,
 ) -> str:
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
-    benchmark = load_benchmark(config.loaded_from)
     way_on = f"ray_unlearn tune --resume {recorder.writer.folder}"
     own = nullcontext(shared) if shared else open_gangs(config, task, watcher.stage, f"Go on with: {way_on}")
     with own as gangs, tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch:
@@ -148,11 +150,24 @@ def _run_gangs(
         report = finished(gangs.run(Job("start", robustness=sampling, seed=config.seed)), "the starting model")
         start = report.profiles["selection"]
         retrained = metrics_of_profile(task.selection.retrained)
-        judge = Judge.build(benchmark, start.metrics, retrained, Ranking.of_search(config), config.under)
-        notes = [*benchmark.check_start(judge), *report.notes]
+        folder, notes = recorder.writer.folder, list(report.notes)
+        if recorder.rows:  # the search goes on by the rule that it began with
+            config = replace(config, left_out=_recorded_left_out(folder))
+        else:
+            whole = build_judge(replace(config, left_out=()), start.metrics, retrained)
+            checked = check_start(config.loaded_from, whole, start, task.selection.retrained)
+            config = replace(config, left_out=checked.left_out)
+            _record_left_out(folder, config)
+            notes = [*checked.notes, *notes]
+        judge = build_judge(config, start.metrics, retrained)
         for note in notes:
             watcher.stage(note)
-        describe(**describe_anchors(judge), notes=[*task.notes, *notes], hardware=report.hardware)
+        describe(
+            **describe_anchors(judge),
+            config=public_config(config),
+            notes=[*task.notes, *notes],
+            hardware=report.hardware,
+        )
         recorder.attach(lambda trial_id: ray.get(gangs.broker.stop_trial.remote(trial_id)))
         watcher.stage(f"searching: {config.trials} trials each of {', '.join(config.methods)}")
         trackers = build_trackers(config, recorder.writer.folder, watcher.stage)
@@ -164,6 +179,18 @@ def _run_gangs(
         finalists = run_finals(config, gangs, task, best, recorder.writer, recorder.ledger, done, keep_model)
         describe(finalists=finalists)
     return "complete"
+
+
+def _recorded_left_out(folder: Path) -> tuple[str, ...]:
+    """What trials of the search that have ended were judged without."""
+    return tuple(json.loads((folder / "search.json").read_text())["config"].get("left_out", ()))
+
+
+def _record_left_out(folder: Path, config: SearchConfig) -> None:
+    """For later commands on the folder, which judge by the same rule."""
+    if (folder / LOCAL).is_file():
+        local = json.loads((folder / LOCAL).read_text())
+        write_json(folder / LOCAL, {**local, "config": {**local["config"], "left_out": config.left_out}})
 
 
 @contextmanager
@@ -198,6 +225,14 @@ def describe_importances(rows: list[dict[str, Any]], spaces: Mapping[str, Space]
     """By method, its parameters' shares; methods with too few trials are left out."""
     found = {name: importances([r for r in rows if r["method"] == name], space) for name, space in spaces.items()}
     return {name: shares for name, shares in found.items() if shares}
+
+
+def describe_chance(rows: list[dict[str, Any]], spaces: Mapping[str, Space]) -> dict[str, float]:
+    """By method that has importances, what the largest would stay under if nothing mattered."""
+    found = {
+        name: largest_share_of_chance([r for r in rows if r["method"] == name], space) for name, space in spaces.items()
+    }
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def describe_search(

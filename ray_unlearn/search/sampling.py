@@ -42,8 +42,11 @@ GENERATIONS = 5
 SMALLEST_POPULATION = 4
 LOOKS_BACK = {TPE: 1000, GP: 200}
 """By sampler, the trials at which a study begins again with half of them: a fifth are the best, the rest the newest."""
-FEWEST_FOR_IMPORTANCES = 8
+FEWEST_FOR_IMPORTANCES = 20
 """Completed trials of a method under which its parameters' importances would be noise."""
+TREES = 64
+SHUFFLES, TREES_FOR_SHUFFLES, MOST_FOR_SHUFFLES = 20, 8, 50
+"""Fewer trees and trials make chance look larger, never smaller; this way it takes a second or two a method."""
 MOST_FOR_IMPORTANCES = 300
 """Of more, so many are taken, spread over the search: fANOVA takes seconds for them, and its time grows faster."""
 
@@ -164,26 +167,51 @@ def _ordered(space: Space) -> dict[str, Range]:
 
 
 def importances(rows: Sequence[Mapping[str, Any]], space: Space) -> dict[str, float]:
-    """How much of the objective's variance each searched parameter accounts for, largest first; sums to 1.
+    """How much of the variance of the objective's ranks each searched parameter explains, largest first; sums to 1.
 
-    fANOVA (Hutter et al., ICML 2014) on one method's completed trials. Empty where there are fewer than
-    FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
+    fANOVA (Hutter et al., ICML 2014) on one method's completed trials; ranks, so that a few trials that collapsed do
+    not take it all. Empty where there are fewer than FEWEST_FOR_IMPORTANCES, or where all of them scored the same.
     """
-    completed = [row for row in rows if row["status"] == COMPLETED]
-    if len(completed) > MOST_FOR_IMPORTANCES:
-        places = np.linspace(0, len(completed) - 1, MOST_FOR_IMPORTANCES).round().astype(int)
-        completed = [completed[i] for i in places]
+    completed = _spread([row for row in rows if row["status"] == COMPLETED], MOST_FOR_IMPORTANCES)
     if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
         return {}
+    return _shares(completed, [row["objective"] for row in completed], space, TREES)
+
+
+def largest_share_of_chance(rows: Sequence[Mapping[str, Any]], space: Space) -> float | None:
+    """What the largest of the shares stays under in 95 of 100 cases where no parameter matters: the same on objectives
+    that were shuffled over the trials, always in the same way. None where there are no importances."""
+    completed = _spread([row for row in rows if row["status"] == COMPLETED], MOST_FOR_SHUFFLES)
+    if len(completed) < FEWEST_FOR_IMPORTANCES or len({row["objective"] for row in completed}) == 1:
+        return None
+    draw, objectives = np.random.default_rng(0), [row["objective"] for row in completed]
+    largest = [
+        max(_shares(completed, draw.permutation(objectives).tolist(), space, TREES_FOR_SHUFFLES).values())
+        for _ in range(SHUFFLES)
+    ]
+    return float(np.quantile(largest, 0.95))
+
+
+def _spread(rows: list[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """At most so many, from all over the search."""
+    if len(rows) <= most:
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def _shares(
+    rows: Sequence[Mapping[str, Any]], objectives: Sequence[float], space: Space, trees: int
+) -> dict[str, float]:
+    from scipy.stats import rankdata  # a second of every process's start
+
     quieten()
     study = optuna.create_study(direction="maximize")
     distributions = build_distributions(space)
     kinds = {name: int if range_.integer else float for name, range_ in space.ranges.items()}
-    for row in completed:
+    for row, rank in zip(rows, rankdata(objectives), strict=True):
         values = {name: kind(row[name]) for name, kind in kinds.items()}
-        trial = optuna.trial.create_trial(params=values, distributions=distributions, value=row["objective"])
-        study.add_trial(trial)
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=float(rank)))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=trees, seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
 

@@ -25,6 +25,7 @@ from ray_unlearn.benchmarks.definition import PAIRS, TEXT, Source
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.benchmarks.selecting import reach
+from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.benchmarks.writing import cut_text
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics import Scores, TokenScores
@@ -607,9 +608,10 @@ def test_a_start_that_leaves_nothing_to_search_for_is_refused(
 ) -> None:
     made = benchmark(tmp_path, definition())
     found = judge(made)
-    made.check_start(found)
+    check_start("staff.toml", found, Profile(START), None)
+    worse = {**START, metric: value}
     with pytest.raises(UserError, match=rf"staff\.toml.*{metric}.*{words}"):
-        made.check_start(replace(found, start={**START, metric: value}))
+        check_start("staff.toml", replace(found, start=worse), Profile(worse), None)
 
 
 def test_every_metric_that_is_measured_has_a_column(load: Load, tmp_path: Path) -> None:

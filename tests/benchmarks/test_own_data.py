@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.contract import Prompts, Request, Task
+from ray_unlearn.benchmarks.contract import Profile, Prompts, Request, Task
 from ray_unlearn.benchmarks.custom import measure
 from ray_unlearn.benchmarks.halving import draw, normal_form
 from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.benchmarks.readers import read_rows
+from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.config import UserError
 from ray_unlearn.metrics import Scores
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.rouge import CODE, ENGLISH, SCRIPT, rouge_l_recall
 from ray_unlearn.models.loading import load_tokenizer
 from tests.test_templates import CHATML, MARKS
@@ -451,14 +453,15 @@ def test_a_hold_out_as_well_known_as_the_forget_set_is_asked_about(tmp_path: Pat
     made = load_benchmark(str(tmp_path / "mine.toml"))
     start = {f"{name}_{kind}": 0.89 for name in ("forget", "retain", "hold_out") for kind in ("probability",)}
     start |= {"forget_exact_memorisation": 0.94, "hold_out_exact_memorisation": 0.89, "forget_probability": 0.94}
-    start |= {"forget_above_hold_out": 1.2}
-    judge = Judge.build(made, start, None, 0.95)
-    message = refusal(lambda: made.check_start(judge))
-    assert "1.2 standard errors apart" in message
+    judge = Judge.build(made, start, None, Ranking(0.95))
+    errors = {"forget_exact_memorisation": 0.03, "hold_out_exact_memorisation": 0.04}
+    message = refusal(lambda: check_start("mine.toml", judge, Profile(start, errors=errors), None))
+    assert message.startswith("mine.toml: the starting model's forget_exact_memorisation is 0.94")
+    assert "1.0 standard errors of its own questions apart" in message
     assert "Was the hold-out trained on" in message
-    (said,) = made.check_start(Judge.build(made, {**start, "forget_above_hold_out": 4.0}, None, 0.95))
-    assert "forget_exact_memorisation 0.94 -> 0.89" in said
-    assert "4.0 standard errors apart" in said
+    closer = {name: error / 4 for name, error in errors.items()}
+    (said,) = check_start("mine.toml", judge, Profile(start, errors=closer), None).notes
+    assert "forget_exact_memorisation 0.94 -> 0.89 (4.0 standard errors)" in said
 
 
 # ROUGE and room

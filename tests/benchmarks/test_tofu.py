@@ -254,7 +254,7 @@ def test_without_a_retrained_model_and_a_hold_out_the_log_truth_ratio_is_the_one
     judge = Judge.build(BENCHMARK, start, None, Ranking(0.95))
     assert [aim.metric for aim in judge.aims] == ["forget_log_truth_ratio"]
     assert judge.verdict(start).forget == 0.0
-    assert judge.verdict({**start, "forget_log_truth_ratio": 0.0}).objective == 1.0
+    assert judge.verdict({**start, "forget_log_truth_ratio": 0.0}).forget == 1.0
 
 
 def test_without_a_retrained_model_the_hold_out_says_how_much_an_unseen_author_is_remembered(

@@ -498,14 +498,19 @@ def test_importance_is_shown_largest_first_and_its_absence_has_a_reason(build_se
     table = parameters.importance(read_search(folder))
     assert [row[1:] for row in table.rows[:3]] == [["learning_rate", 0.6], ["beta", 0.25], ["retain_weight", 0.15]]
     assert table.texts()[0][2] == "60 %"
-    assert "needs 8 completed trials" not in page_of(folder)
+    assert "needs 20 completed trials" not in page_of(folder)
+    assert "fANOVA" in page_of(folder)
     meta = json.loads((folder / "search.json").read_text())
+    meta["importances_of_chance"] = {"simnpo": 0.7, "npo": 0.5}
+    write_json(folder / "search.json", meta)
+    assert "SimNPO's are not told from noise: the largest is 60%" in parameters.importance_words(read_search(folder))
+    assert "NPO's are not" not in parameters.importance_words(read_search(folder)).replace("SimNPO's", "")
     meta["importances"].pop("npo")
     write_json(folder / "search.json", meta)
-    assert "There are none for NPO: parameter importance needs 8 completed trials" in page_of(folder)
+    assert "There are none for NPO: parameter importance needs 20 completed trials" in page_of(folder)
     meta.pop("importances")
     write_json(folder / "search.json", meta)
-    assert "There are none: parameter importance needs 8 completed trials of a method." in page_of(folder)
+    assert "There are none: parameter importance needs 20 completed trials of a method." in page_of(folder)
 
 
 def test_finalists_over_seeds_are_told_with_their_spread_and_without_them_the_command_is(build_search, tmp_path):
