@@ -38,7 +38,7 @@ from ray_unlearn.gangs.broker import (
 )
 from ray_unlearn.gangs.gangs import Gangs, describe_wait
 from ray_unlearn.gangs.serve import describe
-from ray_unlearn.training.outcome import Report
+from ray_unlearn.training.outcome import Report, finished
 from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task
 
@@ -376,10 +376,9 @@ def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(ti
         Gangs(tiny_task(tiny_model), config, 1, Path(scratch), said.append) as gangs,
     ):
 
-        def scores(name: str, trial: TrialConfig = TRIAL) -> dict:
-            report = gangs.run(Job(name, trial))
-            assert "error" not in report, report
-            return {k: v for k, v in report.items() if k in ("forget_loss", "retain_loss", "profiles")}
+        def scores(name: str, trial: TrialConfig = TRIAL) -> tuple:
+            report = finished(gangs.run(Job(name, trial)), name)
+            return report.forget_loss, report.retain_loss, report.profiles
 
         first = scores("first")
         assert said[0].startswith("waiting for 1 s: ")
