@@ -131,14 +131,14 @@ def test_a_run_that_diverged_counts_as_nothing_forgotten_and_nothing_kept():
 def test_a_method_that_diverges_in_three_seeds_of_ten_is_not_found_better():
     chance = np.random.default_rng(0)
     wins = 0
-    for _ in range(40):
+    for _ in range(20):
         steady = runs_of("npo-0001", *(0.80 + chance.normal(0, 0.01, 10)))
         wild = runs_of("simnpo-0001", *(0.87 + chance.normal(0, 0.01, 10)))
         wild = [diverged(run) if chance.random() < 0.3 else run for run in wild]
         units = {m: {k: scored(r) for k, r in enumerate(runs)} for m, runs in (("simnpo", wild), ("npo", steady))}
         best = difference_table(units, "seed")[0]
         wins += best["better"] == "simnpo" and best["verdict"] != "undecided"
-    assert wins <= 4, "a tenth of the samples show no collapse"
+    assert wins <= 3, "a tenth of the samples show no collapse"
 
 
 def test_a_finalist_whose_runs_all_diverged_stays_with_nothing():

@@ -32,6 +32,7 @@ from ray_unlearn.metrics.statistics import (
     compare_pairs,
     corrected,
     describe_spread,
+    mean_interval,
     verdict,
 )
 from ray_unlearn.records.tables import write_table
@@ -298,7 +299,7 @@ def shared_units(runs: Sequence[Mapping[int, Row]]) -> list[int]:
 
 def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[dict[str, Any]]:
     """Every pair of methods: [{"better", "other", "measure", "unit", "value", "low", "high", "n", "p", "corrected_p",
-    "verdict"}]; corrected_p and verdict are null but for the objective, and corrected over all its pairs.
+    "verdict"}]; p and what follows are null but for the objective, and corrected over all its pairs.
 
     units: by method and unit, a row with the measures.
     """
@@ -307,18 +308,20 @@ def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[
         places = shared_units([units[first], units[second]])
         for measure in MEASURES if places else ():
             a, b = (np.array([units[name][k][measure] for k in places], float) for name in (first, second))
-            difference, names = compare_pairs(a, b), (first, second)
-            if difference.interval.value < 0:
-                difference, names = difference.turned(), (second, first)
-            interval = difference.interval
+            names = (first, second)
+            if a.mean() < b.mean():
+                names, a, b = (second, first), b, a
+            interval = mean_interval(a - b)
             found.append(
                 {
                     **{"better": names[0], "other": names[1], "measure": measure, "unit": unit},
                     **{"value": interval.value, "low": interval.low, "high": interval.high},
-                    **{"n": difference.n, "p": difference.p, "corrected_p": None, "verdict": None},
+                    **{"n": len(places), "p": None, "corrected_p": None, "verdict": None},
                 }
             )
-    judged = [item for item in found if item["measure"] == MEASURES[0]]
+            if measure == MEASURES[0]:
+                found[-1]["p"] = compare_pairs(a, b).p
+    judged = [item for item in found if item["p"] is not None]
     for item, p in zip(judged, corrected([item["p"] for item in judged]), strict=True):
         item |= {"corrected_p": p, "verdict": verdict(item["value"], p)}
     return found
