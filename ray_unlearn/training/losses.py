@@ -251,7 +251,7 @@ class Method:
 
     @property
     def title(self) -> str:
-        """Its name as papers print it."""
+        """Its name as papers print it, where that is another one."""
         return METHOD_TITLES.get(self.name, self.name)
 
     @property
