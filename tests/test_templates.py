@@ -306,3 +306,15 @@ def test_the_table_of_templates_tells_right_from_refused() -> None:
     assert all(look_at(CHATML)[column] for column in ("whole", "one end", "prompt", "dates"))
     assert "cannot be rendered" in look_at("{{ raise_exception('no') }}")["refused"]
     assert json.dumps(look_at(TEMPLATES["two ends"][0]))
+
+
+def test_a_token_that_cannot_be_told_from_plain_text_is_one_line(monkeypatch):
+    from ray_unlearn.config import UserError
+    from ray_unlearn.models.marks import encode_marked
+
+    def refuse(tokenizer, text):
+        raise ValueError("Can't sanitize '10': the tokenizer produces it from plain text")
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.encode_marked_chat", refuse)
+    with pytest.raises(UserError, match=r"cannot tell from plain text \(Can't sanitize '10'"):
+        encode_marked(None, "10")

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ray_unlearn.config import UserError
+from ray_unlearn.wording import first_line
+
 
 def special_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds the texts of special tokens."""
@@ -66,10 +69,19 @@ def any_of(names: Iterable[str]) -> re.Pattern[str]:
 
 
 def encode_marked(tokenizer: Any, text: str) -> list[int]:
-    """The token ids of a text that `mark_special` has been over; no special tokens are added."""
+    """The token ids of a text that `mark_special` has been over; no special tokens are added.
+
+    Raises UserError where the text holds an added token that the tokenizer makes of plain text, too.
+    """
     from transformers.utils.chat_template_utils import encode_marked_chat
 
-    return list(encode_marked_chat(tokenizer, text))
+    try:
+        return list(encode_marked_chat(tokenizer, text))
+    except ValueError as error:
+        raise UserError(
+            f"the data hold a token that the model's tokenizer cannot tell from plain text ({first_line(error)}). Take "
+            "it out of the data, or take it off the tokenizer's added tokens"
+        ) from None
 
 
 def common_start(texts: Sequence[str]) -> str:

@@ -669,7 +669,7 @@ def test_a_dry_run_says_what_would_run_and_what_cannot_be_told(
 def test_own_data_from_prepare_to_the_report(model: Path, tmp_path: Path) -> None:
     path = write_data(tmp_path, without("questions.forget", "questions.keep"))
     options = ("--benchmark", str(path), "--model", str(model), "--out", str(tmp_path / "models"))
-    run = command("prepare", *options, "--epochs", "40", "--batch-size", "6", "--learning-rate", "5e-3")
+    run = command("prepare", *options, "--epochs", "80", "--batch-size", "6", "--learning-rate", "5e-3")
     assert run.returncode == 0, run.stderr + run.stdout
     assert f"tune --benchmark {path}" in run.stdout
     # Away from the retrained model, so that the hold-out is what is aimed at.
