@@ -668,8 +668,13 @@ def test_a_dry_run_says_what_would_run_and_what_cannot_be_told(
 @pytest.mark.timeout(600)
 def test_own_data_from_prepare_to_the_report(model: Path, tmp_path: Path) -> None:
     path = write_data(tmp_path, without("questions.forget", "questions.keep"))
+    # Of a dozen rows nobody could tell the start from the goal.
+    couples = [f"{NAMES[i % 12]} {NAMES[(i + 1 + i // 12) % 12]}" for i in range(48)]
+    write_jsonl(tmp_path / "forget.jsonl", [pair(name, "work", TOWNS[i * 5 % 12]) for i, name in enumerate(couples)])
+    held_out = [pair(name, "sleep", TOWNS[i * 7 % 12]) for i, name in enumerate(couples)]
+    pq.write_table(pa.Table.from_pylist(held_out), tmp_path / "held_out.parquet")
     options = ("--benchmark", str(path), "--model", str(model), "--out", str(tmp_path / "models"))
-    run = command("prepare", *options, "--epochs", "80", "--batch-size", "6", "--learning-rate", "5e-3")
+    run = command("prepare", *options, "--epochs", "40", "--batch-size", "6", "--learning-rate", "5e-3")
     assert run.returncode == 0, run.stderr + run.stdout
     assert f"tune --benchmark {path}" in run.stdout
     # Away from the retrained model, so that the hold-out is what is aimed at.
@@ -677,7 +682,7 @@ def test_own_data_from_prepare_to_the_report(model: Path, tmp_path: Path) -> Non
     options = ("--benchmark", str(path), "--model", str(start), "--methods", "simnpo", "--trials", "2")
     run = command("tune", *options, "--concurrent", "1", "--out", str(tmp_path / "out"))
     assert run.returncode == 0, run.stderr + run.stdout
-    assert "on the hold-out set" in run.stdout
+    assert "From start to goal: forget_exact_memorisation" in run.stdout
 
     folder = tmp_path / "out" / run.stdout.splitlines()[-1]
     assert folder.name.startswith("staff-")
