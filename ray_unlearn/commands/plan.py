@@ -29,7 +29,18 @@ from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
 from ray_unlearn.search.space import load_space
 from ray_unlearn.training.losses import RETAIN_LOSSES, Method, find_method
 from ray_unlearn.training.memory import FEWEST_TOKENS, PROCESS_BYTES, WIDTH, gpu_budget, host_bytes, reference_bytes
-from ray_unlearn.training.placement import EFFICIENCY, GIB, Asked, Fit, Machine, Model, candidates, place, refusal
+from ray_unlearn.training.placement import (
+    EFFICIENCY,
+    GIB,
+    Asked,
+    Fit,
+    Machine,
+    Model,
+    candidates,
+    nodes_of,
+    place,
+    refusal,
+)
 from ray_unlearn.wording import counted
 
 if TYPE_CHECKING:
@@ -218,7 +229,12 @@ def find_machine(options: options_of.Plan, precision: str) -> Machine:
             "are not counted"
         )
         return Machine(
-            nodes_of(options.gpus), 16.0 * options.gpus, options.gpu_memory * GIB, flops, GPU_BANDWIDTH, says=says
+            nodes_of(options.gpus, NODE_GPUS),
+            16.0 * options.gpus,
+            options.gpu_memory * GIB,
+            flops,
+            GPU_BANDWIDTH,
+            says=says,
         )
     flops, bandwidth = measure_cpu()
     flops = options.tflops * 1e12 if options.tflops else flops
@@ -227,11 +243,6 @@ def find_machine(options: options_of.Plan, precision: str) -> Machine:
         f"optimizer at {bandwidth / 1e9:.0f} GB/s; generating answers, attacks and finalists are not counted"
     )
     return Machine((), granted_cpus(), free_memory(), flops, bandwidth, says=says)
-
-
-def nodes_of(gpus: int) -> tuple[int, ...]:
-    """So many GPUs, on nodes of the usual size."""
-    return (NODE_GPUS,) * (gpus // NODE_GPUS) + (gpus % NODE_GPUS,) * (gpus % NODE_GPUS > 0)
 
 
 def measure_cpu() -> tuple[float, float]:

@@ -16,7 +16,7 @@ from ray_unlearn.models.loading import load_config, trusts_remote_code
 from ray_unlearn.models.sizes import check_trained, count_parameters
 from ray_unlearn.training.engine_config import load_settings
 from ray_unlearn.training.memory import PROCESS_BYTES
-from ray_unlearn.training.placement import GIB, Asked, Machine, Model, Placement, place
+from ray_unlearn.training.placement import GIB, Asked, Machine, Model, Placement, nodes_of, place
 from ray_unlearn.wording import first_line
 
 GPU_FLOPS = {"bf16": 312e12, "fp32": 19.5e12}
@@ -68,7 +68,7 @@ def find_machine(
         if missing > 0:
             size = max(map(len, gpus), default=min(NODE_GPUS, missing))
             known = min((memory for node in gpus for memory in node), default=int((gpu_memory or 0.0) * GIB))
-            gpus += [[known] * size] * (missing // size) + [[known] * (missing % size)] * (missing % size > 0)
+            gpus += [[known] * count for count in nodes_of(missing, size)]
         # Less a little: Tune's and Train's own actors have to fit beside the workers.
         cpus = capacity(nodes, grow_to or {}, "CPU") - 0.5
         memory = sum(node.get("memory", 0.0) for node in nodes)

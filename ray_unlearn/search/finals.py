@@ -65,16 +65,14 @@ def run_finals(
         examples = [writer.write_examples("start", "report", start.examples)] if profile is start else []
         record(name, _final_row({"trial_id": name, "method": name}, config, scores, profile), examples)
     place = writer.folder / "model.unfinished"
-    jobs = {
-        (job := replace(rerun_job(config, row, config.seed), weights=True)).job_id: (
-            row,
-            replace(job, save_to=str(place) if name == keeps else None),
-        )
+    jobs = [
+        replace(rerun_job(config, row, config.seed), weights=True, save_to=str(place) if name == keeps else None)
         for name, row in left.items()
-    }
-    for done_job, outcome, seconds in gangs.run_all(job for _, job in jobs.values()):
-        row, job = jobs[done_job.job_id]
-        name = row["trial_id"]
+    ]
+    names_of = {job.job_id: name for job, name in zip(jobs, left, strict=True)}
+    for job, outcome, seconds in gangs.run_all(jobs):
+        name = names_of[job.job_id]
+        row = left[name]
         final = rerun_row(config, judge, row, job, outcome, seconds)
         names = []
         if isinstance(outcome, Report):

@@ -81,6 +81,11 @@ class Machine:
         return f"{counted(self.gpus, 'GPU')} of {self.memory_bytes / GIB:.0f} GiB{nodes}"
 
 
+def nodes_of(gpus: int, size: int) -> tuple[int, ...]:
+    """So many GPUs by node, on nodes that have `size` each."""
+    return (size,) * (gpus // size) + (gpus % size,) * (gpus % size > 0)
+
+
 @dataclass(frozen=True)
 class Model:
     """What of a model the arithmetic needs."""
@@ -320,10 +325,10 @@ def refusal(model: Model, asked: Asked, machine: Machine) -> str:
 
 
 def _way_on(model: Model, asked: Asked, machine: Machine) -> str:
-    free = {"lora": None, "zero": None, "workers": None}
-    named = {key: getattr(asked, key) for key in free if getattr(asked, key) is not None}
+    free = ("lora", "zero", "workers")
+    named = {key for key in free if getattr(asked, key) is not None}
     for keys in (["zero"], ["workers"], ["zero", "workers"], ["lora"], [*free]):
-        if set(keys) <= set(named):
+        if set(keys) <= named:
             tried = replace(asked, **dict.fromkeys(keys))  # type: ignore[arg-type]
             if found := _best(model, tried, machine):
                 gang = found[1].gang
@@ -333,8 +338,7 @@ def _way_on(model: Model, asked: Asked, machine: Machine) -> str:
     count = max(machine.gpus, 1)
     while machine.gpus and (count := 2 * count) <= MOST_GPUS:
         per_node = max(8, *machine.gpus_by_node)
-        nodes = tuple([per_node] * (count // per_node) + [count % per_node] * (count % per_node > 0))
-        larger = replace(machine, gpus_by_node=nodes, cpus=max(machine.cpus, count), host_bytes=0.0)
+        larger = replace(machine, gpus_by_node=nodes_of(count, per_node), cpus=max(machine.cpus, count), host_bytes=0.0)
         if found := _best(model, replace(asked, workers=None, zero=None), larger):
             with_lora = f" with --lora {found[1].gang.lora_rank}" if found[1].gang.lora_rank else ""
             return f"It would fit on {count} such GPUs{with_lora}: give more of them, larger ones, or a smaller model"
