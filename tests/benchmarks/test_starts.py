@@ -117,7 +117,7 @@ def test_sampled_answers_that_do_not_leak_leave_nothing_to_attack():
     keep, aim = Keep("kept", 0.0), Aim("known", never_knew=0.0)
     benchmark = Benchmark("toy", "", "", {}, (aim,), (keep,), load=None, measure=None, leaks={"forget": "rouge"})
     start = Profile({"kept": 0.9, "known": 0.9, "sampled_rouge": 0.31})
-    judge = Judge.build(benchmark, start.metrics, {"rouge": 0.3}, Ranking(0.95), ("sample",))
+    judge = Judge.build(benchmark, start.metrics, {"rouge": 0.1, "sampled_rouge": 0.3}, Ranking(0.95), ("sample",))
     assert "Leave out --under sample" in refused(lambda: check_start("toy", judge, start, None))
 
 
