@@ -103,7 +103,7 @@ PARTS = {
 DEFAULT_SPLIT = "news"
 
 MINI = muse_mini.Sizes()
-MINI_VERSION = 1
+MINI_VERSION = 2
 
 
 def load(request: Request, train: Trainer | None = None) -> Task:

@@ -97,7 +97,7 @@ NEED_HOLD_OUT = {
 NEED_UTILITY = {"utility_score", "aggregate_without_fluency"}
 
 MINI = tofu_mini.Sizes()
-MINI_VERSION = 1
+MINI_VERSION = 2
 
 
 def load(request: Request, train: Trainer | None = None) -> Task:

@@ -4,22 +4,24 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Profile
+from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Profile, Request
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.objective import Judge, relative, two_sided
 from ray_unlearn.benchmarks.starts import Start, check_start
 from ray_unlearn.benchmarks.tofu import MINI
-from ray_unlearn.config import FLOORED, SearchConfig, UserError
+from ray_unlearn.config import FLOORED, GangConfig, SearchConfig, UserError
 from ray_unlearn.metrics.errors import accuracy_error, ks_error, standard_error
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import write_json
 from ray_unlearn.search.run import _record_left_out, _recorded_left_out
+from ray_unlearn.training.in_process import build_models, local_worker
 
 TOFU = {
     **{f"{name}_probability": 0.6 for name in ("retain", "real_authors", "world_facts")},
@@ -155,6 +157,17 @@ def test_what_a_search_goes_without_is_kept_for_the_commands_that_come_later(tmp
     assert SearchConfig.from_json(local["config"]).left_out == ("world_facts_truth_ratio",)
     write_json(tmp_path / "search.json", {"config": local["config"]})
     assert _recorded_left_out(tmp_path) == ("world_facts_truth_ratio",)
+
+
+@pytest.mark.parametrize("name", ["synthetic", "muse"])
+def test_a_miniature_s_untrained_network_cannot_be_judged(name):
+    task, benchmark = load_benchmark(name).load(Request("mini"), build_models), load_benchmark(name)
+    untrained = replace(task, model=str(Path(task.model).parent / "start"))
+    start = local_worker(untrained, GangConfig(zero_stage=0)).scorer.evaluate(task.selection)
+    judge = Judge.build(benchmark, start.metrics, task.selection.retrained.metrics, RANKING)
+    assert f"{name}: the starting model's " in refused(
+        lambda: check_start(name, judge, start, task.selection.retrained)
+    )
 
 
 # Through the command
