@@ -17,7 +17,7 @@ FEWEST = 2
 CAVEAT = (
     "Redrawn from the trials of this one search: the mean by the unbiased estimate, and in brackets the middle 95 % of "
     "redraws. All trials come from one sampler's path, so another search differs by more than this: of methods only "
-    "`compare --searches` speaks."
+    "compare --searches speaks."
 )
 
 
