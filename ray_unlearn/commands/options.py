@@ -77,6 +77,19 @@ def changed(options: Any) -> set[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Configured:
+    """Shared by the commands whose options may stand in a run file."""
+
+    config: Annotated[
+        tuple[Path, ...],
+        _what(
+            "Run file in TOML with any of these options; what stands here wins. Repeatable: later files win.",
+            is_eager=True,
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loads:
     """Shared by the commands that load a benchmark for a model."""
 
@@ -140,7 +153,7 @@ class Attacks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(Loads, Attacks, Connects):
+class Tune(Configured, Loads, Attacks, Connects):
     """Search the settings of unlearning methods, each with the same number of trials."""
 
     benchmark: Annotated[str | None, _BENCHMARK] = None
@@ -251,7 +264,7 @@ RESUMABLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Loads, Connects):
+class Prepare(Configured, Loads, Connects):
     """Make the target model (fine-tuned on everything) and the retrained one (without the forget split)."""
 
     benchmark: Annotated[str, _BENCHMARK]
@@ -271,7 +284,7 @@ class Prepare(Loads, Connects):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Loads, Attacks, Connects):
+class Evaluate(Configured, Loads, Attacks, Connects):
     """Score any model on the whole of a benchmark with every metric, as the literature does."""
 
     benchmark: Annotated[str, _BENCHMARK]
@@ -431,7 +444,7 @@ class Doctor(Loads):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Loads):
+class Plan(Configured, Loads):
     """Say what a search would take before it is started: memory by ZeRO stage, time, and the command to run."""
 
     benchmark: Annotated[str, _BENCHMARK]

@@ -41,6 +41,7 @@ from ray_unlearn.commands.resources import (
     read_deepspeed,
     resolve_scale,
 )
+from ray_unlearn.commands.run_file import write_run_file
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, INTERPOLATED, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
@@ -58,6 +59,7 @@ from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.placement import Asked, Machine, threads
 
+DEEPSPEED_FILE = "deepspeed.json"
 LINE = (0.25, 0.5, 0.75, 1.25)
 """Where --harvest scores the line from the starting model (0) to a trial's (1)."""
 
@@ -119,6 +121,7 @@ def tune(options: Tune) -> int:
             log.unlink()
             return 0
         say(f"layout: {search.config.placement}")
+        write_run_file(folder, options, *resolved_options(options, search.config))
         try:
             status = run_with_progress(search, folder, screen, options.keep_model, copies)
         finally:
@@ -169,6 +172,21 @@ class ResolvedSearch:
     num_parameters: int
     local: Mapping[str, Any]
     """What again.py keeps of it for later commands."""
+
+
+def resolved_options(options: Tune, config: SearchConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """(options as this machine and the benchmark made them, files that they name by their places beside a run file)."""
+    files = {f"spaces/{number}-{path.name}": path for number, path in enumerate(options.space)}
+    resolved: dict[str, Any] = {"scale": config.scale, "trials": config.trials, "space": tuple(files)}
+    resolved |= {"concurrent": config.concurrent, "workers_per_trial": config.gang.num_workers}
+    resolved |= {"gpus_per_worker": config.gang.gpus_per_worker, "zero": config.gang.zero_stage}
+    resolved["lora"] = config.gang.lora_rank
+    if config.definition is not None:
+        resolved["benchmark"] = None  # its path is this machine's
+    if options.deepspeed is not None:
+        files[DEEPSPEED_FILE] = options.deepspeed
+        resolved["deepspeed"] = DEEPSPEED_FILE
+    return resolved, files
 
 
 def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, Any]) -> Asked:
