@@ -37,6 +37,12 @@ question = "question"
 choices = "choices"          # a list of texts, or {"text": [...], "label": [...]}
 answer = "answer"            # the right one: its place, from 0 (or 1, which is said), its letter, or its text
 
+[scorers.polite]             # a function of your own over greedy answers, which runs where --trust-code allows it:
+function = "mine:polite"     # of mine.py beside this file: (prompts, references, answers) -> a number an answer
+sets = ["retain"]            # whose answers (default: all sets); the metric is retain_polite
+keep = 0.0                   # kept on the retain set: its value for a useless model (default: a plain metric)
+# aim = 0.5                  # or aimed at on the forget set: its value for a model that never knew
+
 The forget set is trained on whole; of every set, one half is scored while searching and the other one for the
 report. Rows of one document, one group or one question are never in both halves. Every value is the text that stands
 in the file. What of a pair is prompt, answer and end mark is in models/templates.py.
@@ -52,7 +58,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Keep,
+    OwnScorer,
+    Probe,
+    Profile,
+    Request,
+    Split,
+    Task,
+    Trainer,
+)
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
@@ -73,6 +90,7 @@ from ray_unlearn.metrics.truth_ratio import (
     ratios_of,
 )
 from ray_unlearn.models.loading import check_model
+from ray_unlearn.plugins import SCORER, Plugin
 
 SEQUENCE_LIMITS = {"selection": 100, "report": 400}
 """Sequences of each set that are scored, so that a large retain set does not cost more than the training."""
@@ -118,6 +136,7 @@ def build_task(definition: Definition, request: Request) -> Task:
         )
         for half in (*HALVES, *(["whole"] if request.whole else []))
     }
+    splits = {half: replace(split, scorers=scorers_of(definition)) for half, split in splits.items()}
     halves = {half: splits[half] for half in HALVES}
     return Task(
         benchmark=definition.name,
@@ -289,6 +308,9 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
     for side in definition.questions:
         metrics[f"{side}_questions_accuracy"] = f"share of the {side} questions answered right"
         metrics[f"{side}_questions_above_chance"] = "the same, 0 at chance and 1 where all are right"
+    for scorer in definition.scorers:
+        said = f"what {scorer.file.name} says of greedy answers ({scorer.function})"
+        metrics |= {f"{name}_{scorer.name}": f"{said}, {name.replace('_', ' ')}" for name in scorer.sets}
     if HOLD_OUT in definition.sets:
         metrics["forget_above_hold_out"] = "standard errors by which exact memorisation lies above the hold-out's"
     return metrics | (_MEMBERSHIP if HOLD_OUT in definition.sets else {})
@@ -306,12 +328,34 @@ def build_aims(definition: Definition) -> tuple[Aim, ...]:
     ]
     if "forget" in definition.questions:
         aims.append(Aim("forget_questions_above_chance", never_knew=0.0))
+    aims += [
+        Aim(f"{FORGET}_{s.name}", s.aim, f"{HOLD_OUT}_{s.name}" if HOLD_OUT in s.sets else None)
+        for s in definition.scorers
+        if s.aim is not None
+    ]
     return (*aims, Aim("forget_extraction_strength", never_knew=0.0, only_if_alone=True))
 
 
 def build_keeps(definition: Definition) -> tuple[Keep, ...]:
     keep = (Keep("keep_questions_above_chance", useless=0.0),) if "keep" in definition.questions else ()
-    return (Keep("retain_probability", useless=0.0), *keep)
+    own = (Keep(f"{RETAIN}_{s.name}", useless=s.keep) for s in definition.scorers if s.keep is not None)
+    return (Keep("retain_probability", useless=0.0), *keep, *own)
+
+
+def scorers_of(definition: Definition) -> tuple[OwnScorer, ...]:
+    """By value, as workers run them."""
+    return tuple(
+        OwnScorer(
+            scorer.name,
+            scorer.file.name,
+            scorer.function,
+            scorer.source,
+            scorer.sha256,
+            scorer.sets,
+            at_every_point=scorer.aim is not None or scorer.keep is not None,
+        )
+        for scorer in definition.scorers
+    )
 
 
 def describe_limits(definition: Definition) -> str:
@@ -363,6 +407,7 @@ def read_benchmark(path: Path) -> Benchmark:
         build_task=partial(build_task, definition),
         compare_with_itself=compare_with_itself,
         leaks=LEAKS,
+        code=tuple(Plugin(SCORER, s.name, s.file.name, "", s.sha256) for s in definition.scorers),
     )
 
 

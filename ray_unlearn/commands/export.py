@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ def describe_run(
         "data": public["data"],
         "job": {"trial": job.trial.to_json(), "stop_after": job.stop_after, "alpha": job.alpha, "adapter": job.adapter},
         **made_by,
+        "plugins": [asdict(plugin) for plugin in task.plugins],
         "hashes": {
             "data": again.data_fingerprint(task),
             "starting weights": weights_fingerprint(task.model),

@@ -18,6 +18,7 @@ from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
 from ray_unlearn.commands.options import Amounts, Configured, Names, default_of
 from ray_unlearn.config import UserError
+from ray_unlearn.plugins import trust_code
 
 COMMANDS: Mapping[type, str] = {
     options.Tune: "tune",
@@ -74,6 +75,7 @@ def _command(kind: type, module: str) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         asked = kind(**parsed(kind, values))
+        trust_code(getattr(asked, "trust_code", False))
         if keep_byte_code() and kind in STARTS_RAY and not getattr(asked, "dry_run", False):
             begin_load()
         raise typer.Exit(importlib.import_module(f"ray_unlearn.commands.{module}").run(asked))

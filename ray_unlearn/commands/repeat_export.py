@@ -23,7 +23,9 @@ from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.loading import check_model, trusts_remote_code
+from ray_unlearn.plugins import check_unchanged
 from ray_unlearn.provenance import git_revision, package_versions
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.trial import Job
 
@@ -104,9 +106,11 @@ def resolve_run(
         if given is None and name is not None and "/" not in name:
             raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
     request = Request(values["scale"], model or run["model"], data, values["split"])
-    task = attach_retrained(
-        load_benchmark(str(definition or values["benchmark"])).load(request, build_models), retrained
-    )
+    benchmark = load_benchmark(str(definition or values["benchmark"]))
+    check_code(benchmark)
+    plugins = used_plugins(benchmark, [run["job"]["trial"]["method"]])
+    check_unchanged(path, run.get("plugins", ()), plugins)
+    task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
     here = {"definition": str(definition.absolute()) if definition else None, "data": str(data) if data else None}
     return SearchConfig.from_json({**values, "model": task.model, **here}), task
 

@@ -26,7 +26,7 @@ from ray_unlearn.commands.options import Configured
 from ray_unlearn.config import UserError
 
 RUN_FILE = "run.toml"
-FOR_THE_COMMAND_LINE = ("config", "resume", "dry_run", "trust_remote_code")
+FOR_THE_COMMAND_LINE = ("config", "resume", "dry_run", "trust_remote_code", "trust_code")
 """What is asked for once, or allowed by whoever types it: no file has it."""
 OF_ONE_MACHINE = ("model", "data", "retrained", "address", "out", "copy_to")
 """Left out of what a search writes: its folder may be passed on."""

@@ -55,6 +55,7 @@ from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.report.held_out import describe_held_out
 from ray_unlearn.search.space import ADAPTER_RATE, Space, file_method, load_space, read_spaces
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.placement import Asked, Machine, threads
@@ -211,7 +212,10 @@ def request_of(options: Tune, scale: str) -> Request:
 
 def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machine, name: str) -> ResolvedSearch:
     benchmark = load_benchmark(named(options))
+    if not options.dry_run:
+        check_code(benchmark)
     task = attach_retrained(benchmark.load(request, build_models), options.retrained)
+    task = replace(task, plugins=used_plugins(benchmark, options.methods))
     placement = place_gang(asked, task.model, machine, longest_of(task))
     gang = placement.gang
     size = check_trained(task.model, gang.lora_rank, gang.train)

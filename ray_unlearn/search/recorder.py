@@ -23,7 +23,7 @@ from ray_unlearn.search.rows import curve_row, point_row, trial_of, trial_row
 from ray_unlearn.search.sampling import MethodStudy
 from ray_unlearn.search.scored import Scored
 from ray_unlearn.search.space import Space
-from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.outcome import Failed
 from ray_unlearn.training.trial import rung_epochs
 
@@ -113,7 +113,7 @@ class Recorder:
     def _recall_row(self, row: Mapping[str, Any], points: list[dict[str, Any]], curve: list[dict[str, Any]]) -> None:
         if row["status"] != INTERPOLATED:
             if row["trial_id"] not in self._asked[row["method"]]:  # its suggestion is in a damaged line
-                self._ask_again(trial_of(row, METHODS[row["method"]].parameters), row["number"])
+                self._ask_again(trial_of(row, find_method(row["method"]).parameters), row["number"])
             self._tell(row, curve)
         self.rows += [dict(row), *points]
         if not self.writer.has_trial(row):
@@ -152,9 +152,9 @@ class Recorder:
         taken = self._asked[method]
         trial_id = next(name for i in range(len(taken) + 1) if (name := f"{method}-{i:04d}") not in taken)
         values = self._studies[method].ask(trial_id) | dict(self._spaces[method].fixed)
-        parameters = METHODS[method].parameters
+        parameters = find_method(method).parameters
         settings: dict[str, Any] = {name: values[name] for name in TRIAL_SETTINGS if name in values}
-        if not METHODS[method].uses_retain:
+        if not find_method(method).uses_retain:
             settings["retain_weight"] = 0.0
         taken.add(trial_id)
         return TrialConfig(

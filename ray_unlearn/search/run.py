@@ -261,6 +261,7 @@ def describe_search(
         "objective_text": describe_objective(benchmark, Ranking.of_search(config), config.under),
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
         "data_fingerprint": data_fingerprint(task),
+        "plugins": [asdict(plugin) for plugin in task.plugins],
         "start": None,
         "retrained": None,
         "spaces": {name: asdict(space) for name, space in spaces.items()},

@@ -27,7 +27,7 @@ from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, Range, UserError
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import scaled
-from ray_unlearn.training.losses import METHODS, Method
+from ray_unlearn.training.losses import Method, find_method
 
 ADAPTER_RATE = 10.0
 """How many times the learning rate of all weights low-rank adapters want (Schulman and others, "LoRA Without Regret",
@@ -157,9 +157,10 @@ def _tables(path: Path, parent: Mapping[str, Any], key: str) -> list[dict[str, A
 def file_method(path: Path) -> str:
     """The method that a space file is for."""
     name = read_toml(path).get("method")
-    if name not in METHODS:
-        raise UserError(f"{path}: method = {name!r} is unknown. Choose from: {', '.join(METHODS)}")
-    return str(name)
+    try:
+        return find_method(str(name)).name
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _check(
