@@ -251,7 +251,7 @@ def test_code_that_nobody_trusts_is_read_and_does_not_run(tmp_path):
     assert not marker.exists()
 
 
-# Through the command, on two nodes
+# Through the command, with workers on two nodes
 
 
 def ray_unlearn(*words: str, expect: int = 0) -> subprocess.CompletedProcess:
@@ -266,7 +266,7 @@ def ray_unlearn(*words: str, expect: int = 0) -> subprocess.CompletedProcess:
 def test_plug_ins_and_scorers_run_on_two_nodes(tmp_path, site, start_cluster, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     made = Path(load_benchmark("tofu").load(Request("mini"), build_models).model).parent
-    cluster = start_cluster(1, 1)
+    cluster = start_cluster(1, 1, 1)
     shared = ("--trials", "1", "--concurrent", "1", "--workers-per-trial", "2", "--robustness", "none")
     shared += ("--address", cluster.address, "--no-keep-model")
 
