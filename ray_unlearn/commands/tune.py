@@ -42,17 +42,25 @@ from ray_unlearn.commands.resources import (
     resolve_scale,
 )
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import COMPLETED, INTERPOLATED, SearchConfig, UserError
+from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
-from ray_unlearn.models.loading import check_model, check_pattern, trust_remote_code
+from ray_unlearn.models.loading import check_model, check_pattern, load_config, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.records.copies import Copies, copied
 from ray_unlearn.records.ledger import LEDGER, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
-from ray_unlearn.search.space import ADAPTER_RATE, Space, file_method, load_space, read_spaces
+from ray_unlearn.search.space import (
+    ADAPTER_RATE,
+    Space,
+    check_trials,
+    file_method,
+    load_space,
+    read_spaces,
+    warm_points,
+)
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.placement import Asked, Machine, threads
@@ -201,6 +209,9 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
         m: load_space(find_method(m), benchmark, request.scale, size, files.get(m), gang.lora_rank > 0)
         for m in options.methods
     }
+    num_layers = load_config(task.model).get_text_config().num_hidden_layers
+    for space in spaces.values():
+        check_trials(space, num_layers)
     says = placement.says
     if gang.lora_rank and len(files) < len(options.methods):
         says += f". Learning rates are {ADAPTER_RATE:g} times those for all weights"
@@ -357,6 +368,20 @@ def describe_plan(search: ResolvedSearch) -> str:
         ranges = ", ".join(
             f"{key} {r.low:.3g}..{r.high:.3g}{' (log)' if r.log else ''}" for key, r in space.ranges.items()
         )
-        fixed = ", ".join(f"{key} {value}" for key, value in space.fixed.items())
-        lines.append(f"{name:<11} {ranges}; fixed: {fixed}; {len(space.warm_starts)} warm start(s)")
+        lines.append(f"{name:<11} {ranges}; fixed: {_describe_values(space.fixed)}")
+        lines += describe_first_points(space, config)
     return "\n".join([*lines, describe_objective(benchmark, Ranking.of_search(config), config.under)])
+
+
+def describe_first_points(space: Space, config: SearchConfig) -> list[str]:
+    """A line for every published point, as it will run, and one for those that will not."""
+    points = [] if config.sampler == RANDOM else warm_points(space)[: config.trials]
+    lines = [f"  first     {_describe_values(point)}" for point in points]
+    if left := len(space.warm_starts) - len(points):
+        why = f"--sampler {RANDOM} draws all" if config.sampler == RANDOM else f"--trials {config.trials}"
+        lines.append(f"  first     {left} published point(s) of {len(space.warm_starts)} will not run: {why}")
+    return lines
+
+
+def _describe_values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {f'{value:.6g}' if isinstance(value, float) else value}" for key, value in values.items())
