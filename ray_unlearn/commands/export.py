@@ -83,6 +83,7 @@ def run_export(
     else:
         say(f"running {row['trial_id']} again")
         start, report, seconds = run_job(config, task, job, say)
+        config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
@@ -145,6 +146,7 @@ def describe_run(
         "hashes": {
             "data": again.data_fingerprint(task),
             "starting weights": weights_fingerprint(task.model),
+            "starting adapter": config.gang.adapter,
             "final weights": weights_digest(weights),
         },
         "scores": {name: measured.row[name] for name in MEASURES},

@@ -35,6 +35,7 @@ RATINGS = {
     # Another experiment
     "data": DECISIVE,
     "starting weights": DECISIVE,
+    "starting adapter": DECISIVE,
     "precision": DECISIVE,
     "device": DECISIVE,
     "ray_unlearn": DECISIVE,
@@ -127,6 +128,7 @@ def run_again(
         )
         start, report, seconds = run_job(config, task, job, say)
         judge = held_out_judge(config, task, start)
+        config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         row = rerun_row(config, judge, {"trial_id": trial.trial_id}, job, report, seconds)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
         return describe_run(config, task, run["model"] is None, job, Measured(row, start, None), made_by, Path(weights))
@@ -149,6 +151,7 @@ def _environment(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data": run["hashes"]["data"][:12],
         "starting weights": run["hashes"]["starting weights"][:12],
+        "starting adapter": run["hashes"].get("starting adapter", "")[:12],
         "device": hardware["device"],
         "device model": hardware["model"],
         "workers": gang["num_workers"],
@@ -211,6 +214,7 @@ def repeat(options: Reproduce) -> int:
         gang = replace(
             config.gang,
             num_workers=workers,
+            adapter="",  # what is different is told at the end
             zero_stage=config.gang.zero_stage if options.zero is None else options.zero,
             gpus_per_worker=config.gang.gpus_per_worker if gpus else 0.0,
             trust_remote_code=trusts_remote_code(),  # the file may come from anybody

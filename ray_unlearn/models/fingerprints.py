@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 
 @lru_cache(maxsize=4)
@@ -32,6 +33,18 @@ def weight_files(folder: Path) -> list[Path]:
 def _file_digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def adapter_digest(model: Any) -> str:
+    """SHA-256 over a model's adapters as they are, by name; fp32, whatever they are held in."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" in name:
+            digest.update(f"{name} {list(parameter.shape)}".encode())
+            digest.update(parameter.detach().float().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def weights_digest(folder: Path) -> str:

@@ -156,8 +156,8 @@ def _run_gangs(
         else:
             whole = build_judge(replace(config, left_out=()), start.metrics, retrained)
             checked = check_start(config.loaded_from, whole, start, task.selection.retrained)
-            config = replace(config, left_out=checked.left_out)
-            _record_left_out(folder, config)
+            config = replace(config, left_out=checked.left_out, gang=replace(config.gang, adapter=report.adapter))
+            _record_start(folder, config)
             notes = [*checked.notes, *notes]
         judge = build_judge(config, start.metrics, retrained)
         for note in notes:
@@ -186,11 +186,12 @@ def _recorded_left_out(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads((folder / "search.json").read_text())["config"].get("left_out", ()))
 
 
-def _record_left_out(folder: Path, config: SearchConfig) -> None:
-    """For later commands on the folder, which judge by the same rule."""
+def _record_start(folder: Path, config: SearchConfig) -> None:
+    """For later commands on the folder, which judge by the same rule and train from the same adapters."""
     if (folder / LOCAL).is_file():
         local = json.loads((folder / LOCAL).read_text())
-        write_json(folder / LOCAL, {**local, "config": {**local["config"], "left_out": config.left_out}})
+        known = {"left_out": config.left_out, "gang": {**local["config"]["gang"], "adapter": config.gang.adapter}}
+        write_json(folder / LOCAL, {**local, "config": {**local["config"], **known}})
 
 
 @contextmanager

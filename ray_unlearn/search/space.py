@@ -287,7 +287,8 @@ def _range(path: Path, key: str, table: Any, num_parameters: int) -> Range:
             raise UserError(f"{where} {name} = {value:g}: {key} takes whole numbers. Give one")
     at = _size(path, f"[space.{key}]", table, key == "learning_rate")
     ends = [scaled(value, at, num_parameters) for value in ends]
-    return Range(*(map(int, ends) if integer else ends), log=table.get("log", False), integer=integer)
+    low, high = map(int, ends) if integer else ends
+    return Range(low, high, table.get("log", False), integer)
 
 
 def _size(path: Path, where: str, table: Mapping[str, Any], has_rate: bool) -> float | None:
