@@ -46,7 +46,7 @@ def check_robustness(robustness: Robustness, under: tuple[str, ...] = ()) -> Non
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
 
 
-def check_writable(folder: Path, what: str = "--out") -> None:
+def check_writable(folder: Path, what: str = "--out", fix: str = "Give another folder") -> None:
     """Make the folder if need be; raise UserError where nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def check_writable(folder: Path, what: str = "--out") -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{what} {folder}: cannot be written ({error.strerror}). Give another folder") from None
+        raise UserError(f"{what} {folder}: cannot be written ({error.strerror}). {fix}") from None
 
 
 def absolute(model: str | None) -> str | None:

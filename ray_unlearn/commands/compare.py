@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
 from ray_unlearn.commands.reopen import describe_local, fetched, load_search, read_local
@@ -19,6 +20,8 @@ from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import read_search, write_json
 from ray_unlearn.report import write_report
 from ray_unlearn.search.space import read_spaces
+
+IS_READ_ONLY = "Copy the search to a place that can be: its runs are kept with it"
 
 
 def run(options: Compare) -> int:
@@ -55,7 +58,7 @@ def run(options: Compare) -> int:
     wanted = options.concurrent or most_gangs(config.gang, machine, len(finalists) * len(seeds))
     config = replace(config, address=address, concurrent=wanted)
     folder = place.absolute()
-    (folder / "compare").mkdir(exist_ok=True)
+    check_writable(folder / "compare", "compare", IS_READ_ONLY)
     log = folder / "compare" / "log.txt"
     with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
         say = sayer(screen)
@@ -95,6 +98,8 @@ def compare_searches(options: Compare) -> int:
         raise UserError(f"--searches {options.searches}: one search has no spread. Give at least 2, better 8")
     folder = fetched(options.folder).absolute()
     results = read_search(folder)
+    if options.searches is None:
+        check_writable(folder, "compare", IS_READ_ONLY)
     given = [read_search(path.absolute()) for path in options.against]
     check_alike([results, *given])
     repeated = []
@@ -105,7 +110,7 @@ def compare_searches(options: Compare) -> int:
         repeats = repeats_of(config, folder, options.searches)
         left = sum(not is_complete(place) for place, _ in repeats)
         log = folder / "compare" / "log.txt"
-        log.parent.mkdir(exist_ok=True)
+        check_writable(log.parent, "compare", IS_READ_ONLY)
         with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
             say = sayer(screen)
             if left:

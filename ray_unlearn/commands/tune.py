@@ -49,7 +49,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import check_model, check_pattern, load_config, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.records.copies import Copies, copied
-from ray_unlearn.records.ledger import LEDGER, read_ledger
+from ray_unlearn.records.ledger import LEDGER, UNREADABLE, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.search.space import (
@@ -141,9 +141,12 @@ def resume(place: Path, options: Tune) -> int:
     trials = config.trials if options.trials is None else options.trials
     if trials < config.trials:
         raise UserError(f"--trials {trials}: the search asked for {config.trials} already. Give at least as many")
-    meta = read_ledger(folder).meta
-    if meta is None:
-        raise UserError(f"{folder}: has no {LEDGER}, an older version wrote it. Search anew")
+    history = read_ledger(folder)
+    if history.is_unreadable:
+        raise UserError(f"{folder / LEDGER}: {UNREADABLE}")
+    if (meta := history.meta) is None:
+        raise UserError(f"{folder}: has no {LEDGER} that says what was searched. Restore it from a copy")
+    check_writable(folder, "--resume", "Copy it to a place that can be, and go on there")
     check_numbers(trials, options.concurrent, options.trial_timeout)
     address = options.address or config.address
     timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
