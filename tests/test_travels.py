@@ -21,14 +21,14 @@ def folder(tmp_path: Path) -> Path:
 
 @contextlib.contextmanager
 def modes_that_hold():
-    """Inside, a superuser is stopped by files' modes as everybody else is: without the capability that overrides them."""
+    """Inside, a superuser is stopped by files' modes as everybody else is."""
     if os.geteuid():
         yield
         return
     libc = ctypes.CDLL(None, use_errno=True)
     header, had, fewer = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
     assert libc.capget(header, had) == 0
-    fewer[:] = [had[0] & ~0b110, *had[1:]]  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    fewer[:] = [had[0] & ~0b110, *had[1:]]  # without CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
     assert libc.capset(header, fewer) == 0
     try:
         yield

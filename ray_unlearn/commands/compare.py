@@ -52,13 +52,13 @@ def run(options: Compare) -> int:
     finalists = pick_finalists(results.trials, Ranking.of_search(config), options.top, options.frontier)
     if not finalists:
         raise UserError(f"{place}: no trial has completed, there is nothing to compare. Search again")
+    check_writable(place / "compare", "compare", IS_READ_ONLY)
     seeds = comparison_seeds(config, options.seeds)
     address = options.address or config.address
     machine = find_machine(address, config.gang.accelerator if address else "", config.grow_to if address else None)
     wanted = options.concurrent or most_gangs(config.gang, machine, len(finalists) * len(seeds))
     config = replace(config, address=address, concurrent=wanted)
     folder = place.absolute()
-    check_writable(folder / "compare", "compare", IS_READ_ONLY)
     log = folder / "compare" / "log.txt"
     with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
         say = sayer(screen)
@@ -98,8 +98,7 @@ def compare_searches(options: Compare) -> int:
         raise UserError(f"--searches {options.searches}: one search has no spread. Give at least 2, better 8")
     folder = fetched(options.folder).absolute()
     results = read_search(folder)
-    if options.searches is None:
-        check_writable(folder, "compare", IS_READ_ONLY)
+    check_writable(folder / "compare", "compare", IS_READ_ONLY)
     given = [read_search(path.absolute()) for path in options.against]
     check_alike([results, *given])
     repeated = []
@@ -110,7 +109,6 @@ def compare_searches(options: Compare) -> int:
         repeats = repeats_of(config, folder, options.searches)
         left = sum(not is_complete(place) for place, _ in repeats)
         log = folder / "compare" / "log.txt"
-        check_writable(log.parent, "compare", IS_READ_ONLY)
         with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
             say = sayer(screen)
             if left:
