@@ -216,3 +216,31 @@ def test_the_tofu_miniature_has_every_metric_at_the_end_and_learns_what_to_do(tm
     assert best["objective"] > 0.3
     assert best["tofu/mia_loss"] < start["tofu/mia_loss"]
     assert best["tofu/aggregate_without_fluency"] > start["tofu/aggregate_without_fluency"]
+
+
+SAME_SECOND = """
+import datetime, sys
+from ray_unlearn.commands import tune
+class Fixed(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 11, 29, 8, tzinfo=tz)
+tune.datetime = Fixed
+from ray_unlearn.cli import run
+run()
+"""
+
+
+def test_two_searches_that_start_in_the_same_second_both_end_well(tmp_path):
+    options = ("--benchmark", "synthetic", "--methods", "ga", "--trials", "1", "--concurrent", "1", "--out")
+    command = [sys.executable, "-c", SAME_SECOND, "tune", *options, str(tmp_path), "--robustness", "none", "--seed"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen([*command, seed], **pipes) for seed in ("1", "2")]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    names = [output.splitlines()[-1] for output in said]
+    assert sorted(names) == ["synthetic-20261129-080000", "synthetic-20261129-080000-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name, seed in zip(names, (1, 2), strict=True):
+        assert json.loads((tmp_path / name / "search.json").read_text())["config"]["seed"] == seed
+        assert (tmp_path / name / "log.txt").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 
 from ray_unlearn.config import ATTACKS, Robustness, UserError
@@ -62,11 +63,13 @@ def absolute(model: str | None) -> str | None:
     return str(Path(model).expanduser().absolute()) if model and Path(model).expanduser().is_dir() else model
 
 
-def unused(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3 ... that is not there."""
-    count = 2
-    candidate = folder
-    while candidate.exists():
-        candidate = folder.with_name(f"{folder.name}-{count}")
-        count += 1
-    return candidate
+def take_folder(folder: Path) -> Path:
+    """Make the folder, or where it is there the first of folder-2, folder-3 ... that is not: of commands that want one
+    name at the same moment each gets a folder of its own."""
+    for candidate in chain([folder], (folder.with_name(f"{folder.name}-{count}") for count in range(2, 1 << 30))):
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("unreachable")

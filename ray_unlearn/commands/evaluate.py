@@ -32,7 +32,7 @@ from ray_unlearn.commands.checks import (
     check_robustness,
     check_workers,
     check_writable,
-    unused,
+    take_folder,
 )
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.harness import check_harness, run_harness
@@ -205,8 +205,7 @@ def run(options: Evaluate) -> int:
     asked_gang = Asked(gang, options.workers, options.zero, lora=0)
     place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
-    folder.mkdir()
+    folder = take_folder(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print

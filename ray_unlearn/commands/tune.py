@@ -25,7 +25,7 @@ from ray_unlearn.commands.checks import (
     check_robustness,
     check_workers,
     check_writable,
-    unused,
+    take_folder,
 )
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed, once
@@ -104,34 +104,37 @@ def tune(options: Tune) -> int:
         concurrent = options.concurrent or most_gangs(gang, machine, asked.trials)
     # Absolute, because the workers have working directories of their own.
     out = options.out.absolute()
-    folder = unused(out / f"{benchmark.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
-    log = out / f".{folder.name}.log"
+    folder = take_folder(out / f"{benchmark.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    log = folder / "log.txt"
     copy_to = None if options.copy_to == "none" else options.copy_to
-    with copied(folder, copy_to) as copies, noise_to(log) as screen:
-        say = sayer(screen)
-        say("loading data and models (a miniature's models are trained once, then kept)")
-        if options.address is None and not options.dry_run:
-            from ray_unlearn.gangs.session import start_ahead
+    try:
+        with copied(folder, copy_to) as copies, noise_to(log) as screen:
+            say = sayer(screen)
+            say("loading data and models (a miniature's models are trained once, then kept)")
+            if options.address is None and not options.dry_run:
+                from ray_unlearn.gangs.session import start_ahead
 
-            start_ahead(gang, concurrent)
-        try:
+                start_ahead(gang, concurrent)
             search = resolve_search(options, request, asked, machine, folder.name)
-        except UserError:
-            log.unlink()
-            raise
-        for note in search.task.notes:
-            say(note)
-        if options.dry_run:
-            say(describe_plan(search))
-            log.unlink()
-            return 0
-        say(f"layout: {search.config.placement}")
-        try:
+            for note in search.task.notes:
+                say(note)
+            if options.dry_run:
+                say(describe_plan(search))
+                _give_back(folder)
+                return 0
+            say(f"layout: {search.config.placement}")
             status = run_with_progress(search, folder, screen, options.keep_model, copies)
-        finally:
-            if folder.is_dir():
-                log.rename(folder / "log.txt")
+    except UserError:
+        _give_back(folder)
+        raise
     return show_results(options.out / folder.name, status, copies)
+
+
+def _give_back(folder: Path) -> None:
+    """Remove a folder that was taken for a search that has not begun."""
+    if not (folder / LEDGER).exists():
+        (folder / "log.txt").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def resume(place: Path, options: Tune) -> int:
