@@ -9,6 +9,7 @@ import torch
 from ray_unlearn.benchmarks.contract import Prompts
 from ray_unlearn.config import GangConfig, Robustness, TrialConfig
 from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.training import scoring
 from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
 from ray_unlearn.training.in_process import local_worker, run_local
 from ray_unlearn.training.shards import weights_digest
@@ -124,4 +125,19 @@ def test_sampled_answers_depend_on_the_seed_alone(tiny_model):
     greedy = worker.scorer.generate(prompts)
     first, other = worker.scorer.generate(prompts, seed=1), worker.scorer.generate(prompts, seed=2)
     assert worker.scorer.generate(prompts, seed=1) == first
-    assert len({*map(tuple, (greedy, first, other))}) == 3
+    assert len({tuple(answers.texts) for answers in (greedy, first, other)}) == 3
+
+
+def test_a_prompt_s_sampled_answer_is_the_same_whoever_is_beside_it(tiny_model, monkeypatch):
+    worker = local_worker(tiny_task(tiny_model), GangConfig())
+    prompts = Prompts([[0, 1], [3], [2, 5, 1], [4]], ["1 2", "4", "5", "6"], max_new_tokens=8)
+    together = worker.scorer.generate(prompts, seed=3)
+    monkeypatch.setattr(scoring, "GENERATION_BATCH", 1)
+    assert worker.scorer.generate(prompts, seed=3) == together
+
+
+def test_samples_come_as_often_as_the_model_says():
+    scores = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).expand(4000, 3)
+    chosen = scoring._Gumbel(7, list(range(4000)), torch.device("cpu"))(torch.empty(0), scores).argmax(-1)
+    shares = torch.bincount(chosen, minlength=3) / 4000
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)

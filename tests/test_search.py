@@ -56,12 +56,14 @@ def test_a_synthetic_search_of_two_workers_under_zero_2_costs_little_beside_its_
 
 def test_a_pareto_search_of_three_methods_on_two_gangs_fills_the_folder(tmp_path):
     options = ("--benchmark", "wmdp", "--trials", "2", "--objective", "pareto", "--concurrent", "2", "--seed", "5")
-    options += ("--under", "quantise")
+    options += ("--under", "quantise,relearn")
     folder, _ = tune(tmp_path, *options)
     meta = json.loads((folder / "search.json").read_text())
     assert meta["status"] == "complete"
     assert meta["chosen"]
     assert meta["retrained"]["utility"] == pytest.approx(1.0, abs=0.05)
+    assert meta["retrained"]["forget"] == 1.0, "it is the goal under every attack, too"
+    assert pq.read_table(folder / "finals" / "retrained.parquet").to_pylist()[0]["forget"] == 1.0
     for name in ("report.html", "pareto.png", "trials.csv"):
         assert (folder / "report" / name).stat().st_size > 1000
     assert (folder / "model" / "config.json").is_file()

@@ -17,6 +17,9 @@ from ray_unlearn.models.sequences import Sequences
 
 STANDARD_ERRORS = 3.0
 """By how many a starting model's metric must lie away from what it can lose or keep (starts.py)."""
+LEAST_DISTANCE = 0.02
+"""And by how much, however many the questions: a mean probability of 0.01 is what a small vocabulary gives to any
+token."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,15 @@ class Prompts:
         return np.array([any(_folded(text) in _folded(answer) for text in texts) for answer, texts in pairs])
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model generated for prompts, in their order."""
+
+    texts: list[str]
+    ended: list[bool]
+    """Whether each came to an end mark within its room."""
+
+
 def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -135,6 +147,8 @@ class Task:
     retain: Sequences
     selection: Split
     report: Split
+    retrained_model: str | None = None
+    """The retrained model's folder, where its weights are at hand and not its profile alone."""
     split: str = ""
     """Which part of the benchmark is forgotten, where it has several."""
     whole: Split | None = None
@@ -173,6 +187,9 @@ class Aim:
     """Used only where no other aim can be had."""
     rises: bool = False
     """Whether it is lower in a model that knows than in one that never knew."""
+    of_chance: str | None = None
+    """Of a distance: the metric that says how far two models of one kind are apart by chance, at so many questions. It
+    is the goal then, and what is nearer is no better."""
     most: float | None = None
     """The largest value that it can have, where so few questions may be scored that even this could be chance: it is
     left out then."""
@@ -186,6 +203,8 @@ class Keep:
     useless: float
     """Its value for a model that knows nothing (chance level)."""
     lower_is_better: bool = False
+    least: float = LEAST_DISTANCE
+    """How far from useless a starting model must be at least, however many the questions."""
     can_be_left_out: bool = False
     """Whether the others are enough where the starting model has nothing of this one."""
 

@@ -54,6 +54,7 @@ import numpy as np
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
+from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
@@ -63,7 +64,14 @@ from ray_unlearn.metrics.errors import accuracy_error, standard_error
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
-from ray_unlearn.metrics.truth_ratio import forget_quality, ks_distance, truth_ratio
+from ray_unlearn.metrics.truth_ratio import (
+    can_tell,
+    cannot_tell,
+    forget_quality,
+    ks_distance,
+    log_truth_ratio,
+    ratios_of,
+)
 from ray_unlearn.models.loading import check_model
 
 SEQUENCE_LIMITS = {"selection": 100, "report": 400}
@@ -181,7 +189,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
             metrics[f"{name}_says_forbidden"] = float(prompts.says_forbidden(texts).mean())
     why = "needs a [hold_out] set to tell the forget set from"
     absent = {} if HOLD_OUT in scores else dict.fromkeys(_MEMBERSHIP, why)
-    ratios = {name: _truth_ratio(name, scores, split) for name in SETS if f"{name}_perturbed" in scores}
+    ratios = {name: _log_truth_ratio(name, scores, split) for name in SETS if f"{name}_perturbed" in scores}
     metrics |= _measure_perturbed(ratios, scores)
     return _compared(Profile(metrics, _arrays(ratios), absent, errors), split.retrained)
 
@@ -191,11 +199,11 @@ def compare_with_itself(profile: Profile) -> Profile:
     return _compared(profile, profile)
 
 
-def _truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
+def _log_truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
     """Against the paraphrased right answer where the set has one, else against the answer."""
     question = split.probes[f"{name}_perturbed"].question
     assert question is not None
-    return truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
+    return log_truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
 
 
 def _measure_perturbed(ratios: Mapping[str, np.ndarray], scores: Mapping[str, Scores]) -> dict[str, float]:
@@ -205,13 +213,13 @@ def _measure_perturbed(ratios: Mapping[str, np.ndarray], scores: Mapping[str, Sc
         if f"{name}_paraphrased" in scores:
             metrics[f"{name}_paraphrased_probability"] = float(scores[f"{name}_paraphrased"].probability.mean())
     for name, ratio in ratios.items():
-        told = np.minimum(ratio, 1.0 / ratio) if name == FORGET else np.maximum(0.0, 1.0 - ratio)
+        told = cannot_tell(ratio) if name == FORGET else can_tell(ratio)
         metrics[f"{name}_truth_ratio"] = float(told.mean())
     return metrics
 
 
 def _arrays(ratios: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    return {f"{FORGET}_truth_ratio": ratios[FORGET].tolist()} if FORGET in ratios else {}
+    return {f"{FORGET}_truth_ratio": ratios_of(ratios[FORGET])} if FORGET in ratios else {}
 
 
 def _compared(profile: Profile, retrained: Profile | None) -> Profile:
@@ -268,6 +276,7 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
         metrics[f"{name}_rouge_l_recall"] = (
             f"ROUGE-L recall of greedy answers or continuations {on} (finalists); its words go by the data's language"
         )
+        metrics |= describe_answers([name])
         extras = definition.sets[name].extras
         if "must_not_say" in extras:
             metrics[f"{name}_says_forbidden"] = f"share of greedy answers {on} that hold a forbidden string (finalists)"

@@ -28,17 +28,21 @@ def attach_retrained(task: Task, place: Path | None) -> Task:
     known = task.selection.retrained is not None or not (beside / "profile.json").is_file()
     if place is None and known:
         return task
-    return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))
+    about = {"benchmark": task.benchmark, "split": task.split}
+    return with_retrained(task, read_profile(place or beside, about), place or beside)
 
 
 def available_splits(task: Task) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if getattr(task, name) is not None)
 
 
-def with_retrained(task: Task, profiles: Mapping[str, Profile]) -> Task:
-    """The task with what the retrained model measures, on every split that it was measured on."""
+def with_retrained(task: Task, profiles: Mapping[str, Profile], place: Path) -> Task:
+    """The task with what the retrained model measures, on every split that it was measured on; its weights are in
+    `place`, if that is a folder that has any."""
     names = [name for name in available_splits(task) if name in profiles]
-    return replace(task, **{n: replace(getattr(task, n), retrained=profiles[n]) for n in names})
+    model = str(place) if (place / "config.json").is_file() else None
+    splits = {n: replace(getattr(task, n), retrained=profiles[n]) for n in names}
+    return replace(task, retrained_model=model, **splits)
 
 
 def read_profile(place: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:

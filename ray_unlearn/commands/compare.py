@@ -12,7 +12,7 @@ from ray_unlearn.commands.options import Compare
 from ray_unlearn.commands.reopen import describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import find_machine, most_gangs
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import UserError
+from ray_unlearn.config import RECOMMENDED_UNITS, UserError
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import trust_remote_code
@@ -42,8 +42,7 @@ def run(options: Compare) -> int:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
     if options.searches is not None or options.against:
         return compare_searches(options)
-    if options.seeds < 2:
-        raise UserError(f"--seeds {options.seeds}: one run has no spread. Give at least 2, better 5")
+    _check_several("--seeds", options.seeds, "run")
     place = fetched(options.folder)
     results = read_search(place)
     if (unequal := describe_unequal(count_budgets(results.trials))) and not options.allow_unequal:
@@ -82,6 +81,11 @@ def run(options: Compare) -> int:
     return PARTIAL if missing else 0
 
 
+def _check_several(option: str, count: int, what: str) -> None:
+    if count < 2:
+        raise UserError(f"{option} {count}: one {what} has no spread. Give at least 2, better {RECOMMENDED_UNITS}")
+
+
 def compare_searches(options: Compare) -> int:
     """Search again with other seeds as often as is asked for, and compare methods over all the searches."""
     from ray_unlearn.search.repeats import (
@@ -95,7 +99,9 @@ def compare_searches(options: Compare) -> int:
     )
 
     if options.searches is not None and options.searches < 2:
-        raise UserError(f"--searches {options.searches}: one search has no spread. Give at least 2, better 8")
+        raise UserError(
+            f"--searches {options.searches}: one search has no spread. Give at least 2, better {RECOMMENDED_UNITS}"
+        )
     folder = fetched(options.folder).absolute()
     results = read_search(folder)
     check_writable(folder / "compare", "compare", IS_READ_ONLY)

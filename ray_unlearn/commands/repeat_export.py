@@ -116,8 +116,10 @@ def run_again(
     run: Mapping[str, Any], config: SearchConfig, task: Task, say: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
     """The same trial, here: what `describe_run` says of it. Raises RuntimeError where it fails."""
+    from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import held_out_job, held_out_judge, rerun_row
 
+    task = with_attacked_goals(config, task, say)
     trial = TrialConfig.from_json(run["job"]["trial"])
     # In the cache, because all nodes of a cluster see it.
     cache_folder().mkdir(parents=True, exist_ok=True)

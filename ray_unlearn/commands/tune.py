@@ -52,6 +52,7 @@ from ray_unlearn.records.copies import Copies, copied
 from ray_unlearn.records.ledger import LEDGER, UNREADABLE, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
+from ray_unlearn.report.held_out import describe_held_out
 from ray_unlearn.search.space import (
     ADAPTER_RATE,
     Space,
@@ -284,6 +285,8 @@ def show_results(folder: Path, status: str, copies: Copies | None) -> int:
     print()
     for sentence in describe_frontier(results):
         print(sentence)
+    for sentence in describe_held_out(results):
+        print(f"\n{sentence}")
     print(f"\nReport:  {folder / 'report' / 'report.html'}")
     if (folder / "model").is_dir():
         print(f"Model:   {folder / 'model'}")

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import COMPLETED, FAILED, METHOD_TITLES, SearchConfig, TrialConfig, UserError
+from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, TrialConfig, UserError
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import SearchResults, read_search
+from ray_unlearn.report.text import method_label
 from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_limits, describe_spreads
-from ray_unlearn.search.comparison import MEASURES, describe_units, difference_table, scored
+from ray_unlearn.search.attacked_goals import with_attacked_goals
+from ray_unlearn.search.comparison import describe_units, difference_table, scored
 from ray_unlearn.search.space import Space
 
 Row = Mapping[str, Any]
@@ -79,6 +81,7 @@ def run_repeats(
         say(f"{len(repeats) - len(left)} of {len(repeats)} repeats are there already")
     if not left:
         return
+    task = with_attacked_goals(left[0][1], task, say)
     # Adapters start with the gang that has them: each search then has gangs of its own.
     has_adapters = left[0][1].gang.lora_rank > 0
     own = nullcontext(None) if has_adapters else open_gangs(left[0][1], task, say, "the same command goes on")
@@ -152,7 +155,6 @@ def summarise_searches(found: Sequence[SearchResults]) -> dict[str, Any]:
     check_alike(found)
     methods = found[0].meta["config"]["methods"]
     units = {method: {k: _unit(results, method) for k, results in enumerate(found)} for method in methods}
-    pairs = len(methods) * (len(methods) - 1) // 2
     return {
         "searches": [results.meta["name"] for results in found],
         "seeds": [results.meta["config"]["seed"] for results in found],
@@ -164,7 +166,7 @@ def summarise_searches(found: Sequence[SearchResults]) -> dict[str, Any]:
             for method, rows in units.items()
         ],
         "differences": difference_table(units, SEARCH),
-        "warnings": describe_limits(len(found), SEARCH, pairs),
+        "warnings": describe_limits(len(found), SEARCH, len(methods)),
     }
 
 
@@ -181,5 +183,5 @@ def describe_searches(summary: Mapping[str, Any]) -> list[str]:
     lines += [describe_difference(item) for item in summary["differences"]]
     if len(summary["methods"]) == 1:
         only = summary["methods"][0]["method"]
-        lines.append(f"Only {METHOD_TITLES.get(only, only)} was searched: there is no pair to judge")
+        lines.append(f"Only {method_label(only)} was searched: there is no pair to judge")
     return lines + [f"Note: {warning}" for warning in summary["warnings"]]

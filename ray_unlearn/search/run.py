@@ -24,7 +24,7 @@ from ray_unlearn.benchmarks.contract import Benchmark, Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.starts import check_start
-from ray_unlearn.config import SearchConfig, UserError
+from ray_unlearn.config import REACHABLE, SearchConfig, UserError
 from ray_unlearn.files import Patience
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import park_seconds, ray_session
@@ -33,6 +33,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.provenance import git_revision, package_versions, public_command, public_config
 from ray_unlearn.records.ledger import Event, History, Ledger
 from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, read_search, write_json
+from ray_unlearn.search.attacked_goals import with_attacked_goals
 from ray_unlearn.search.finals import finals_are_done, run_finals
 from ray_unlearn.search.held_out import attacks_of, build_judge, metrics_of_profile, row_schema
 from ray_unlearn.search.optuna_log import StudiesView
@@ -142,6 +143,7 @@ def _run_gangs(
     shared: Gangs | None,
 ) -> str:
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
+    task = with_attacked_goals(config, task, watcher.stage)
     way_on = f"ray_unlearn tune --resume {recorder.writer.folder}"
     own = nullcontext(shared) if shared else open_gangs(config, task, watcher.stage, f"Go on with: {way_on}")
     with own as gangs, tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch:
@@ -272,7 +274,8 @@ def describe_anchors(judge: Judge) -> dict[str, Any]:
     start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start, is_last=False))}
     retrained = None
     if judge.retrained is not None:
-        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_last=False))}
+        is_attacked = judge.ranking.rule == REACHABLE
+        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_attacked))}
     return {"start": start, "retrained": retrained}
 
 
