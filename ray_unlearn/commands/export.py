@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.commands import reopen as again
 from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import failures_named
@@ -27,7 +28,7 @@ from ray_unlearn.commands.options import Export
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, UserError
-from ray_unlearn.models.fingerprints import weights_digest, weights_fingerprint
+from ray_unlearn.models.fingerprints import weights_digest
 from ray_unlearn.models.loading import trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
@@ -146,8 +147,7 @@ def describe_run(
         "job": {"trial": job.trial.to_json(), "stop_after": job.stop_after, "alpha": job.alpha, "adapter": job.adapter},
         **made_by,
         "hashes": {
-            "data": again.data_fingerprint(task),
-            "starting weights": weights_fingerprint(task.model),
+            **describe_identity(task),
             "starting adapter": config.gang.adapter,
             "final weights": weights_digest(weights),
         },

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
-from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import cache_folder
@@ -60,9 +60,11 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
     if config.gang.trust_remote_code and not trusts_remote_code():  # the folder may come from somebody else
         raise UserError(f"{folder}: its model runs code of its own. Give --trust-remote-code again, if you trust it")
     task = attach_retrained(load_benchmark(config.loaded_from).load(request, build_models), retrained)
-    found = read_search(folder).meta.get("data_fingerprint")
-    if found not in (None, data_fingerprint(task)):
-        raise UserError(f"{folder}: the data have changed since this search ran. Put the old ones back, or search anew")
+    meta = read_search(folder).meta
+    then = meta.get("identity") or {"data": meta["data_fingerprint"]} if "data_fingerprint" in meta else {}
+    if then:
+        is_made_here = config.scale == "mini" and request.model is None
+        check_identity(str(folder), then, describe_identity(task), "Put back what it was, or search anew", is_made_here)
     return config, task
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.commands.checks import absolute, check_data, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
@@ -108,6 +109,9 @@ def resolve_run(
     task = attach_retrained(
         load_benchmark(str(definition or values["benchmark"])).load(request, build_models), retrained
     )
+    fix = "Give what it was made from with --model, --data, --retrained and --benchmark"
+    is_made_here = run["model"] is None and values["scale"] == "mini"
+    check_identity(str(path), run["hashes"], describe_identity(task), fix, is_made_here)
     here = {"definition": str(definition.absolute()) if definition else None, "data": str(data) if data else None}
     return SearchConfig.from_json({**values, "model": task.model, **here}), task
 

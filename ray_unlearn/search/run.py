@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import describe_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Task
-from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.config import REACHABLE, SearchConfig, UserError
@@ -251,6 +251,7 @@ def describe_search(
     if before is not None:
         now = {"command": words, "started": _now(), "versions": package_versions(), "git": git_revision()}
         return {**before, "config": public_config(config), "resumed": [*before.get("resumed", []), now]}
+    identity = describe_identity(task)
     return {
         "name": config.name,
         "status": "running",
@@ -261,7 +262,8 @@ def describe_search(
         "git": git_revision(),
         "objective_text": describe_objective(benchmark, Ranking.of_search(config), config.under),
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
-        "data_fingerprint": data_fingerprint(task),
+        "data_fingerprint": identity["data"],
+        "identity": identity,
         "start": None,
         "retrained": None,
         "spaces": {name: asdict(space) for name, space in spaces.items()},
