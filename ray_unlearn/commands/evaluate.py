@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.attacked import describe_metrics, judged_metrics
+from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
@@ -88,7 +88,10 @@ def run_evaluation(
             splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
             with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
                 report = gangs.run(Job(who, evaluate=splits, complete=True, robustness=robustness, seed=seed))
-            measured[who] = dict(finished(report, f"{task.model} could not be scored").profiles)
+            done = finished(report, f"{task.model} could not be scored")
+            measured[who] = dict(done.profiles)
+            if who == MODEL and "quantise" in robustness.attacks:
+                say(describe_rounding(done.rounded_share))
     profiles = {who: by_split[WHOLE] for who, by_split in measured.items()}
     task = tasks[MODEL]
     if task.whole is not None and task.whole.retrained is not None:

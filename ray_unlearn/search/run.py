@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.attacked import describe_metrics
+from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding
 from ray_unlearn.benchmarks.contract import Benchmark, Task
 from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
@@ -161,6 +161,8 @@ def _run_gangs(
             config = replace(config, left_out=checked.left_out, gang=replace(config.gang, adapter=report.adapter))
             _record_start(folder, config)
             notes = [*checked.notes, *notes]
+        if "quantise" in attacks_of(config):
+            notes.append(describe_rounding(report.rounded_share))
         judge = build_judge(config, start.metrics, retrained)
         for note in notes:
             watcher.stage(note)

@@ -68,6 +68,8 @@ class Rank:
         if device.type == "cpu":
             torch.set_num_threads(gang.threads_per_worker if self.num_parameters > ONE_THREAD_PARAMETERS else 1)
         self.num_layers = len(decoder_layers(model))
+        self.rounded_share = sum(map(engines.num_elements, engines.linear_weights(model))) / self.num_parameters
+        """Of the weights, what the attack `quantise` rounds."""
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing, gang.seed)
         self.adapter = adapter_digest(model) if gang.lora_rank else ""
         """SHA-256 of where the adapters start; empty where all weights are trained."""
