@@ -184,6 +184,10 @@ class GangConfig:
     """Threads of one CPU worker's matrix products; the smallest models get one."""
     lora_rank: int = 0
     """0: all weights are trained; above: low-rank adapters of this rank on all linear layers instead."""
+    seed: int = 0
+    """Of the adapters' start: the search's, so that every gang and every later command trains from the same."""
+    adapter: str = ""
+    """SHA-256 of that start, where it is known: a gang that starts elsewhere ends with an error."""
     train: str = ""
     """Regular expression; only parameters whose name it is found in are trained. Empty: all."""
     checkpointing: bool = False

@@ -49,7 +49,8 @@ class Judge:
     ) -> Judge:
         """left_out: metrics that a search goes without (starts.py). Raises RuntimeError where the benchmark leaves
         nothing to aim at."""
-        leaks = tuple(dict.fromkeys(benchmark.leaks.values()))
+        answers = dict.fromkeys(benchmark.leaks.values())
+        leaks = tuple(name for name in answers if f"{ATTACKS['sample']}_{name}" not in left_out)
         keeps = tuple(keep for keep in keeps_of(benchmark, ranking) if keep.metric not in left_out)
         judge = cls(benchmark.aims, keeps, start, retrained, ranking, leaks, under)
         goals = [judge.attacked_prefixes[attack] + leak for attack in under if attack == "sample" for leak in leaks]

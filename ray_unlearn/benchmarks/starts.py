@@ -74,7 +74,7 @@ def check_start(where: str, judge: Judge, start: Profile, retrained: Profile | N
         if keep not in nothing and not (distance := _above_useless(keep, start)).is_clear:
             raise UserError(_nothing_to_keep(where, keep, distance))
     _check_attacked(where, judge)
-    _check_samples(where, judge)
+    unclear = _unclear_samples(where, judge)
     pairs = [f"{aim.metric} {distance}" for aim, distance in aims.items() if aim not in few]
     notes = [f"From start to goal: {', '.join(pairs)}."] if pairs else []
     notes += [
@@ -87,7 +87,8 @@ def check_start(where: str, judge: Judge, start: Profile, retrained: Profile | N
         f"model that knows nothing ({keep.useless:.3g}); it is left out of utility."
         for keep in nothing
     ]
-    return Start(tuple(notes), (*(aim.metric for aim in few), *(keep.metric for keep in nothing)))
+    notes += [f"{why}; it is left out." for why in unclear.values()]
+    return Start(tuple(notes), (*(aim.metric for aim in few), *(keep.metric for keep in nothing), *unclear))
 
 
 def _to_goal(aim: Aim, judge: Judge, start: Profile, retrained: Profile | None) -> Distance | None:
@@ -158,15 +159,20 @@ def _check_attacked(where: str, judge: Judge) -> None:
                 )
 
 
-def _check_samples(where: str, judge: Judge) -> None:
-    """Sampled answers are judged between the starting model's worst and the retrained model's."""
+def _unclear_samples(where: str, judge: Judge) -> dict[str, str]:
+    """By sampled metric that cannot tell, why: those are judged between the starting model's worst answers and the
+    retrained model's. Raises UserError where no other is left."""
     if "sample" not in judge.under or judge.retrained is None:
-        return
+        return {}
+    found = {}
     for leak in judge.leaks:
         name = f"{ATTACKS['sample']}_{leak}"
         value, goal = judge.start[name], judge.retrained[judge.attacked_prefixes["sample"] + leak]
         if not (distance := Distance(value, goal, value - goal, 0.0)).is_clear:
-            raise UserError(
-                f"{where}: the starting model's {name} is {value:.3g}, and the retrained model's answers have "
-                f"{goal:.3g}: {distance.describe()}, so there is nothing to hide. Leave out --under sample"
+            found[name] = (
+                f"the starting model's {name} is {value:.3g}, and the retrained model's answers have {goal:.3g}: "
+                f"{distance.describe()}, so there is nothing to hide"
             )
+    if len(found) == len(judge.leaks):
+        raise UserError(f"{where}: {next(iter(found.values()))}. Leave out --under sample")
+    return found

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
 from ray_unlearn.commands.reopen import describe_local, fetched, load_search, read_local
@@ -19,6 +20,8 @@ from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import read_search, write_json
 from ray_unlearn.report import write_report
 from ray_unlearn.search.space import read_spaces
+
+IS_READ_ONLY = "Copy the search to a place that can be: its runs are kept with it"
 
 
 def run(options: Compare) -> int:
@@ -48,13 +51,13 @@ def run(options: Compare) -> int:
     finalists = pick_finalists(results.trials, Ranking.of_search(config), options.top, options.frontier)
     if not finalists:
         raise UserError(f"{place}: no trial has completed, there is nothing to compare. Search again")
+    check_writable(place / "compare", "compare", IS_READ_ONLY)
     seeds = comparison_seeds(config, options.seeds)
     address = options.address or config.address
     machine = find_machine(address, config.gang.accelerator if address else "", config.grow_to if address else None)
     wanted = options.concurrent or most_gangs(config.gang, machine, len(finalists) * len(seeds))
     config = replace(config, address=address, concurrent=wanted)
     folder = place.absolute()
-    (folder / "compare").mkdir(exist_ok=True)
     log = folder / "compare" / "log.txt"
     with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
         say = sayer(screen)
@@ -101,6 +104,7 @@ def compare_searches(options: Compare) -> int:
         )
     folder = fetched(options.folder).absolute()
     results = read_search(folder)
+    check_writable(folder / "compare", "compare", IS_READ_ONLY)
     given = [read_search(path.absolute()) for path in options.against]
     check_alike([results, *given])
     repeated = []
@@ -111,7 +115,6 @@ def compare_searches(options: Compare) -> int:
         repeats = repeats_of(config, folder, options.searches)
         left = sum(not is_complete(place) for place, _ in repeats)
         log = folder / "compare" / "log.txt"
-        log.parent.mkdir(exist_ok=True)
         with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
             say = sayer(screen)
             if left:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.commands import reopen as again
 from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import failures_named
@@ -27,7 +28,7 @@ from ray_unlearn.commands.options import Export
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, UserError
-from ray_unlearn.models.fingerprints import weights_digest, weights_fingerprint
+from ray_unlearn.models.fingerprints import weights_digest
 from ray_unlearn.models.loading import trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
@@ -85,6 +86,7 @@ def run_export(
         say(f"running {row['trial_id']} again")
         task = with_attacked_goals(config, task, say)
         start, report, seconds = run_job(config, task, job, say)
+        config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
@@ -146,8 +148,8 @@ def describe_run(
         **made_by,
         "plugins": [asdict(plugin) for plugin in task.plugins],
         "hashes": {
-            "data": again.data_fingerprint(task),
-            "starting weights": weights_fingerprint(task.model),
+            **describe_identity(task),
+            "starting adapter": config.gang.adapter,
             "final weights": weights_digest(weights),
         },
         "scores": {name: measured.row[name] for name in MEASURES},

@@ -408,6 +408,9 @@ class Report:
             metavar="FOLDER_OR_URI", help="The folder that `tune` or `reproduce` printed, or the copy of a search."
         ),
     ]
+    out: Annotated[
+        Path | None, Option(help="Folder for the report's files. (default: report/ in the search's folder)")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
-from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import cache_folder
@@ -66,9 +66,10 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
     plugins = used_plugins(benchmark, config.methods)
     check_unchanged(folder, meta.get("plugins", ()), plugins)
     task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
-    found = meta.get("data_fingerprint")
-    if found not in (None, data_fingerprint(task)):
-        raise UserError(f"{folder}: the data have changed since this search ran. Put the old ones back, or search anew")
+    then = meta.get("identity") or {"data": meta["data_fingerprint"]} if "data_fingerprint" in meta else {}
+    if then:
+        is_made_here = config.scale == "mini" and request.model is None
+        check_identity(str(folder), then, describe_identity(task), "Put back what it was, or search anew", is_made_here)
     return config, task
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.commands.checks import absolute, check_data, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
@@ -37,6 +38,7 @@ RATINGS = {
     # Another experiment
     "data": DECISIVE,
     "starting weights": DECISIVE,
+    "starting adapter": DECISIVE,
     "precision": DECISIVE,
     "device": DECISIVE,
     "ray_unlearn": DECISIVE,
@@ -111,6 +113,9 @@ def resolve_run(
     plugins = used_plugins(benchmark, [run["job"]["trial"]["method"]])
     check_unchanged(path, run.get("plugins", ()), plugins)
     task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
+    fix = "Give what it was made from with --model, --data, --retrained and --benchmark"
+    is_made_here = run["model"] is None and values["scale"] == "mini"
+    check_identity(str(path), run["hashes"], describe_identity(task), fix, is_made_here)
     here = {"definition": str(definition.absolute()) if definition else None, "data": str(data) if data else None}
     return SearchConfig.from_json({**values, "model": task.model, **here}), task
 
@@ -133,6 +138,7 @@ def run_again(
         )
         start, report, seconds = run_job(config, task, job, say)
         judge = held_out_judge(config, task, start)
+        config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         row = rerun_row(config, judge, {"trial_id": trial.trial_id}, job, report, seconds)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
         return describe_run(config, task, run["model"] is None, job, Measured(row, start, None), made_by, Path(weights))
@@ -155,6 +161,7 @@ def _environment(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data": run["hashes"]["data"][:12],
         "starting weights": run["hashes"]["starting weights"][:12],
+        "starting adapter": run["hashes"].get("starting adapter", "")[:12],
         "device": hardware["device"],
         "device model": hardware["model"],
         "workers": gang["num_workers"],
@@ -217,6 +224,7 @@ def repeat(options: Reproduce) -> int:
         gang = replace(
             config.gang,
             num_workers=workers,
+            adapter="",  # what is different is told at the end
             zero_stage=config.gang.zero_stage if options.zero is None else options.zero,
             gpus_per_worker=config.gang.gpus_per_worker if gpus else 0.0,
             trust_remote_code=trusts_remote_code(),  # the file may come from anybody

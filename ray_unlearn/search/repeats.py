@@ -6,6 +6,7 @@ results/<search>/compare/searches/<search>-repeat<k>/   each a search of its own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -44,10 +45,16 @@ def repeats_of(config: SearchConfig, folder: Path, count: int) -> list[tuple[Pat
     return [
         (
             folder / "compare" / "searches" / (name := f"{config.name}-repeat{k}"),
-            replace(config, name=name, seed=config.seed + k * SEED_STEP, log_to=(), copy_to=None),
+            reseeded(replace(config, name=name, log_to=(), copy_to=None), config.seed + k * SEED_STEP),
         )
         for k in range(1, count)
     ]
+
+
+def reseeded(config: SearchConfig, seed: int) -> SearchConfig:
+    """The search with another seed: adapters start elsewhere, too."""
+    gang = replace(config.gang, seed=seed, adapter="") if config.gang.lora_rank else config.gang
+    return replace(config, seed=seed, gang=gang)
 
 
 def is_complete(folder: Path) -> bool:
@@ -62,7 +69,8 @@ def run_repeats(
     local: Callable[[SearchConfig], Mapping[str, Any]],
     say: Callable[[str], None],
 ) -> None:
-    """Run those that are not complete, or what is left of them, one after another on the same gangs.
+    """Run those that are not complete, or what is left of them, one after another on the same gangs where
+    all weights are trained.
 
     local: what later commands need of a search. Raises what `run_search` raises.
     """
@@ -74,7 +82,10 @@ def run_repeats(
     if not left:
         return
     task = with_attacked_goals(left[0][1], task, say)
-    with open_gangs(left[0][1], task, say, "the same command goes on") as gangs:
+    # Adapters start with the gang that has them: each search then has gangs of its own.
+    has_adapters = left[0][1].gang.lora_rank > 0
+    own = nullcontext(None) if has_adapters else open_gangs(left[0][1], task, say, "the same command goes on")
+    with own as gangs:
         for number, (folder, config) in enumerate(left, start=len(repeats) - len(left) + 1):
             folder.parent.mkdir(parents=True, exist_ok=True)
             say(f"repeat {number} of {len(repeats)}: seed {config.seed}")

@@ -19,9 +19,9 @@ import ray
 from ray.exceptions import RayError
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.attacked import describe_metrics
+from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding
 from ray_unlearn.benchmarks.contract import Benchmark, Task
-from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.config import REACHABLE, SearchConfig, UserError
@@ -158,9 +158,11 @@ def _run_gangs(
         else:
             whole = build_judge(replace(config, left_out=()), start.metrics, retrained)
             checked = check_start(config.loaded_from, whole, start, task.selection.retrained)
-            config = replace(config, left_out=checked.left_out)
-            _record_left_out(folder, config)
+            config = replace(config, left_out=checked.left_out, gang=replace(config.gang, adapter=report.adapter))
+            _record_start(folder, config)
             notes = [*checked.notes, *notes]
+        if "quantise" in attacks_of(config):
+            notes.append(describe_rounding(report.rounded_share))
         judge = build_judge(config, start.metrics, retrained)
         for note in notes:
             watcher.stage(note)
@@ -188,11 +190,12 @@ def _recorded_left_out(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads((folder / "search.json").read_text())["config"].get("left_out", ()))
 
 
-def _record_left_out(folder: Path, config: SearchConfig) -> None:
-    """For later commands on the folder, which judge by the same rule."""
+def _record_start(folder: Path, config: SearchConfig) -> None:
+    """For later commands on the folder, which judge by the same rule and train from the same adapters."""
     if (folder / LOCAL).is_file():
         local = json.loads((folder / LOCAL).read_text())
-        write_json(folder / LOCAL, {**local, "config": {**local["config"], "left_out": config.left_out}})
+        known = {"left_out": config.left_out, "gang": {**local["config"]["gang"], "adapter": config.gang.adapter}}
+        write_json(folder / LOCAL, {**local, "config": {**local["config"], **known}})
 
 
 @contextmanager
@@ -250,6 +253,7 @@ def describe_search(
     if before is not None:
         now = {"command": words, "started": _now(), "versions": package_versions(), "git": git_revision()}
         return {**before, "config": public_config(config), "resumed": [*before.get("resumed", []), now]}
+    identity = describe_identity(task)
     return {
         "name": config.name,
         "status": "running",
@@ -260,7 +264,8 @@ def describe_search(
         "git": git_revision(),
         "objective_text": describe_objective(benchmark, Ranking.of_search(config), config.under),
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
-        "data_fingerprint": data_fingerprint(task),
+        "data_fingerprint": identity["data"],
+        "identity": identity,
         "plugins": [asdict(plugin) for plugin in task.plugins],
         "start": None,
         "retrained": None,

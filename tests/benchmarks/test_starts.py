@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray_unlearn.config import FLOORED, GangConfig, SearchConfig, UserError
 from ray_unlearn.metrics.errors import accuracy_error, ks_error, standard_error
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import write_json
-from ray_unlearn.search.run import _record_left_out, _recorded_left_out
+from ray_unlearn.search.run import _record_start, _recorded_left_out
 from ray_unlearn.training.in_process import build_models, local_worker
 
 TOFU = {
@@ -123,6 +124,25 @@ def test_sampled_answers_that_do_not_leak_leave_nothing_to_attack():
     assert "Leave out --under sample" in refused(lambda: check_start("toy", judge, start, None))
 
 
+def test_of_sampled_measures_the_one_that_cannot_tell_is_left_out_and_never_perfect():
+    """Both models' answers have nothing of one measure (text in a script that it cannot read): that one is absent,
+    with its reason, and the other decides."""
+    leaks = {"forget": "rouge", "knowledge": "words"}
+    benchmark = Benchmark(
+        "toy", "", "", {}, (Aim("known", never_knew=0.0),), (Keep("kept", 0.0),), load=None, measure=None, leaks=leaks
+    )
+    start = Profile({"kept": 0.9, "known": 0.9, "sampled_rouge": 0.0, "sampled_words": 0.8})
+    retrained = dict.fromkeys(("rouge", "sampled_rouge"), 0.0) | dict.fromkeys(("words", "sampled_words"), 0.2)
+    build = partial(Judge.build, benchmark, start.metrics, retrained, Ranking(0.95), ("sample",))
+    found = check_start("toy", build(), start, None)
+    assert found.left_out == ("sampled_rouge",)
+    assert "sampled_rouge is 0, and the retrained model's answers have 0" in found.notes[-1]
+    assert found.notes[-1].endswith("it is left out.")
+    metrics = {"kept": 0.9, "known": 0.0, "sampled_rouge": 0.0}
+    assert build(left_out=found.left_out).verdict({**metrics, "sampled_words": 0.5}).forget == pytest.approx(0.5)
+    assert build(left_out=found.left_out).verdict({**metrics, "sampled_words": 0.8}).forget == 0.0
+
+
 def test_where_start_and_bound_are_equal_nothing_scores():
     assert two_sided(0.5, start=0.5, goal=0.5) == 0.0
     assert two_sided(0.7, start=0.5, goal=0.5) == 0.0
@@ -152,7 +172,7 @@ def test_what_a_search_goes_without_is_kept_for_the_commands_that_come_later(tmp
     asked |= {"objective": "combined", "utility_floor": 0.95, "seed": 0, "model": "m", "gang": {}, "robustness": {}}
     (tmp_path / "local.json").write_text(json.dumps({"config": asked, "request": {}}))
     assert SearchConfig.from_json(asked).left_out == ()
-    _record_left_out(tmp_path, replace(SearchConfig.from_json(asked), left_out=("world_facts_truth_ratio",)))
+    _record_start(tmp_path, replace(SearchConfig.from_json(asked), left_out=("world_facts_truth_ratio",)))
     local = json.loads((tmp_path / "local.json").read_text())
     assert SearchConfig.from_json(local["config"]).left_out == ("world_facts_truth_ratio",)
     write_json(tmp_path / "search.json", {"config": local["config"]})
