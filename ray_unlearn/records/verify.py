@@ -39,7 +39,7 @@ def verify_search(folder: Path, repair: bool = False) -> list[Finding]:
         raise UserError(f"{folder}: holds no search. Give the folder that `tune` printed")
     history = read_ledger(folder)
     found = [*_check_ledger(history), *_check_json(folder), *_check_files(folder, history)]
-    return [_repair(folder, history, finding) for finding in found] if repair else found
+    return _repaired(folder, history, found) if repair and found else found
 
 
 def describe_findings(folder: Path, findings: list[Finding]) -> str:
@@ -87,18 +87,26 @@ def _check_files(folder: Path, history: History) -> Iterator[Finding]:
             yield Finding(name, "damaged")
 
 
-def _repair(folder: Path, history: History, finding: Finding) -> Finding:
-    """Write it again where the ledger says what was in it."""
+def _repaired(folder: Path, history: History, findings: list[Finding]) -> list[Finding]:
+    """The findings, with the files written again where the ledger says what was in them."""
     known = _rows_of(history)
-    kind = Path(finding.name).parts[0]
-    columns = next((row.keys() for name, rows in known.items() if Path(name).parts[0] == kind for row in rows), None)
-    if finding.name == "search.json" and history.meta is not None:
-        write_json(folder / finding.name, history.meta)
-    elif finding.name in known and columns is not None:  # the same ones in all rows of a kind
-        write_table(folder / finding.name, schema_of(kind, columns), known[finding.name])
-    else:
-        return finding
-    return replace(finding, is_repaired=True)
+    schemas = {}
+    for name, rows in known.items():  # the columns are the same in all rows of a kind
+        kind = Path(name).parts[0]
+        if kind not in schemas and rows:
+            schemas[kind] = schema_of(kind, rows[0])
+
+    def repair(finding: Finding) -> Finding:
+        schema = schemas.get(Path(finding.name).parts[0])
+        if finding.name == "search.json" and history.meta is not None:
+            write_json(folder / finding.name, history.meta)
+        elif finding.name in known and schema is not None:
+            write_table(folder / finding.name, schema, known[finding.name])
+        else:
+            return finding
+        return replace(finding, is_repaired=True)
+
+    return [repair(finding) for finding in findings]
 
 
 def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
@@ -107,5 +115,6 @@ def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
     for life in history.lives().values():
         if life.row is not None:
             found[f"curves/{trial_place(life.row)}"] = life.curve
-            found |= {f"trials/{trial_place(row)}": [row] for row in (life.row, *life.points)}
+            for row in (life.row, *life.points):
+                found[f"trials/{trial_place(row)}"] = [row]
     return found
