@@ -195,7 +195,9 @@ class Writer:
         """weights: [epochs][forget sequences], any scale; an epoch in which nothing was learnt is left out."""
         each, tokens, losses = np.arange(len(num_tokens)), np.asarray(num_tokens), np.asarray(start_nll)
         buffer = pa.BufferOutputStream()
-        with pq.ParquetWriter(buffer, WEIGHT_SCHEMA, use_dictionary=WEIGHT_SCHEMA.names[:4], write_page_checksum=True) as file:
+        with pq.ParquetWriter(
+            buffer, WEIGHT_SCHEMA, use_dictionary=WEIGHT_SCHEMA.names[:4], write_page_checksum=True
+        ) as file:
             for epoch, epoch_weights in enumerate(weights, start=1):
                 shares = np.asarray(epoch_weights, dtype=np.float64)
                 if (total := shares.sum()) > 0:

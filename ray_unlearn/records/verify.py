@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def _repaired(folder: Path, history: History, findings: list[Finding]) -> list[F
             return finding
         return replace(finding, is_repaired=True)
 
-    return [repair(finding) for finding in findings]
+    with ThreadPoolExecutor() as pool:  # most of it is in pyarrow and in the disk
+        return list(pool.map(repair, findings))
 
 
 def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
