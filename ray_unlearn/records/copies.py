@@ -72,7 +72,7 @@ class Copies:
         self._done: dict[str, tuple[int, int]] = {}
         """By name, time (ns) and size of the file that was copied."""
         self._ledgers: dict[str, LedgerCopy] = {}
-        """By the folder they are in within this one, with a slash at the end: the search's own at "", repeats' elsewhere."""
+        """By their folder within this one, with a slash at the end: the search's own at "", repeats' elsewhere."""
         self._named: set[str] = set()
         """Files that a ledger has named and that have not been copied."""
         self._waiting: list[str] = []
@@ -138,8 +138,8 @@ class Copies:
             print(f"ray_unlearn: {self.uri} belongs to another process now; all is in {self._folder}", file=sys.stderr)
         elif self._failure:
             print(
-                f"ray_unlearn: {len(self._waiting)} file(s) are not at {self.uri} ({self._failure}). All are in {self._folder}; "
-                f"`ray_unlearn tune --resume {self._folder}` copies them",
+                f"ray_unlearn: {len(self._waiting)} file(s) are not at {self.uri} ({self._failure}). All are in "
+                f"{self._folder}; `ray_unlearn tune --resume {self._folder}` copies them",
                 file=sys.stderr,
             )
         else:
@@ -313,7 +313,7 @@ def _is_missing(path: Path, known: tuple[int, int | None] | None) -> bool:
 
 
 def _files(folder: str | Path, with_trials: bool, head: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (time of writing in ns, size)) of what is to be copied; with_trials: also of folders with a file a trial."""
+    """(name, (time of writing in ns, size)) of what is to be copied; with_trials: also in folders of a file a trial."""
     with contextlib.suppress(FileNotFoundError):  # not made yet, or replaced this moment
         for entry in os.scandir(folder):
             if _is_hidden(entry.name):

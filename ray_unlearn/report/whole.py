@@ -1,8 +1,8 @@
 """All trials, all curves and all finals of a search as one Parquet table each, for whoever queries them.
 
-While a search runs, a trial is a file of its own; a folder of such files takes far longer to read than one table. Columns
-are plain, their types those of the trials' files. Each file's metadata says, in JSON under "ray_unlearn", which
-search it is of, what the objective is, and what each metric measures.
+While a search runs, a trial is a file of its own; a folder of such files takes far longer to read than one table.
+Columns are plain, their types those of the trials' files. Each file's metadata says, in JSON under "ray_unlearn",
+which search it is of, what the objective is, and what each metric measures.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def main() -> None:
         for name, figures in found.items():
             for key in figures[0]:
                 values = [each[key] for each in figures]
-                ratios = [b / a for a, b in zip(values, values[1:], strict=False)]
+                ratios = [b / a for a, b in pairwise(values)]
                 print(
                     f"{part:<7} {name:<7} {key:<18} "
                     f"{'  '.join(f'{count:,}: {value:.3g}' for count, value in zip(counts, values, strict=True))}"
