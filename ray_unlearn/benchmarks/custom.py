@@ -139,7 +139,7 @@ def _digest(pieces: Mapping[str, list[Piece]], splits: Mapping[str, Split]) -> s
     probes = [probe for split in splits.values() for probe in split.probes.values()]
     for sequences in [*map(sequences_of, pieces.values()), *(probe.sequences for probe in probes)]:
         for array in (sequences.tokens, sequences.offsets, sequences.answer_starts):
-            digest.update(array.tobytes())
+            digest.update(array.data)
     for probe in probes:
         if probe.is_correct is not None:
             digest.update(probe.is_correct.tobytes())

@@ -8,6 +8,8 @@ linear, 4 is the square. --against names a checkout of another version, which is
     finals   writing how finalists spread their forgetting: n forget rows x 10 epochs
     repair   `verify --repair` of n trials of which only the ledger is there
     copy     bytes that --copy-to sends for n trials, one after another, times the folder's bytes
+    data     own data: n pairs to forget and n to retain, read for the first and for the second time
+    texts    the same for plain texts of about 500 tokens
     read     n trials read by DuckDB, polars, pandas and pyarrow: the table at the end, and a file a trial
 """
 
@@ -177,11 +179,85 @@ def measure_read(count: int, place: Path) -> Figures:
     return found
 
 
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<s>[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+def write_pairs(path: Path, count: int, words: str) -> None:
+    """Questions and answers of about 50 tokens, all different."""
+    with path.open("w") as file:
+        for number in range(count):
+            question = f"What did the author {words}{number} write about in the year {1700 + number % 300}?"
+            answer = f"The author {words}{number} wrote a book about the sea and its islands, the {number}th of a row."
+            file.write(json.dumps({"question": question, "answer": answer}) + "\n")
+
+
+def write_texts(path: Path, count: int, words: str) -> None:
+    """Plain texts of about 500 tokens, all different."""
+    with path.open("w") as file:
+        for number in range(count):
+            parts = [
+                f"In chapter {k} the author {words}{number} tells of the sea, and of {k * number}." for k in range(20)
+            ]
+            file.write(json.dumps({"text": " ".join(parts)}) + "\n")
+
+
+def measure_data(count: int, place: Path, kind: str = "pairs", again: bool = True) -> Figures:
+    """n rows to forget and n to retain; the model and its tokenizer are loaded before."""
+    from tests.perf.common import forget_peak, peak_bytes, resident_bytes, write_model
+
+    os.environ["RAY_UNLEARN_CACHE"] = str(place / "cache")
+    model = place / "model"
+    write_model(model, "1m")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": CHAT}))
+    columns = 'question = "question"\nanswer = "answer"\n' if kind == "pairs" else 'text = "text"\n'
+    sets = "".join(f'[{name}]\nfile = "{name}.jsonl"\n{columns}' for name in ("forget", "retain"))
+    (place / "mine.toml").write_text(f'name = "mine"\n{sets}')
+    write = write_pairs if kind == "pairs" else write_texts
+    write(place / "retain.jsonl", 50, "Tal")
+    write(place / "forget.jsonl", 50, "Beck")
+
+    from ray_unlearn.benchmarks import load_benchmark
+    from ray_unlearn.benchmarks.contract import Request
+    from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+
+    def load() -> Any:
+        task = load_benchmark(str(place / "mine.toml")).load(Request("full", model=str(model)))
+        return task, data_fingerprint(task)
+
+    load()  # imports and caches of the libraries
+    write(place / "retain.jsonl", count, "Tal")
+    write(place / "forget.jsonl", count, "Beck")
+    before = resident_bytes()
+    forget_peak()
+    began = time.perf_counter()
+    task, first = load()
+    seconds, peak = time.perf_counter() - began, peak_bytes() - before
+    tokens = len(task.forget.tokens) + len(task.retain.tokens)
+    figures = {"s": seconds, "us a row": 1e6 * seconds / (2 * count), "bytes a token": peak / tokens}
+    del task
+    began = time.perf_counter()
+    _, second = load()
+    figures["s again"] = time.perf_counter() - began
+    assert first == second
+    figures["fingerprint"] = int(first[:8], 16)
+    return figures
+
+
+def measure_texts(count: int, place: Path) -> Figures:
+    return measure_data(count, place, "texts")
+
+
 PARTS: dict[str, tuple[Callable[[int, Path], Figures], tuple[int, ...]]] = {
     "finals": (measure_finals, (10_000, 20_000, 40_000)),
     "repair": (measure_repair, (200, 400, 800)),
     "copy": (measure_copy, (500, 1000, 2000)),
     "read": (measure_read, (500, 1000, 2000)),
+    "data": (measure_data, (25_000, 50_000, 100_000)),
+    "texts": (measure_texts, (2_500, 5_000, 10_000)),
 }
 
 
