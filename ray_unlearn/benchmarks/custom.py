@@ -55,6 +55,7 @@ import numpy as np
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
+from ray_unlearn.benchmarks.kept import kept
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
 from ray_unlearn.metrics import Scores
@@ -93,7 +94,11 @@ def build_task(definition: Definition, request: Request) -> Task:
     if request.scale == "mini":
         raise UserError(f"{where}: your own data have no miniature. Drop --scale mini")
     check_model(request.model)
-    writer = Writer.build(definition, request.model)
+    return kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+
+
+def _make_task(definition: Definition, request: Request, model: str) -> Task:
+    writer = Writer.build(definition, model)
     read = {name: writer.documents(source) for name, source in definition.sets.items()}
     documents, notes = separate(read, RETAIN, definition.drop_overlap)
     writer.choose_words(documents)
@@ -114,7 +119,7 @@ def build_task(definition: Definition, request: Request) -> Task:
     return Task(
         benchmark=definition.name,
         scale=request.scale,
-        model=request.model,
+        model=model,
         forget=sequences_of(pieces[FORGET]),
         retain=sequences_of(pieces[RETAIN]),
         selection=splits["selection"],
