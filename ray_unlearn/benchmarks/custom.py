@@ -58,6 +58,7 @@ from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups
 from ray_unlearn.benchmarks.kept import kept
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
+from ray_unlearn.counting import no_collection
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct
 from ray_unlearn.metrics.errors import accuracy_error, standard_error
@@ -99,7 +100,8 @@ def build_task(definition: Definition, request: Request) -> Task:
 
 def _make_task(definition: Definition, request: Request, model: str) -> Task:
     writer = Writer.build(definition, model)
-    read = {name: writer.documents(source) for name, source in definition.sets.items()}
+    with no_collection():
+        read = {name: writer.documents(source) for name, source in definition.sets.items()}
     documents, notes = separate(read, RETAIN, definition.drop_overlap)
     writer.choose_words(documents)
     pieces = {name: [piece for document in found for piece in document.pieces] for name, found in documents.items()}

@@ -187,7 +187,7 @@ class Template:
     def _write_chat(self, turns: Sequence[Turn], answer: str) -> tuple[str, str]:
         """(prompt, answer and end mark) as texts."""
         way = self._way
-        whole = self._render([*turns, {"role": "assistant", "content": answer}], way)
+        whole = self._render_row([*turns, {"role": "assistant", "content": answer}])
         shape = None
         if self._around and len(turns) == 1:
             question = turns[0]["content"]
@@ -353,6 +353,30 @@ class Template:
         except Exception as error:  # a template may raise whatever its author, or Jinja, comes to
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise _Unfit(f"the chat template cannot be rendered ({first})") from None
+
+    def _render_row(self, turns: Sequence[Turn]) -> str:
+        """As `_render` in the chosen way, without what `apply_chat_template` does anew for every row."""
+        way = self._way
+        if way.as_parts or self._compiled is None:
+            return self._render(turns, way)
+        values = {**self._marks_by_name, **way.extra, **self.choice.arguments}
+        try:
+            return str(self._compiled.render(messages=turns, add_generation_prompt=False, **values))
+        except Exception:  # which of them it was is said by the library
+            return self._render(turns, way)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        with contextlib.suppress(Exception):
+            return _compile_jinja_template(self.tokenizer.get_chat_template())
+        return None
+
+    @cached_property
+    def _marks_by_name(self) -> dict[str, Any]:
+        """What the library tells templates of the tokenizer's special tokens; there are no tools and no documents."""
+        return {"tools": None, "documents": None, **self.tokenizer.special_tokens_map}
 
     def _set_date(self, date: datetime.date) -> None:
         """What templates that ask for the day's date are told from here on."""
