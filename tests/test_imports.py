@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "ray_unlearn"
 FLOORS = (
     {"__init__"},
-    {"config", "failures", "interruption", "wording"},
+    {"config", "counting", "failures", "interruption", "wording"},
     {"metrics"},
     {"files", "hardware", "plugins", "provenance"},
     {"byte_code"},

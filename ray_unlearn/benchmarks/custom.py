@@ -73,8 +73,10 @@ from ray_unlearn.benchmarks.contract import (
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
+from ray_unlearn.benchmarks.kept import kept
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
+from ray_unlearn.counting import no_collection
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct
 from ray_unlearn.metrics.errors import accuracy_error, standard_error
@@ -119,8 +121,13 @@ def build_task(definition: Definition, request: Request) -> Task:
     if request.scale == "mini":
         raise UserError(f"{where}: your own data have no miniature. Drop --scale mini")
     check_model(request.model)
-    writer = Writer.build(definition, request.model)
-    read = {name: writer.documents(source) for name, source in definition.sets.items()}
+    return kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+
+
+def _make_task(definition: Definition, request: Request, model: str) -> Task:
+    writer = Writer.build(definition, model)
+    with no_collection():
+        read = {name: writer.documents(source) for name, source in definition.sets.items()}
     documents, notes = separate(read, RETAIN, definition.drop_overlap)
     writer.choose_words(documents)
     pieces = {name: [piece for document in found for piece in document.pieces] for name, found in documents.items()}
@@ -141,7 +148,7 @@ def build_task(definition: Definition, request: Request) -> Task:
     return Task(
         benchmark=definition.name,
         scale=request.scale,
-        model=request.model,
+        model=model,
         forget=sequences_of(pieces[FORGET]),
         retain=sequences_of(pieces[RETAIN]),
         selection=splits["selection"],
@@ -166,7 +173,7 @@ def _digest(pieces: Mapping[str, list[Piece]], splits: Mapping[str, Split]) -> s
     probes = [probe for split in splits.values() for probe in split.probes.values()]
     for sequences in [*map(sequences_of, pieces.values()), *(probe.sequences for probe in probes)]:
         for array in (sequences.tokens, sequences.offsets, sequences.answer_starts):
-            digest.update(array.tobytes())
+            digest.update(array.data)
     for probe in probes:
         if probe.is_correct is not None:
             digest.update(probe.is_correct.tobytes())

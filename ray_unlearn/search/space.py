@@ -189,8 +189,10 @@ def _tables(path: Path, parent: Mapping[str, Any], key: str) -> list[dict[str, A
 def file_method(path: Path) -> str:
     """The method that a space file is for."""
     name = read_toml(path).get("method")
+    if not isinstance(name, str):
+        raise UserError(f"{path}: method = {name!r} is unknown. Give a method's name in quotes")
     try:
-        return find_method(str(name)).name
+        return find_method(name).name
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -26,7 +26,7 @@ from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.benchmarks.selecting import reach
 from ray_unlearn.benchmarks.starts import check_start
-from ray_unlearn.benchmarks.writing import cut_text
+from ray_unlearn.benchmarks.writing import cut_texts
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
@@ -332,11 +332,13 @@ def test_chunks_begin_as_the_tokenizer_begins_a_text() -> None:
     class Tokenizer:
         bos_token_id = 7
 
-        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        def __call__(self, text: Any, add_special_tokens: bool = True, **options: bool) -> dict[str, Any]:
+            if isinstance(text, list):
+                return {"input_ids": [self(one)["input_ids"] for one in text]}
             return {"input_ids": [7] * add_special_tokens + [ord(c) for c in text]}
 
-    chunks = cut_text(Tokenizer(), "abcdefg", 4, "here")
-    assert chunks == [([7, *map(ord, "abc")], 1), ([7, *map(ord, "de")], 1), ([7, *map(ord, "fg")], 1)]
+    (chunks,) = cut_texts(Tokenizer(), ["abcdefg"], 4, ["here"])
+    assert [chunk.tolist() for chunk in chunks] == [[7, *map(ord, "abc")], [7, *map(ord, "de")], [7, *map(ord, "fg")]]
 
 
 def test_chunks_longer_than_the_context_are_refused(load: Load) -> None:
