@@ -74,6 +74,7 @@ from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SI
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
 from ray_unlearn.benchmarks.kept import kept
+from ray_unlearn.benchmarks.profiles import available_splits
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
 from ray_unlearn.counting import no_collection
@@ -121,7 +122,9 @@ def build_task(definition: Definition, request: Request) -> Task:
     if request.scale == "mini":
         raise UserError(f"{where}: your own data have no miniature. Drop --scale mini")
     check_model(request.model)
-    return kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+    task = kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+    scorers = scorers_of(definition)
+    return replace(task, **{half: replace(getattr(task, half), scorers=scorers) for half in available_splits(task)})
 
 
 def _make_task(definition: Definition, request: Request, model: str) -> Task:
@@ -143,7 +146,6 @@ def _make_task(definition: Definition, request: Request, model: str) -> Task:
         )
         for half in (*HALVES, *(["whole"] if request.whole else []))
     }
-    splits = {half: replace(split, scorers=scorers_of(definition)) for half, split in splits.items()}
     halves = {half: splits[half] for half in HALVES}
     return Task(
         benchmark=definition.name,
