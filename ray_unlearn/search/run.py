@@ -107,6 +107,9 @@ def run_search(
             end_soon()
             describe(status="partial", finished=_now())
             raise
+        except UserError:
+            describe(status="refused", finished=_now())
+            raise
         chosen = ranking.best(recorder.rows)
         describe(
             status=status,
