@@ -26,7 +26,7 @@ error, failure (why it failed: a kind of failures.py), retries (how often it was
 every setting and every method parameter under its own name (null where the method has no such
 parameter), alpha (1 for a trial's own model), objective, forget, utility, epoch (of the evaluation point that
 counts), epochs_run (epochs really trained: fewer than `epochs` for a pruned trial), seed, wall_seconds
-(suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
+(suggestion to result), train_seconds, evaluate_seconds, device_seconds (training and evaluation times workers),
 peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
 benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
 Files are written under a temporary name and renamed; nothing written is ever rewritten.

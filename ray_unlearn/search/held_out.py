@@ -15,7 +15,7 @@ from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import ATTACKS, COMPLETED, FAILED, SearchConfig
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import trial_schema
-from ray_unlearn.search.rows import trial_of
+from ray_unlearn.search.rows import device_seconds, trial_of
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.outcome import Failed, Outcome
 from ray_unlearn.training.trial import Job
@@ -64,7 +64,8 @@ def rerun_row(
     costs: dict[str, Any] = {
         name: getattr(report, name) for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes")
     }
-    costs |= {"wall_seconds": seconds, "device_seconds": seconds * config.gang.num_workers}
+    costs["wall_seconds"] = seconds
+    costs["device_seconds"] = device_seconds(costs, config.gang.num_workers)
     scores = asdict(judge.verdict(profile.metrics))
     return _final_row({**plain, **costs, "epochs_run": job.stop_after}, config, scores, profile)
 
