@@ -179,6 +179,7 @@ def test_what_a_search_goes_without_is_kept_for_the_commands_that_come_later(tmp
     assert _recorded_left_out(tmp_path) == ("world_facts_truth_ratio",)
 
 
+@pytest.mark.timeout(300)  # the models may have to be trained first
 @pytest.mark.parametrize("name", ["synthetic", "muse"])
 def test_a_miniature_s_untrained_network_cannot_be_judged(name):
     task, benchmark = load_benchmark(name).load(Request("mini"), build_models), load_benchmark(name)
