@@ -15,6 +15,7 @@ from typer import Argument, Option
 
 from ray_unlearn.benchmarks import NAMED
 from ray_unlearn.config import RECOMMENDED_UNITS, SAMPLERS, UTILITY_FLOOR, Robustness
+from ray_unlearn.files import results_folder
 
 DEFAULT_TRIALS = 20
 DEFAULT_ZERO = 2
@@ -232,7 +233,7 @@ class Tune(Loads, Attacks, Connects):
         Names,
         _advanced("Show trials while they run in any of tensorboard, wandb, mlflow, comma-separated; or none."),
     ] = ()
-    out: Annotated[Path, _advanced("Folder that gets the search's own folder.")] = Path("results")
+    out: Annotated[Path, _advanced("Folder that gets the search's own folder.")] = field(default_factory=results_folder)
     keep_model: Annotated[bool, _advanced("Keep the chosen model's weights.")] = True
     copy_to: Annotated[
         str | None,
@@ -308,7 +309,9 @@ class Evaluate(Loads, Attacks, Connects):
     zero: Zero = None
     utility_floor: Annotated[float, _advanced("Least utility, relative to the starting model.")] = UTILITY_FLOOR
     seed: Annotated[int, _advanced("Seed of the attacks.")] = 0
-    out: Annotated[Path, _advanced("Folder that gets the evaluation's own folder.")] = Path("results")
+    out: Annotated[Path, _advanced("Folder that gets the evaluation's own folder.")] = field(
+        default_factory=results_folder
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,7 +377,9 @@ class Reproduce(Connects):
         float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
     ] = None
     zero: Annotated[int | None, _hardware("DeepSpeed ZeRO stage. (default: as then; 2)", min=0, max=3)] = None
-    out: Annotated[Path, _advanced("Of synthetic: folder that gets the reproduction's own folder.")] = Path("results")
+    out: Annotated[Path, _advanced("Of synthetic: folder that gets the reproduction's own folder.")] = field(
+        default_factory=results_folder
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,7 +434,7 @@ class Doctor(Loads):
         str | None, _hardware("Ray cluster to use. (default: one of its own on this machine)", envvar="RAY_ADDRESS")
     ] = None
     start_ray: Annotated[bool, Option("--start-ray", help="Start a local Ray cluster and end it.")] = False
-    out: Annotated[Path, Option(help="Folder that results will go to.")] = Path("results")
+    out: Annotated[Path, Option(help="Folder that results will go to.")] = field(default_factory=results_folder)
     as_json: Annotated[bool, _JSON] = False
 
 

@@ -15,6 +15,7 @@ import typer
 from ray_unlearn import __version__
 from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
+from ray_unlearn.commands.checks import check_job_folder
 from ray_unlearn.commands.options import Amounts, Names, default_of
 from ray_unlearn.config import UserError
 
@@ -73,6 +74,7 @@ def _command(kind: type, module: str) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         asked = kind(**parsed(kind, values))
+        check_job_folder(asked)
         if keep_byte_code() and kind in STARTS_RAY and not getattr(asked, "dry_run", False):
             begin_load()
         raise typer.Exit(importlib.import_module(f"ray_unlearn.commands.{module}").run(asked))
