@@ -345,6 +345,10 @@ class Export(Reopens):
     out: Annotated[Path | None, _what("Folder to make. (default: export/ and the trial's name, in the search's)")] = (
         None
     )
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        _what("What the weights are written in. (default: as the starting model's)"),
+    ] = None
     adapter: Annotated[bool, _what("The LoRA adapter by itself, for peft. (default: merged)", "--adapter")] = False
 
 
