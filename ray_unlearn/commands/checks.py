@@ -9,6 +9,7 @@ from typing import Any
 
 from ray_unlearn.config import ATTACKS, Robustness, UserError
 from ray_unlearn.files import in_uploaded_folder, results_folder
+from ray_unlearn.models.gguf import converted
 from ray_unlearn.records.bucket import is_uri
 
 BIGGEST_WORKER_COUNT = 1024
@@ -62,7 +63,8 @@ def check_writable(folder: Path, what: str = "--out", fix: str = "Give another f
 
 
 def absolute(model: str | None) -> str | None:
-    """A model folder's whole path; a hub name as it is."""
+    """A model folder's whole path, of a GGUF file that of what it was converted into; a hub name as it is."""
+    model = converted(model) if model else model
     return str(Path(model).expanduser().absolute()) if model and Path(model).expanduser().is_dir() else model
 
 

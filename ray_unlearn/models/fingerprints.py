@@ -26,7 +26,7 @@ def weights_fingerprint(model: str) -> str:
     folder = model_folder(model)
     digest = hashlib.sha256()
     for file in sorted([*weight_files(folder), folder / "config.json"]):
-        digest.update(_file_digest(file).encode())
+        digest.update(file_digest(file).encode())
     return digest.hexdigest()
 
 
@@ -68,7 +68,7 @@ def _indexed(folder: Path) -> list[str]:
         return []
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """SHA-256 of a file. The hub's cache names its large files by it; of others it is kept in the cache by place, size
     and time, so that each is read once."""
     real = file.resolve()

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray_unlearn.config import UserError
 from ray_unlearn.models.fingerprints import stored_precision
+from ray_unlearn.models.gguf import check_gguf, find_gguf
 from ray_unlearn.models.older_readers import write_both_spellings
 from ray_unlearn.models.tokenizers import keep_start_mark, why_unreadable, write_tokenizer
 from ray_unlearn.wording import first_line
@@ -39,7 +40,9 @@ def _settings() -> dict[str, bool]:
 def check_model(name: str) -> None:
     """Raise UserError where a path was given that is no model folder. Hub names pass unless they look like paths."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if (file := find_gguf(name)) is not None:
+        check_gguf(name, file)
+    elif path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
                 f"--model {name}: this folder holds no model (no config.json). Give the folder that holds it"
