@@ -66,7 +66,7 @@ def test_weights_tokens_and_template_are_the_files(start, tmp_path):
 
 
 def test_a_file_that_splits_digits_gets_a_tokenizer_that_does(start, tmp_path):
-    assert len(AutoTokenizer.from_pretrained(start)("1956")["input_ids"]) == 1
+    assert len(AutoTokenizer.from_pretrained(start)("1956")["input_ids"]) < 4
     write_gguf(start, tmp_path / "models" / "a.gguf", pre="smollm")
     tokenizer = load_tokenizer(converted(str(tmp_path / "models")))
     assert [tokenizer.decode([i]) for i in tokenizer("1956")["input_ids"]] == list("1956")
