@@ -33,6 +33,8 @@ def search(tmp_path, tiny_model, monkeypatch):
     asked: list[Request] = []
 
     class Toy:
+        name, code = next(iter(BENCHMARKS)), ()
+
         def load(self, request, train):
             asked.append(request)
             return task

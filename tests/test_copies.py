@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ray_unlearn.config import UserError
 from ray_unlearn.files import Patience, checksum, write_file
 from ray_unlearn.records import copies
 from ray_unlearn.records.bucket import Place, join, open_place, split
+from ray_unlearn.records.copied_ledger import read_copied_ledger
 from ray_unlearn.records.copies import Copies, copied, fetch_search
 from ray_unlearn.records.ledger import LEDGER, WRITER, Ledger, read_ledger
 from ray_unlearn.records.tables import read_search, write_json
@@ -150,7 +152,7 @@ def test_what_is_written_during_a_search_is_copied_soon_and_logs_at_the_end(sear
     place = open_place(join(bucket, "toy-1"))
     with copied(search.folder, bucket):
         search.go_on(3)
-        eventually(lambda: place.read(LEDGER) == (search.folder / LEDGER).read_bytes())
+        eventually(lambda: read_copied_ledger(place) == (search.folder / LEDGER).read_bytes())
         eventually(lambda: "finals/ga-0003.parquet" in place.listed())
         assert "log.txt" not in place.listed()
         report = search.folder / "report" / "report.html"
@@ -186,7 +188,7 @@ def test_a_store_that_goes_away_is_said_once_and_gets_everything_when_it_is_back
         store.start()
         eventually(lambda: len(told) == 2)
         place = open_place(join(bucket, "toy-1"))
-        assert place.read(LEDGER) == (search.folder / LEDGER).read_bytes()
+        assert read_copied_ledger(place) == (search.folder / LEDGER).read_bytes()
     assert "copying fails (When" in told[0]
     assert "copying goes on" in told[1]
     assert place.listed().keys() == contents(search.folder).keys()
@@ -265,6 +267,93 @@ def test_what_is_there_already_is_not_copied_again(search, bucket, tmp_path, is_
     with now:
         pass
     assert {name for name in place.names if name != WRITER} == {LEDGER, "search.json", "finals/ga-0003.parquet"}
+
+
+# What a look costs
+
+
+class Weighed(Place):
+    """Remembers what is put, by name and size."""
+
+    def put(self, name, source):
+        self.__dict__.setdefault("sizes", []).append((name, len(source.read())))
+        source.seek(0)
+        super().put(name, source)
+
+
+def write_trials(folder: Path, numbers: range) -> None:
+    """Trials that end, each with an event and a file of its own."""
+    with Ledger(folder, Patience()) as ledger:
+        ledger.open()
+        for number in numbers:
+            name = f"trials/benchmark=toy/method=ga/ga-{number:04d}.parquet"
+            content = bytes([number % 256]) * 1000
+            crc = f"{zlib.crc32(content):08x}"
+            ledger.append("ended", trial_id=f"ga-{number:04d}", row={"x": "y" * 1000}, files={name: crc})
+            write_file(folder / name, content)
+
+
+def looked(folder: Path, looks: int, place: Place) -> tuple[Copies, Weighed]:
+    """A search of ten trials a look, each looked at once."""
+    weighed = Weighed(place.uri, place.filesystem, place.path)
+    now = Copies(folder, weighed)
+    now.claim()
+    for look in range(looks):
+        write_trials(folder, range(10 * look, 10 * look + 10))
+        with (folder / "optuna.log").open("ab") as file:
+            file.write(b"z" * 5000)
+        now._copy_new(is_last=False)
+    return now, weighed
+
+
+def test_every_byte_is_sent_a_few_times_however_long_the_search(tmp_path):
+    folder = tmp_path / "toy-1"
+    folder.mkdir()
+    now, place = looked(folder, 40, open_place(f"file://{tmp_path}/bucket"))
+    assert read_copied_ledger(place) == (folder / LEDGER).read_bytes()
+    now._copy_new(is_last=True)
+    sent = sum(size for name, size in place.sizes if name != WRITER)
+    assert sent <= 3 * sum(len(content) for content in contents(folder).values())
+    trials = [name for name, _ in place.sizes if name.startswith("trials/")]
+    assert len(trials) == len(set(trials)) == 400
+
+
+def test_a_ledger_in_parts_goes_on_is_fetched_whole_and_ends_as_one_file(tmp_path):
+    folder, uri = tmp_path / "results" / "toy-1", f"file://{tmp_path}/bucket/toy-1"
+    folder.mkdir(parents=True)
+    _, place = looked(folder, 3, open_place(uri))  # and is killed
+    place.remove(WRITER)
+    parts = {name: place.read(name) for name in place.listed() if name.startswith("ledger.parts/")}
+    assert len(parts) == 2
+    before = contents(folder)
+    shutil.rmtree(folder)
+    assert contents(fetch_search(uri, tmp_path / "results")) == {**before, "optuna.log": b"z" * 10000}
+
+    write_trials(folder, range(30, 40))
+    with copied(folder, f"file://{tmp_path}/bucket"):
+        pass
+    assert place.listed().keys() == contents(folder).keys()
+    assert place.read(LEDGER) == (folder / LEDGER).read_bytes()
+    for name, part in parts.items():  # as where the end was broken off
+        place.put(name, BytesIO(part))
+    assert read_copied_ledger(place) == (folder / LEDGER).read_bytes()
+
+
+def test_a_search_within_the_search_is_copied_like_the_first(tmp_path):
+    folder, place = tmp_path / "toy-1", open_place(f"file://{tmp_path}/bucket")
+    inner = folder / "compare" / "searches" / "toy-1-repeat1"
+    inner.mkdir(parents=True)
+    write_trials(folder, range(1))
+    now = Copies(folder, place)
+    now.claim()
+    for look in range(3):
+        write_trials(inner, range(look, look + 1))
+        now._copy_new(is_last=False)
+    head = "compare/searches/toy-1-repeat1/"
+    assert read_copied_ledger(place, head) == (inner / LEDGER).read_bytes()
+    assert f"{head}trials/benchmark=toy/method=ga/ga-0002.parquet" in place.listed()
+    fetched = fetch_search(f"file://{tmp_path}/bucket", tmp_path / "results")
+    assert (fetched / head / LEDGER).read_bytes() == (inner / LEDGER).read_bytes()
 
 
 # Who may write

@@ -126,18 +126,7 @@ def test_a_search_over_a_gguf_file_ends_in_a_model_that_transformers_loads(tmp_p
         return done.stdout
 
     options = ("--benchmark", str(tmp_path / "mine.toml"), "--model", str(tmp_path / "taught.gguf"), "--methods", "ga")
-    more = (
-        "--trials",
-        "1",
-        "--concurrent",
-        "1",
-        "--robustness",
-        "none",
-        "--scale",
-        "full",
-        "--out",
-        str(tmp_path / "out"),
-    )
+    more = ("--trials", "1", "--concurrent", "1", "--robustness", "none", "--out", str(tmp_path / "out"))
     folder = tmp_path / "out" / ray_unlearn("tune", *options, *more).splitlines()[-1]
     assert json.loads((folder / "search.json").read_text())["status"] == "complete"
     said = ray_unlearn("export", str(folder), "--out", str(tmp_path / "exported"))

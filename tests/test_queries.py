@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_unlearn.records.tables import read_search
+from ray_unlearn.report.whole import write_whole
 from tests.report.made_up_search import simulate, write_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -22,6 +23,8 @@ def run(block: str, folder: Path) -> dict:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("queries") / "search"
     write_folder(place, simulate(24, ("simnpo", "npo", "ga")))
+    (place / "report").mkdir()
+    write_whole(read_search(place), place / "report")
     return place
 
 

@@ -13,6 +13,7 @@ from ray_unlearn.records.ledger import Ledger, read_ledger
 from ray_unlearn.records.tables import Writer, curve_schema, read_search, read_table, trial_schema
 from ray_unlearn.search.ray_tune import _Events, _Verdicts
 from ray_unlearn.search.recorder import Recorder
+from ray_unlearn.search.rows import device_seconds
 from ray_unlearn.search.sampling import MethodStudy
 from ray_unlearn.search.scored import Scored, to_text
 from ray_unlearn.search.space import Range, Space
@@ -265,3 +266,8 @@ def test_tune_is_not_made_to_look_through_all_trials_at_every_step(recorder):
             raise AssertionError("a step that costs more the more trials there are")
 
     assert _Verdicts(recorder()).choose_trial_to_run(Controller()) is None
+
+
+def test_waiting_for_a_gang_is_nobody_s_cost():
+    assert device_seconds({"train_seconds": 2.0, "evaluate_seconds": 1.0, "wall_seconds": 60.0}, 4) == 12.0
+    assert device_seconds({"train_seconds": None, "wall_seconds": 5.0}, 2) == 10.0, "it failed before it could say"

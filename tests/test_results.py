@@ -4,7 +4,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from ray_unlearn.config import TrialConfig, UserError
-from ray_unlearn.records.tables import Writer, curve_schema, read_search, trial_schema
+from ray_unlearn.records.tables import Writer, curve_schema, read_search, read_table, trial_schema
 
 TRIALS = trial_schema("toy", ["beta", "gamma"], ["accuracy"])
 CURVES = curve_schema("toy", ["accuracy"])
@@ -64,3 +64,16 @@ def test_a_column_outside_the_schema_is_refused(tmp_path):
 def test_a_folder_without_a_search_says_so(tmp_path):
     with pytest.raises(UserError, match="holds no search"):
         read_search(tmp_path)
+
+
+def test_weights_are_shares_of_an_epoch_and_one_in_which_nothing_was_learnt_is_left_out(tmp_path):
+    writer = Writer(tmp_path, TRIALS, CURVES)
+    name = writer.write_weights("a", [[1.0, 3.0], [0.0, 0.0], [0.2, 0.2]], [4, 5], [0.5, 0.25])
+    rows = read_table(tmp_path / name)
+    assert [tuple(row.values()) for row in rows] == [
+        ("a", 1, 0, 4, 0.5, 0.25),
+        ("a", 1, 1, 5, 0.25, 0.75),
+        ("a", 3, 0, 4, 0.5, 0.5),
+        ("a", 3, 1, 5, 0.25, 0.5),
+    ]
+    assert read_table(tmp_path / writer.write_weights("b", [], [4, 5], [0.5, 0.25])) == []

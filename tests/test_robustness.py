@@ -11,10 +11,11 @@ from ray_unlearn.config import GangConfig, Robustness, TrialConfig
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.training import scoring
 from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
+from ray_unlearn.training.engine import changed_linear_weights
 from ray_unlearn.training.in_process import local_worker, run_local
 from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.trial import Job
-from tests.tiny import tiny_task
+from tests.tiny import tiny_task, write_tiny_model
 
 TRIAL = TrialConfig("a", "ga", {}, 0.0, 3e-3, epochs=2, batch_size=8, evaluations=1)
 SHAPES = {
@@ -195,3 +196,14 @@ def test_fused_experts_are_as_they_were_trained_when_linear_layers_are_quantised
     assert worker.rank.rounded_share == pytest.approx(share)
     without, _ = by_hand(AutoModelForCausalLM.from_pretrained(mixtral))
     assert any(abs(without[name] - expected[name]) > 1e-3 for name in names), "the experts learnt something"
+
+
+def test_a_matrix_that_stands_with_its_inputs_first_is_rounded_as_a_linear_layer_s(tmp_path):
+    """GPT-2's layers hold [in, out]; transformers turns them before it quantises, so blocks run along the inputs."""
+    worker = local_worker(tiny_task(write_tiny_model(tmp_path, "gpt2")), GangConfig())
+    weight = worker.engine.module.model.transformer.h[0].mlp.c_fc.weight
+    before = weight.detach().clone()
+    with changed_linear_weights(worker.engine, 0, round_to_nf4):
+        assert torch.equal(weight, round_to_nf4(before.T).T)
+    assert not torch.equal(round_to_nf4(before.T).T, round_to_nf4(before))
+    assert torch.equal(weight, before)

@@ -187,3 +187,27 @@ def test_a_long_search_goes_on_with_its_best_and_its_newest_trials(monkeypatch, 
         assert max(f * u for f, u in values) in [f * u for f, u in kept]
     else:
         assert sorted(values)[-1] in kept
+
+
+@pytest.mark.parametrize("pareto", [False, True])
+def test_nsga2_breeds_on_from_what_a_long_search_has_kept(monkeypatch, pareto):
+    monkeypatch.setattr(sampling, "LARGEST_POPULATION", 8)
+
+    def propose(limit: int) -> tuple[MethodStudy, list[dict[str, float]]]:
+        monkeypatch.setitem(sampling.LOOKS_BACK, NSGA2, limit)
+        study = MethodStudy(SPACE, 100, pareto, 0, NSGA2)
+        points = [study.ask("open")]
+        for number in range(99):
+            points.append(study.ask(str(number)))
+            study.tell(str(number), outcome(points[-1]))
+        study.tell("open", outcome(points[0]))
+        return study, points
+
+    endless, points = propose(1000)[1], propose(40)[1]
+    assert points[:41] == endless[:41], "up to its limit nothing is different"
+    study = propose(40)[0]
+    assert len(study._study.trials) < 41
+    generations = [trial.system_attrs.get("NSGAIISampler:generation", 0) for trial in study._study.trials]
+    assert max(generations) >= 10, "generations are counted on"
+    objectives = [outcome(point)["objective"] for point in points]
+    assert np.mean(objectives[-30:]) > np.mean(objectives[:30])

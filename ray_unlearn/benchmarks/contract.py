@@ -14,6 +14,7 @@ from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.rouge import ENGLISH, rouge_l_recall
 from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.plugins import Plugin
 
 STANDARD_ERRORS = 3.0
 """By how many a starting model's metric must lie away from what it can lose or keep (starts.py)."""
@@ -119,6 +120,24 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class OwnScorer:
+    """A function of the user's over generated answers, by value: its file's text and the text's SHA-256."""
+
+    name: str
+    file: str
+    function: str
+    source: str
+    sha256: str
+    sets: tuple[str, ...]
+    """The prompt sets whose answers it is given."""
+    at_every_point: bool
+    """Whether the objective reads it, so that answers are generated at every evaluation point."""
+
+    def __str__(self) -> str:
+        return f"scorer {self.name} ({self.file}, {self.function})"
+
+
+@dataclass(frozen=True)
 class Split:
     """What is scored on one split. The search sees "selection" alone; "report" is for finalists, and "whole"
     for models by themselves."""
@@ -128,7 +147,9 @@ class Split:
     final_probes: Mapping[str, Probe] = field(default_factory=dict)
     """Only for finalists; their scores join those of `probes`, in the place of one of the same name."""
     generations: Mapping[str, Prompts] = field(default_factory=dict)
-    """Only for finalists: generation costs more than the training."""
+    """Only for finalists, but for sets that a scorer of the objective's reads: generation costs more than the
+    training."""
+    scorers: tuple[OwnScorer, ...] = ()
     retrained: Profile | None = None
     """The retrained model (never saw the forget set) on this split, where there is one."""
     published: Mapping[str, float] = field(default_factory=dict)
@@ -157,6 +178,8 @@ class Task:
     """"I don't know"-like answers in the form of these data, for methods that teach them; None: in the tokenizer's."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
+    plugins: tuple[Plugin, ...] = ()
+    """Code from elsewhere that the search uses; each worker checks that it has the same."""
     notes: tuple[str, ...] = ()
     """What whoever starts a search should know about these data and the goal: shown before anything runs."""
 
@@ -260,6 +283,8 @@ class Benchmark:
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
     keeps_before: tuple[Keep, ...] = ()
     """What searches kept that were made before `keeps` had its parts, where it was something else."""
+    code: tuple[Plugin, ...] = ()
+    """Scorers that its description names: they run only where the user trusts them."""
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""

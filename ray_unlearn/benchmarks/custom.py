@@ -37,6 +37,12 @@ question = "question"
 choices = "choices"          # a list of texts, or {"text": [...], "label": [...]}
 answer = "answer"            # the right one: its place, from 0 (or 1, which is said), its letter, or its text
 
+[scorers.polite]             # a function of your own over greedy answers, which runs where --trust-code allows it:
+function = "mine:polite"     # of mine.py beside this file: (prompts, references, answers) -> a number an answer
+sets = ["retain"]            # whose answers (default: all sets); the metric is retain_polite
+keep = 0.0                   # kept on the retain set: its value for a useless model (default: a plain metric)
+# aim = 0.5                  # or aimed at on the forget set: its value for a model that never knew
+
 The forget set is trained on whole; of every set, one half is scored while searching and the other one for the
 report. Rows of one document, one group or one question are never in both halves. Every value is the text that stands
 in the file. What of a pair is prompt, answer and end mark is in models/templates.py.
@@ -52,12 +58,26 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Keep,
+    OwnScorer,
+    Probe,
+    Profile,
+    Request,
+    Split,
+    Task,
+    Trainer,
+)
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
+from ray_unlearn.benchmarks.kept import kept
+from ray_unlearn.benchmarks.profiles import available_splits
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
+from ray_unlearn.counting import no_collection
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct
 from ray_unlearn.metrics.errors import accuracy_error, standard_error
@@ -73,6 +93,7 @@ from ray_unlearn.metrics.truth_ratio import (
     ratios_of,
 )
 from ray_unlearn.models.loading import check_model
+from ray_unlearn.plugins import SCORER, Plugin
 
 SEQUENCE_LIMITS = {"selection": 100, "report": 400}
 """Sequences of each set that are scored, so that a large retain set does not cost more than the training."""
@@ -101,8 +122,15 @@ def build_task(definition: Definition, request: Request) -> Task:
     if request.scale == "mini":
         raise UserError(f"{where}: your own data have no miniature. Drop --scale mini")
     check_model(request.model)
-    writer = Writer.build(definition, request.model)
-    read = {name: writer.documents(source) for name, source in definition.sets.items()}
+    task = kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+    scorers = scorers_of(definition)
+    return replace(task, **{half: replace(getattr(task, half), scorers=scorers) for half in available_splits(task)})
+
+
+def _make_task(definition: Definition, request: Request, model: str) -> Task:
+    writer = Writer.build(definition, model)
+    with no_collection():
+        read = {name: writer.documents(source) for name, source in definition.sets.items()}
     documents, notes = separate(read, RETAIN, definition.drop_overlap)
     writer.choose_words(documents)
     pieces = {name: [piece for document in found for piece in document.pieces] for name, found in documents.items()}
@@ -122,7 +150,7 @@ def build_task(definition: Definition, request: Request) -> Task:
     return Task(
         benchmark=definition.name,
         scale=request.scale,
-        model=request.model,
+        model=model,
         forget=sequences_of(pieces[FORGET]),
         retain=sequences_of(pieces[RETAIN]),
         selection=splits["selection"],
@@ -147,7 +175,7 @@ def _digest(pieces: Mapping[str, list[Piece]], splits: Mapping[str, Split]) -> s
     probes = [probe for split in splits.values() for probe in split.probes.values()]
     for sequences in [*map(sequences_of, pieces.values()), *(probe.sequences for probe in probes)]:
         for array in (sequences.tokens, sequences.offsets, sequences.answer_starts):
-            digest.update(array.tobytes())
+            digest.update(array.data)
     for probe in probes:
         if probe.is_correct is not None:
             digest.update(probe.is_correct.tobytes())
@@ -289,6 +317,9 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
     for side in definition.questions:
         metrics[f"{side}_questions_accuracy"] = f"share of the {side} questions answered right"
         metrics[f"{side}_questions_above_chance"] = "the same, 0 at chance and 1 where all are right"
+    for scorer in definition.scorers:
+        said = f"what {scorer.file.name} says of greedy answers ({scorer.function})"
+        metrics |= {f"{name}_{scorer.name}": f"{said}, {name.replace('_', ' ')}" for name in scorer.sets}
     if HOLD_OUT in definition.sets:
         metrics["forget_above_hold_out"] = "standard errors by which exact memorisation lies above the hold-out's"
     return metrics | (_MEMBERSHIP if HOLD_OUT in definition.sets else {})
@@ -306,12 +337,34 @@ def build_aims(definition: Definition) -> tuple[Aim, ...]:
     ]
     if "forget" in definition.questions:
         aims.append(Aim("forget_questions_above_chance", never_knew=0.0))
+    aims += [
+        Aim(f"{FORGET}_{s.name}", s.aim, f"{HOLD_OUT}_{s.name}" if HOLD_OUT in s.sets else None)
+        for s in definition.scorers
+        if s.aim is not None
+    ]
     return (*aims, Aim("forget_extraction_strength", never_knew=0.0, only_if_alone=True))
 
 
 def build_keeps(definition: Definition) -> tuple[Keep, ...]:
     keep = (Keep("keep_questions_above_chance", useless=0.0),) if "keep" in definition.questions else ()
-    return (Keep("retain_probability", useless=0.0), *keep)
+    own = (Keep(f"{RETAIN}_{s.name}", useless=s.keep) for s in definition.scorers if s.keep is not None)
+    return (Keep("retain_probability", useless=0.0), *keep, *own)
+
+
+def scorers_of(definition: Definition) -> tuple[OwnScorer, ...]:
+    """By value, as workers run them."""
+    return tuple(
+        OwnScorer(
+            scorer.name,
+            scorer.file.name,
+            scorer.function,
+            scorer.source,
+            scorer.sha256,
+            scorer.sets,
+            at_every_point=scorer.aim is not None or scorer.keep is not None,
+        )
+        for scorer in definition.scorers
+    )
 
 
 def describe_limits(definition: Definition) -> str:
@@ -363,6 +416,7 @@ def read_benchmark(path: Path) -> Benchmark:
         build_task=partial(build_task, definition),
         compare_with_itself=compare_with_itself,
         leaks=LEAKS,
+        code=tuple(Plugin(SCORER, s.name, s.file.name, "", s.sha256) for s in definition.scorers),
     )
 
 

@@ -18,7 +18,7 @@ def data_fingerprint(task: Task) -> str:
     for name, sequences in _sequences(task):
         digest.update(name.encode())
         for array in (sequences.tokens, sequences.offsets, sequences.answer_starts):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).data)
     for split in (task.selection, task.report):
         prompts = {name: [list(map(int, p)) for p in g.prompts] for name, g in sorted(split.generations.items())}
         references = {name: g.references for name, g in split.generations.items()}

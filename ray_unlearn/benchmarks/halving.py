@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ray_unlearn.config import UserError
+from ray_unlearn.models.pairs import Encoded
 from ray_unlearn.models.sequences import Sequences
 
 HALVES = ("selection", "report")
@@ -25,33 +27,34 @@ GROUP_NAMES = re.compile(
 LEADING_NUMBER = r"^\W*(\d+)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Tokens that are trained on or scored together, and where the answer starts.
+    """Tokens (int32) that are trained on or scored together, and where the answer starts.
 
     answers: of a pair, what is right as text, first what is trained on. paraphrased, perturbed: the same question with
     another right answer, and with wrong ones. forbidden: strings that an answer should not hold.
     """
 
-    tokens: list[int]
+    tokens: np.ndarray
     start: int
     answers: tuple[str, ...] = ()
-    paraphrased: tuple[list[int], int] | None = None
-    perturbed: tuple[tuple[list[int], int], ...] = ()
+    paraphrased: Encoded | None = None
+    perturbed: tuple[Encoded, ...] = ()
     forbidden: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
     """A pair, a conversation, or a text's chunks; `where` names its file and row.
 
-    question, text: what it asks, and all that it says, in normal form. group: whom or what it is about.
+    question, text: digests of what it asks, and of all that it says, in normal form; empty where there is nothing.
+    group: whom or what it is about.
     """
 
     where: str
     pieces: list[Piece]
-    question: str = ""
-    text: str = ""
+    question: bytes = b""
+    text: bytes = b""
     group: str | None = None
 
 
@@ -66,9 +69,27 @@ def _dropped() -> Any:
     return regex.compile(r"[\p{P}\p{Z}\s]+")
 
 
+@lru_cache(maxsize=1)
+def _dropped_ascii() -> dict[int, None]:
+    return {number: None for number in range(128) if _dropped().fullmatch(chr(number))}
+
+
+def normal_digest(text: str) -> bytes:
+    """Of a text's normal form, 16 bytes; nothing of one that has none."""
+    form = normal_form(text)
+    return digest(form.encode()) if form else b""
+
+
+def digest(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
 def normal_form(text: str) -> str:
     """A text without what printing changes: Unicode form, width, case, punctuation and spaces. Code, which has little
     else, keeps its signs."""
+    if text.isascii():  # the same, ten times faster
+        folded = text.lower()
+        return folded.translate(_dropped_ascii()) or folded.strip()
     folded = unicodedata.normalize("NFKC", text).casefold()
     return _dropped().sub("", folded) or folded.strip()
 
@@ -156,7 +177,7 @@ def separate(
     Rows are equal by their normal form. Only the kept set loses rows, and only where that is wished: what is to be
     forgotten must not be kept, too, and what is held out must never have been seen. Raises UserError otherwise.
     """
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[bytes, tuple[str, str]] = {}
     result: dict[str, list[Document]] = {}
     notes: list[str] = []
     for name, found in documents.items():
@@ -174,10 +195,10 @@ def separate(
     return result, notes
 
 
-def _keys(document: Document) -> list[str]:
+def _keys(document: Document) -> list[bytes]:
     """Its text in normal form; of a text in chunks the chunks' tokens, too."""
     chunks = document.pieces if len(document.pieces) > 1 and not document.question else []
-    return [document.text, *(f"tokens {piece.tokens}" for piece in chunks)] if document.text else []
+    return [document.text, *(digest(piece.tokens.data) for piece in chunks)] if document.text else []
 
 
 def _overlap_line(name: str, twice: Sequence[tuple[Document, tuple[str, str]]], can_drop: bool) -> str:

@@ -22,14 +22,20 @@ def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[
 
 def attach_retrained(task: Task, place: Path | None) -> Task:
     """The task with the retrained model's profile from that place, else from where `prepare` leaves it: beside
-    the starting model. A benchmark that makes its own models has attached it. Raises UserError where the given one
-    cannot be had."""
-    beside = Path(task.model).parent / "retrained"
-    known = task.selection.retrained is not None or not (beside / "profile.json").is_file()
-    if place is None and known:
-        return task
+    the starting model, if it was made for this benchmark and split; whether it counts is said in the task's notes. A
+    benchmark that makes its own models has attached it. Raises UserError where the given one cannot be had."""
     about = {"benchmark": task.benchmark, "split": task.split}
-    return with_retrained(task, read_profile(place or beside, about), place or beside)
+    if place is not None:
+        return with_retrained(task, read_profile(place, about), place)
+    beside = Path(task.model).parent / "retrained"
+    if task.selection.retrained is not None or not (beside / "profile.json").is_file():
+        return task
+    try:
+        profiles = read_profile(beside, about)
+    except UserError as error:
+        return replace(task, notes=(*task.notes, f"Beside the model is a retrained one that does not count. {error}."))
+    said = f"What a model that never saw the forget set measures is known from the retrained model in {beside}."
+    return with_retrained(replace(task, notes=(*task.notes, said)), profiles, beside)
 
 
 def available_splits(task: Task) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -32,7 +33,7 @@ LFS = b"version https://git-lfs.github.com/spec/"
 FOLDER_FILES = ("dataset_dict.json", "state.json")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """The values of one row; `where` names file and line (or row, from 0)."""
 
@@ -112,25 +113,36 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _read_json(content: Content) -> list[Row]:
-    lines = [(number, line) for number, line in enumerate(content.text.split("\n"), 1) if line.strip()]
-    if not lines:
+    text = content.text
+    first = list(itertools.islice(_filled_lines(text), 2))
+    if not first:
         return []
-    if _are_lines(content, [line for _, line in lines]):
-        places = [(f"{content.path}, line {number}", line) for number, line in lines]
-        return [_row(where, parse(where, line)) for where, line in places]
-    values = _list_of(content, parse(str(content.path), content.text))
+    if _are_lines(content, text, [line for _, line in first]):
+        found = []
+        for number, line in _filled_lines(text):
+            where = f"{content.path}, line {number}"
+            found.append(_row(where, parse(where, line)))
+        return found
+    values = _list_of(content, parse(str(content.path), text))
     return [_row(f"{content.path}, row {number}", value) for number, value in enumerate(values)]
 
 
-def _are_lines(content: Content, lines: Sequence[str]) -> bool:
-    """Whether every line is a row; the name's ending counts only where the content does not tell."""
+def _filled_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank with their numbers, one at a time: a list of them would be another copy of the file."""
+    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
+        if line.strip():
+            yield number, line.removesuffix("\n")
+
+
+def _are_lines(content: Content, text: str, lines: Sequence[str]) -> bool:
+    """Whether every line is a row, as the first two of them tell; the name's ending counts only where they do not."""
     if content.field is not None:
         return False
     if len(lines) > 1 and _is_whole(lines[0]):
         return True
     if kind_of(content.path) != ".jsonl" or lines[0].lstrip().startswith("["):
         return False
-    return not (_lists_in(content.text) or (len(lines) > 1 and _is_whole(content.text)))
+    return not (_lists_in(text) or (len(lines) > 1 and _is_whole(text)))
 
 
 def _is_whole(text: str) -> bool:

@@ -217,13 +217,27 @@ class _Reader:
         return rows
 
     def has(self, part: str) -> bool:
-        """Whether the data have that part at all; no where even the list of parts cannot be had (offline, say)."""
+        """Whether the data have that part at all. Raises UserError where nobody can tell: offline, `datasets` gives
+        ["default"] as the list of parts."""
         from datasets import get_dataset_config_names
 
         try:
-            return part in get_dataset_config_names(self._source)
-        except (OSError, ValueError):
-            return False
+            load_table(self._source, part, "train")
+            return True
+        except Exception as error:  # datasets raises a different type for each way that this can fail
+            reason = first_line(error)
+        try:
+            names = get_dataset_config_names(self._source)
+        except Exception as error:
+            names, reason = [], first_line(error)
+        if part in names:
+            raise UserError(f"{self._source}: {part} cannot be read ({reason}). Check --data, or the hub's cache")
+        if not names or (names == ["default"] and not Path(self._source).is_dir()):
+            raise UserError(
+                f"{self._source}: whether it has {part} cannot be told without the hub ({reason}). Go online once, or "
+                "give a copy of it with --data"
+            )
+        return False
 
     def pairs(self, rows: list[dict[str, Any]], column: str = "answer") -> Sequences:
         """One sequence a row, or one a text where the column holds lists."""
@@ -464,6 +478,6 @@ BENCHMARK = Benchmark(
     privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),
     remark="OpenUnlearning differs in two places: it adds 1e-10 to both sides of a truth ratio, which moves forget "
     "quality once answers cost about 20 nats a token, and gives a wrong answer of one token an extraction strength of "
-    "1, where it is 0 here.",
+    "1, where it is 0 here. A row whose answer has no tokens is refused.",
     leaks={"forget": "forget_rouge_l_recall"},
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,18 +12,20 @@ import numpy as np
 from ray_unlearn.benchmarks.contract import Probe, Prompts, Split
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, MESSAGES, TEXT, Definition, Source
 from ray_unlearn.benchmarks.fields import Reader, read_choices
-from ray_unlearn.benchmarks.halving import Document, Piece, normal_form, propose_group, sequences_of
+from ray_unlearn.benchmarks.halving import Document, Piece, normal_digest, propose_group, sequences_of
 from ray_unlearn.benchmarks.readers import TEXT_COLUMN, Row
 from ray_unlearn.benchmarks.refusals import REFUSALS
 from ray_unlearn.benchmarks.selecting import reach, written
 from ray_unlearn.benchmarks.wmdp import Question, build_probe
 from ray_unlearn.config import UserError
+from ray_unlearn.counting import counted
 from ray_unlearn.metrics.rouge import ENGLISH, SCRIPT, choose_words
 from ray_unlearn.models.loading import load_config, load_stops, load_tokenizer
-from ray_unlearn.models.marks import encode_marked, mark_special, special_pattern, start_marks, whole_text
-from ray_unlearn.models.sequences import Sequences, encode_text
+from ray_unlearn.models.marks import encode_marked, end_marks, mark_special, special_pattern, start_marks, whole_text
+from ray_unlearn.models.pairs import ROWS_AT_ONCE, Encoded
+from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
-from ray_unlearn.models.templates import Template
+from ray_unlearn.models.templates import Template, Turn
 
 ATTACK_LIMIT = 100
 """Sequences of each set that membership attacks see: each takes a backward pass."""
@@ -76,10 +78,21 @@ class Writer:
         """Raises UserError naming the first row that cannot be learnt from."""
         rows = source.read()
         self._propose(rows, source)
-        if source.kind == TEXT:
-            return [self._text(row, source) for row in rows]
-        write = self._conversation if source.kind == MESSAGES else self._pair
-        return [write(row, source) for row in rows]
+        is_text, is_talk = source.kind == TEXT, source.kind == MESSAGES
+        write = self._texts if is_text else self._conversations if is_talk else self._pairs
+        found: list[Document] = []
+        with counted(f"reading {source.table}", len(rows)) as count:
+            rows.reverse()  # rows that have been written need no memory
+            while rows:
+                batch = [rows.pop() for _ in range(min(ROWS_AT_ONCE, len(rows)))]
+                try:
+                    found += write(batch, source)
+                except UserError:
+                    for row in batch:  # the first row's complaint is the one that is made
+                        write([row], source)
+                    raise
+                count(len(found))
+        return found
 
     def _propose(self, rows: Sequence[Row], source: Source) -> None:
         if source.group is None and (group := propose_group([row.values for row in rows])):
@@ -95,12 +108,30 @@ class Writer:
         texts += [self.template.tokenizer.decode(piece.tokens) for piece in found if not piece.answers]
         self.words = choose_words(texts)
 
-    def _text(self, row: Row, source: Source) -> Document:
-        text = self.reader.text(row, _text_column(row, source))
-        pieces = [Piece(*item) for item in cut_text(self.template.tokenizer, text, self.width, row.where)]
-        return Document(row.where, pieces, text=normal_form(text), group=self._group(row, source))
+    def _texts(self, rows: Sequence[Row], source: Source) -> list[Document]:
+        texts = [self.reader.text(row, _text_column(row, source)) for row in rows]
+        cut = cut_texts(self.template.tokenizer, texts, self.width, [row.where for row in rows])
+        return [
+            Document(
+                row.where,
+                [Piece(tokens, 1) for tokens in chunks],
+                text=normal_digest(text),
+                group=self._group(row, source),
+            )
+            for row, text, chunks in zip(rows, texts, cut, strict=True)
+        ]
 
-    def _pair(self, row: Row, source: Source) -> Document:
+    def _pairs(self, rows: Sequence[Row], source: Source) -> list[Document]:
+        asked = [self._asked(row, source) for row in rows]
+        wanted = [
+            ([{"role": "user", "content": one.question}], text, one.row.where)
+            for one in asked
+            for text in (one.answers[0], *one.paraphrased, *one.perturbed)
+        ]
+        encoded = iter(self._encode_all(wanted))
+        return [self._pair(one, encoded, source) for one in asked]
+
+    def _asked(self, row: Row, source: Source) -> _Asked:
         columns = source.columns
         question = self.reader.joined(row, columns["question"])
         answers = self.reader.answers(row, str(columns["answer"]))
@@ -108,39 +139,52 @@ class Writer:
         for name in ("paraphrased", "perturbed"):
             if name in extras and not extras[name]:
                 raise UserError(f"{row.where}: {name} holds no text. Mend or remove the row")
-        paraphrased = [self._encode_pair(question, text, row.where) for text in extras.get("paraphrased", [])[:1]]
+        paraphrased, perturbed = extras.get("paraphrased", [])[:1], extras.get("perturbed", [])
+        return _Asked(row, question, answers, paraphrased, perturbed, tuple(extras.get("must_not_say", ())))
+
+    def _pair(self, one: _Asked, encoded: Iterator[Encoded], source: Source) -> Document:
+        """encoded: what the question's texts became, in the order of `_pairs`, and what follows of other rows."""
+        tokens, start = next(encoded)
+        paraphrased = [next(encoded) for _ in one.paraphrased]
         piece = Piece(
-            *self._encode_pair(question, answers[0], row.where),
-            answers=tuple(text.strip() for text in answers),
+            tokens,
+            start,
+            answers=tuple(text.strip() for text in one.answers),
             paraphrased=paraphrased[0] if paraphrased else None,
-            perturbed=tuple(self._encode_pair(question, text, row.where) for text in extras.get("perturbed", ())),
-            forbidden=tuple(extras.get("must_not_say", ())),
+            perturbed=tuple(next(encoded) for _ in one.perturbed),
+            forbidden=one.forbidden,
         )
-        form, asked = normal_form(f"{question}\n{answers[0]}"), normal_form(question)
-        return Document(row.where, [piece], asked, form, self._group(row, source))
+        form, asked = normal_digest(f"{one.question}\n{one.answers[0]}"), normal_digest(one.question)
+        return Document(one.row.where, [piece], asked, form, self._group(one.row, source))
 
-    def _conversation(self, row: Row, source: Source) -> Document:
-        turns = self.reader.turns(row, str(source.columns["messages"]))
-        places = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i]
-        pieces = []
-        for place in places if source.every_turn else places[-1:]:
-            answer = turns[place]["content"]
-            tokens, start = self.template.encode(turns[:place], answer, row.where)
-            pieces.append(Piece(*self._checked(tokens, start, row.where), answers=(answer.strip(),)))
-        asked = normal_form("\n".join(turn["content"] for turn in turns[: places[-1]]))
-        form = normal_form("\n".join(turn["content"] for turn in turns))
-        return Document(row.where, pieces, asked, form, self._group(row, source))
+    def _conversations(self, rows: Sequence[Row], source: Source) -> list[Document]:
+        talks = [self.reader.turns(row, str(source.columns["messages"])) for row in rows]
+        answered = [[i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i] for turns in talks]
+        chosen = [places if source.every_turn else places[-1:] for places in answered]
+        wanted = [
+            (turns[:place], turns[place]["content"], row.where)
+            for row, turns, places in zip(rows, talks, chosen, strict=True)
+            for place in places
+        ]
+        encoded = iter(self._encode_all(wanted))
+        found = []
+        for row, turns, places in zip(rows, talks, chosen, strict=True):
+            pieces = [Piece(*next(encoded), answers=(turns[place]["content"].strip(),)) for place in places]
+            asked = normal_digest("\n".join(turn["content"] for turn in turns[: places[-1]]))
+            form = normal_digest("\n".join(turn["content"] for turn in turns))
+            found.append(Document(row.where, pieces, asked, form, self._group(row, source)))
+        return found
 
-    def _encode_pair(self, question: str, answer: str, where: str) -> tuple[list[int], int]:
-        return self._checked(*self.template.encode_pair(question, answer, where), where)
-
-    def _checked(self, tokens: list[int], start: int, where: str) -> tuple[list[int], int]:
-        if len(tokens) > self.context:
-            raise UserError(
-                f"{where}: question and answer have {len(tokens)} tokens, but the model reads at most "
-                f"{self.context}. Shorten or remove the row, or take a model with a longer context"
-            )
-        return tokens, start
+    def _encode_all(self, wanted: Sequence[tuple[Sequence[Turn], str, str]]) -> list[Encoded]:
+        """Raises UserError naming the first row that is longer than the model reads."""
+        encoded = self.template.encode_all(wanted)
+        for (tokens, _), (_, _, where) in zip(encoded, wanted, strict=True):
+            if len(tokens) > self.context:
+                raise UserError(
+                    f"{where}: question and answer have {len(tokens)} tokens, but the model reads at most "
+                    f"{self.context}. Shorten or remove the row, or take a model with a longer context"
+                )
+        return encoded
 
     def _group(self, row: Row, source: Source) -> str | None:
         if source.group is None:
@@ -205,7 +249,7 @@ class Writer:
             else:
                 room = min(len(rest), CONTINUED_TOKENS)
                 reference = whole_text(self.template.tokenizer.decode(rest[:room], skip_special_tokens=True)).strip()
-            prompts.append(piece.tokens[:at])
+            prompts.append(piece.tokens[:at].tolist())
             references.append(reference)
             rooms.append(max(1, min(room, self.context - at)))
         others = tuple(piece.answers[1:] for piece in pieces)
@@ -245,31 +289,53 @@ class Writer:
         return len(piece.tokens) - piece.start > ANSWER_ROOM[1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A pair as its row has it. paraphrased: none or one."""
+
+    row: Row
+    question: str
+    answers: Sequence[str]
+    paraphrased: Sequence[str]
+    perturbed: Sequence[str]
+    forbidden: tuple[str, ...]
+
+
 _WORDS_SAID = {
     SCRIPT: "words by script (characters where it writes no spaces), not rouge-score's a-z",
     "code": "names, numbers and operators of code, not rouge-score's a-z",
 }
 
 
-def cut_text(tokenizer: Any, text: str, width: int, where: str) -> list[tuple[list[int], int]]:
-    """A text as one sequence, or, where it is longer than `width` tokens, as the fewest chunks that hold all of it.
+def cut_texts(tokenizer: Any, texts: Sequence[str], width: int, places: Sequence[str]) -> list[list[np.ndarray]]:
+    """Each text as one sequence (int32), or, where it is longer than `width` tokens, as the fewest chunks that hold all
+    of it.
 
     The chunks are of nearly equal length, so that no tail is too short to learn from. The text of a special token is
-    text.
+    text. places: each text's file and row.
     """
     special = special_pattern(tokenizer)
-    if special.search(text):
-        prefix, body = start_marks(tokenizer), encode_marked(tokenizer, mark_special(text, special))
-        whole = [*prefix, *body]
-    else:
-        whole, _ = encode_text(tokenizer, text, where)
-        prefix = whole[:1] if whole[0] == tokenizer.bos_token_id else []
-        body = []
-    if len(whole) <= width:
-        return [(whole, 1)]
-    body = body or tokenizer(text, add_special_tokens=False)["input_ids"]
-    count = -(-len(body) // (width - len(prefix)))
-    return [([*prefix, *piece.tolist()], 1) for piece in np.array_split(np.array(body), count)]
+    plain = [text for text in texts if not special.search(text)]
+    wholes = iter(tokenizer(plain, return_attention_mask=False)["input_ids"] if plain else ())
+    around = start_marks(tokenizer), end_marks(tokenizer)
+    found = []
+    for text, where in zip(texts, places, strict=True):
+        if special.search(text):
+            prefix, body = around[0], encode_marked(tokenizer, mark_special(text, special))
+            whole = [*prefix, *body]
+        else:
+            whole = next(wholes)
+            if len(whole) < 2:
+                raise UserError(f"{where}: {text!r} has fewer than two tokens, nothing to predict. Remove the row")
+            prefix = whole[:1] if whole[0] == tokenizer.bos_token_id else []
+            body = whole[len(around[0]) : len(whole) - len(around[1])]
+        if len(whole) <= width:
+            found.append([np.array(whole, dtype=np.int32)])
+            continue
+        count = -(-len(body) // (width - len(prefix)))
+        chunks = np.array_split(np.array(body, dtype=np.int32), count)
+        found.append([np.concatenate([np.array(prefix, dtype=np.int32), chunk]) for chunk in chunks])
+    return found
 
 
 def _text_column(row: Row, source: Source) -> str:

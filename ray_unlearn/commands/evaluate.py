@@ -46,6 +46,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import trial_schema, write_json, write_table
+from ray_unlearn.search.used_plugins import check_code
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.placement import Asked
@@ -186,6 +187,7 @@ def run(options: Evaluate) -> int:
 
     trust_remote_code(options.trust_remote_code)
     benchmark = load_benchmark(options.benchmark)
+    check_code(benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)
     check_data(options.data)
     check_robustness(options.attacks)

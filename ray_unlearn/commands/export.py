@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ def describe_run(
         },
         "stored_in": stored_precision(str(weights)) if not job.adapter else config.gang.precision,
         **made_by,
+        "plugins": [asdict(plugin) for plugin in task.plugins],
         "hashes": {
             **describe_identity(task),
             "starting adapter": config.gang.adapter,

@@ -37,9 +37,10 @@ from ray_unlearn.training.placement import (
     Fit,
     Machine,
     Model,
+    best_of,
     candidates,
+    described,
     nodes_of,
-    place,
     refusal,
 )
 from ray_unlearn.wording import counted
@@ -136,9 +137,9 @@ def make_plan(options: options_of.Plan) -> Plan:
     )
     model = describe_model(options.model, gang)
     ways = candidates(model, asked, machine)
-    way = next((fits for fits in ways if any(fit.fits for fit in fits)), ways[0])
-    chosen = next((fit for fit in way if fit.fits), None)
-    placement = place(model, asked, machine) if chosen else None
+    best = best_of(ways)
+    way, chosen = (ways[best[0]], best[1]) if best else (ways[0], None)
+    placement = described(best, model, asked, machine) if best else None
     workers = (chosen or way[-1]).gang.num_workers
     shown = [fit for fit in way if fit.gang.num_workers == workers]
     shown.sort(key=lambda fit: (fit.gang.zero_stage, fit.gang.checkpointing))

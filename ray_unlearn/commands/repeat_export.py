@@ -24,7 +24,9 @@ from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.loading import check_model, trusts_remote_code
+from ray_unlearn.plugins import check_unchanged
 from ray_unlearn.provenance import git_revision, package_versions
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.trial import Job
 
@@ -106,9 +108,11 @@ def resolve_run(
         if given is None and name is not None and "/" not in name:
             raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
     request = Request(values["scale"], model or run["model"], data, values["split"])
-    task = attach_retrained(
-        load_benchmark(str(definition or values["benchmark"])).load(request, build_models), retrained
-    )
+    benchmark = load_benchmark(str(definition or values["benchmark"]))
+    check_code(benchmark)
+    plugins = used_plugins(benchmark, [run["job"]["trial"]["method"]])
+    check_unchanged(path, run.get("plugins", ()), plugins)
+    task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
     fix = "Give what it was made from with --model, --data, --retrained and --benchmark"
     is_made_here = run["model"] is None and values["scale"] == "mini"
     check_identity(str(path), run["hashes"], describe_identity(task), fix, is_made_here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -41,6 +42,7 @@ from ray_unlearn.commands.resources import (
     read_deepspeed,
     resolve_scale,
 )
+from ray_unlearn.commands.run_file import write_run_file
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
@@ -62,10 +64,12 @@ from ray_unlearn.search.space import (
     read_spaces,
     warm_points,
 )
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.placement import Asked, Machine, threads
 
+DEEPSPEED_FILE = "deepspeed.json"
 LINE = (0.25, 0.5, 0.75, 1.25)
 """Where --harvest scores the line from the starting model (0) to a trial's (1)."""
 
@@ -124,6 +128,7 @@ def tune(options: Tune) -> int:
                 _give_back(folder)
                 return 0
             say(f"layout: {search.config.placement}")
+            write_run_file(folder, options, *resolved_options(options, search.config))
             status = run_with_progress(search, folder, screen, options.keep_model, copies)
     except UserError:
         _give_back(folder)
@@ -134,8 +139,7 @@ def tune(options: Tune) -> int:
 def _give_back(folder: Path) -> None:
     """Remove a folder that was taken for a search that has not begun."""
     if not (folder / LEDGER).exists():
-        (folder / "log.txt").unlink(missing_ok=True)
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
 def resume(place: Path, options: Tune) -> int:
@@ -185,6 +189,21 @@ class ResolvedSearch:
     """What again.py keeps of it for later commands."""
 
 
+def resolved_options(options: Tune, config: SearchConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """(options as this machine and the benchmark made them, files that they name by their places beside a run file)."""
+    files = {f"spaces/{number}-{path.name}": path for number, path in enumerate(options.space)}
+    resolved: dict[str, Any] = {"scale": config.scale, "trials": config.trials, "space": tuple(files)}
+    resolved |= {"concurrent": config.concurrent, "workers_per_trial": config.gang.num_workers}
+    resolved |= {"gpus_per_worker": config.gang.gpus_per_worker, "zero": config.gang.zero_stage}
+    resolved["lora"] = config.gang.lora_rank
+    if config.definition is not None:
+        resolved["benchmark"] = None  # its path is this machine's
+    if options.deepspeed is not None:
+        files[DEEPSPEED_FILE] = options.deepspeed
+        resolved["deepspeed"] = DEEPSPEED_FILE
+    return resolved, files
+
+
 def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, Any]) -> Asked:
     """What the user wants of a gang. A miniature with its own model trains on the CPU, GPUs or not."""
     gpus = 0.0 if scale == "mini" and options.model is None else None
@@ -208,7 +227,10 @@ def request_of(options: Tune, scale: str) -> Request:
 
 def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machine, name: str) -> ResolvedSearch:
     benchmark = load_benchmark(named(options))
+    if not options.dry_run:
+        check_code(benchmark)
     task = attach_retrained(benchmark.load(request, build_models), options.retrained)
+    task = replace(task, plugins=used_plugins(benchmark, options.methods))
     placement = place_gang(asked, task.model, machine, longest_of(task))
     gang = placement.gang
     size = check_trained(task.model, gang.lora_rank, gang.train)

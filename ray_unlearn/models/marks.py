@@ -44,12 +44,21 @@ def mark_special(text: str, special: re.Pattern[str]) -> str:
 
 def start_marks(tokenizer: Any) -> list[int]:
     """What the tokenizer puts before a text: its start mark, or nothing."""
+    return _around(tokenizer)[0]
+
+
+def end_marks(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts behind a text: as a rule nothing."""
+    return _around(tokenizer)[1]
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
     for at in range(len(whole) - len(bare) + 1):
         if whole[at : at + len(bare)] == bare:
-            return whole[:at]
-    return []
+            return whole[:at], whole[at + len(bare) :]
+    return [], []
 
 
 def whole_text(text: str) -> str:

@@ -35,7 +35,7 @@ class Sequences:
         lengths = np.array([len(tokens) for tokens, _ in pairs], dtype=np.int64)
         tokens = np.concatenate([np.asarray(t, dtype=np.int32) for t, _ in pairs]) if pairs else np.zeros(0, np.int32)
         return cls(
-            tokens=tokens.astype(np.int32),
+            tokens=tokens.astype(np.int32, copy=False),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
             answer_starts=np.array([start for _, start in pairs], dtype=np.int32),
         )

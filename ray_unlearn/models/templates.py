@@ -18,10 +18,12 @@ import contextlib
 import datetime
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from ray_unlearn.config import UserError
 from ray_unlearn.models.marks import (
@@ -30,12 +32,11 @@ from ray_unlearn.models.marks import (
     common_start,
     count_shared,
     encode_by_library,
-    encode_marked,
     mark_special,
     special_pattern,
-    start_marks,
     writes_marks_itself,
 )
+from ray_unlearn.models.pairs import Encoded, PairEncoder, Written, ids_of
 
 Turn = Mapping[str, str]
 """role (system, user or assistant) and content."""
@@ -126,34 +127,45 @@ class Template:
 
     def encode_pair(self, question: str, answer: str, where: str) -> tuple[list[int], int]:
         """The token ids of a question and its answer, and where the answer starts."""
-        return self.encode([{"role": "user", "content": question}], answer, where)
+        ((tokens, start),) = self.encode_all([([{"role": "user", "content": question}], answer, where)])
+        return tokens.tolist(), start
 
     def encode(self, turns: Sequence[Turn], answer: str, where: str) -> tuple[list[int], int]:
-        """The token ids of a conversation and of the answer that ends it, and where the answer starts.
+        """The token ids of a conversation and of the answer that ends it, and where the answer starts."""
+        ((tokens, start),) = self.encode_all([(turns, answer, where)])
+        return tokens.tolist(), start
 
-        Raises UserError, naming the row, where the answer does not stand whole in what is rendered.
+    def encode_all(self, rows: Iterable[tuple[Sequence[Turn], str, str]]) -> list[Encoded]:
+        """The same of many conversations, each with its answer and the place of its row, in far less time.
+
+        Raises UserError, naming the row, where an answer does not stand whole in what is rendered.
         """
-        texts = [*(turn["content"] for turn in turns), answer]
-        if is_marked := any(self._special.search(text) for text in texts):
+        if writes_marks_itself(self.tokenizer):
+            return [self._encode_by_library(turns, answer, where) for turns, answer, where in rows]
+        return self._encoder.encode([self._write(turns, answer, where) for turns, answer, where in rows])
+
+    def _write(self, turns: Sequence[Turn], answer: str, where: str) -> Written:
+        if is_marked := any(self._special.search(text) for text in (*(turn["content"] for turn in turns), answer)):
             turns = [{**turn, "content": self._marked(turn["content"])} for turn in turns]
             answer = self._marked(answer)
-        if self.choice.system and (not turns or turns[0]["role"] != "system"):
-            turns = [{"role": "system", "content": self.choice.system}, *turns]
-        if writes_marks_itself(self.tokenizer):
-            if not self.is_chat:
-                raise UserError(
-                    f"{where}: this model's tokenizer writes its own form alone. Drop chat_template and tags"
-                )
-            head, rest = encode_by_library(self.tokenizer, turns, answer)
-            return [*head, *rest], len(head)
+        turns = self._with_system(turns)
         if self._tags is not None:
-            prompt, text = self._write_tags(turns, answer)
-        else:
-            try:
-                prompt, text = self._write_chat(turns, answer)
-            except _Unfit as error:
-                raise UserError(f"{where}: {error}. {self._way_out}") from None
-        return self._tokenise(prompt, text, is_marked, where)
+            return Written(where, *self._write_tags(turns, answer), is_marked)
+        try:
+            return Written(where, *self._write_chat(turns, answer), is_marked)
+        except _Unfit as error:
+            raise UserError(f"{where}: {error}. {self._way_out}") from None
+
+    def _with_system(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        if self.choice.system and (not turns or turns[0]["role"] != "system"):
+            return [{"role": "system", "content": self.choice.system}, *turns]
+        return turns
+
+    def _encode_by_library(self, turns: Sequence[Turn], answer: str, where: str) -> Encoded:
+        if not self.is_chat:
+            raise UserError(f"{where}: this model's tokenizer writes its own form alone. Drop chat_template and tags")
+        head, rest = encode_by_library(self.tokenizer, self._with_system(turns), answer)
+        return np.array([*head, *rest], dtype=np.int32), len(head)
 
     def describe(self) -> list[str]:
         """Sentences on the form that was taken, for whoever starts a search."""
@@ -175,7 +187,7 @@ class Template:
     def _write_chat(self, turns: Sequence[Turn], answer: str) -> tuple[str, str]:
         """(prompt, answer and end mark) as texts."""
         way = self._way
-        whole = self._render([*turns, {"role": "assistant", "content": answer}], way)
+        whole = self._render_row([*turns, {"role": "assistant", "content": answer}])
         shape = None
         if self._around and len(turns) == 1:
             question = turns[0]["content"]
@@ -342,6 +354,30 @@ class Template:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise _Unfit(f"the chat template cannot be rendered ({first})") from None
 
+    def _render_row(self, turns: Sequence[Turn]) -> str:
+        """As `_render` in the chosen way, without what `apply_chat_template` does anew for every row."""
+        way = self._way
+        if way.as_parts or self._compiled is None:
+            return self._render(turns, way)
+        values = {**self._marks_by_name, **way.extra, **self.choice.arguments}
+        try:
+            return str(self._compiled.render(messages=turns, add_generation_prompt=False, **values))
+        except Exception:  # which of them it was is said by the library
+            return self._render(turns, way)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        with contextlib.suppress(Exception):
+            return _compile_jinja_template(self.tokenizer.get_chat_template())
+        return None
+
+    @cached_property
+    def _marks_by_name(self) -> dict[str, Any]:
+        """What the library tells templates of the tokenizer's special tokens; there are no tools and no documents."""
+        return {"tools": None, "documents": None, **self.tokenizer.special_tokens_map}
+
     def _set_date(self, date: datetime.date) -> None:
         """What templates that ask for the day's date are told from here on."""
         from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -374,7 +410,7 @@ class Template:
         notes = []
         if text != tomorrow:
             notes.append(f"The template prints the day's date; it is fixed at {FIXED_DATE:%d %b %Y}.")
-        count = len(self._ids(text.partition(QUESTIONS[0])[0]))
+        count = len(ids_of(self.tokenizer, [text.partition(QUESTIONS[0])[0]])[0])
         if count >= LONG_HEAD:
             notes.append(
                 f"The template writes {count} tokens before every question, which are computed in every row; "
@@ -405,63 +441,15 @@ class Template:
 
     # ---- tokens
 
-    def _tokenise(self, prompt: str, text: str, is_marked: bool, where: str) -> tuple[list[int], int]:
-        """The ids of both, and where the second one's start.
-
-        They are tokenised together where the model saw them so: where the prompt ends in a special token or a new line,
-        or the answer begins with a space. "[/INST]" and an answer right behind it were tokenised apart.
-        """
-        ids = partial(encode_marked, self.tokenizer) if is_marked else self._ids
-        start = self._start_of(prompt)
-        if not self._joins and not text[:1].isspace() and not prompt[-1:].isspace() and not self._ends_in_mark(prompt):
-            head, rest = [*start, *ids(prompt)], ids(text)
-        else:
-            alone, together = (
-                map(ids, (prompt, prompt + text)) if is_marked else self._ids_of_both(prompt, prompt + text)
-            )
-            shared = len(alone) if together[: len(alone)] == alone else count_shared(alone, together)
-            if shared < len(alone) and not self._joins:
-                head, rest = [*start, *alone], ids(text)
-            else:
-                head, rest = [*start, *together[:shared]], together[shared:]
-        if not head or not rest:
-            raise UserError(f"{where}: the {'answer' if head else 'question'} has no tokens. Remove the row")
-        return [*head, *rest], len(head)
+    @cached_property
+    def _encoder(self) -> PairEncoder:
+        return PairEncoder(self.tokenizer, self._joins, self.is_chat, tuple(self._ids_of_marks))
 
     @property
     def _joins(self) -> bool:
         """Whether both are halves of one text: tags that put nothing between them."""
         tags = self.choice.tags
         return tags is not None and not tags.get("user_end") and not tags.get("assistant_start")
-
-    def _ends_in_mark(self, prompt: str) -> bool:
-        return prompt.endswith(self._marks)
-
-    @cached_property
-    def _marks(self) -> tuple[str, ...]:
-        return tuple(self._ids_of_marks)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _ids_of_both(self, one: str, other: str) -> tuple[list[int], list[int]]:
-        """As `_ids` twice, in one call where that can be had: a call costs more than a short text's tokens."""
-        if not getattr(self.tokenizer, "is_fast", False):
-            return self._ids(one), self._ids(other)
-        options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        first, second = self.tokenizer([one, other], verbose=False, **options)["input_ids"]
-        return first, second
-
-    def _start_of(self, text: str) -> list[int]:
-        """The start mark, once: a chat template writes its own."""
-        if self.is_chat:
-            return []
-        bos = getattr(self.tokenizer, "bos_token", None)
-        return [] if bos and text.startswith(bos) else self._start_marks
-
-    @cached_property
-    def _start_marks(self) -> list[int]:
-        return start_marks(self.tokenizer)
 
     def _marked(self, text: str) -> str:
         return mark_special(text, self._special)

@@ -52,13 +52,15 @@ class Place:
     """pyarrow.fs.FileSystem."""
     path: str
 
-    def listed(self) -> dict[str, tuple[int, int | None]]:
-        """By name: size in bytes, time of writing in whole seconds (None where the store does not say)."""
+    def listed(self, folder: str = "") -> dict[str, tuple[int, int | None]]:
+        """By name within the folder, that of all: size in bytes, time of writing in whole seconds (None where the
+        store does not say)."""
         from pyarrow.fs import FileSelector, FileType
 
         found = {}
-        for info in self.filesystem.get_file_info(FileSelector(self.path, allow_not_found=True, recursive=True)):
-            name = str(PurePosixPath(info.path.lstrip("/")).relative_to(self.path.lstrip("/")))
+        path = f"{self.path}/{folder}".rstrip("/")
+        for info in self.filesystem.get_file_info(FileSelector(path, allow_not_found=True, recursive=True)):
+            name = str(PurePosixPath(info.path.lstrip("/")).relative_to(path.lstrip("/")))
             # Whoever writes into the bucket must not write elsewhere on this machine.
             if info.type == FileType.File and ".." not in name.split("/") and not _is_hidden(name):
                 found[name] = info.size, int(info.mtime.timestamp()) if info.mtime else None

@@ -1,10 +1,12 @@
 """A search's folder kept a second time, in a bucket, for machines whose disks vanish: `tune --copy-to s3://bucket/x`.
 
 The search works in its local folder, which can lock, rename and sync. A thread of the driver looks there every few
-seconds and copies what is new to <place>/<search>/: ledger.jsonl first and whole, as far as its last whole line (a
-bucket cannot append), then all other files, small ones first, logs at the end. What is lost with the disk are the
-events since the last copy: no trial whose row was copied runs again. Files that the copied ledger names and that had
-not been copied are written again, or their finalists run again, when the search goes on.
+seconds and copies what is new to <place>/<search>/: first what the ledger has gained, as far as its last whole line
+(copied_ledger.py), then all other files, small ones first, logs at the end. A look costs what is new: files of trials
+are known from the ledger's new lines and their folders are not listed, and what grows all the time (Optuna's view, the
+trackers' files) is sent again when it has doubled. What is lost with the disk are the events since the last copy: no
+trial whose row was copied runs again. Files that the copied ledger names and that had not been copied are written
+again, or their finalists run again, when the search goes on.
 
 Copying neither holds a search up nor ends it: what fails is tried again after growing pauses, said once, and said at
 the end if it is still not there.
@@ -36,8 +38,16 @@ from pathlib import Path
 from uuid import uuid4
 
 from ray_unlearn.config import UserError
-from ray_unlearn.files import results_folder
+from ray_unlearn.files import results_folder, write_file
 from ray_unlearn.records.bucket import LOG, Place, _failures_named, _is_hidden, join, open_place, reason_of, split
+from ray_unlearn.records.copied_ledger import (
+    BY_TRIAL,
+    LedgerCopy,
+    is_ledger,
+    is_part,
+    read_copied_ledger,
+    whole_ledger,
+)
 from ray_unlearn.records.ledger import LEDGER, WRITER, describe_writer
 
 LOOK_SECONDS = 2.0
@@ -46,6 +56,8 @@ LONGEST_PAUSE_SECONDS = 60.0
 LAST_SECONDS = 30.0
 """For how long the end of a search tries again what fails."""
 BEAT_SECONDS, LEASE_SECONDS = 10.0, 30.0
+GROWING = (".log", "log/")
+"""How names end or begin of what grows all the time."""
 
 
 class Copies:
@@ -59,7 +71,12 @@ class Copies:
         self._failure = ""
         self._done: dict[str, tuple[int, int]] = {}
         """By name, time (ns) and size of the file that was copied."""
-        self._ledger_size = 0
+        self._ledgers: dict[str, LedgerCopy] = {}
+        """By their folder within this one, with a slash at the end: the search's own at "", repeats' elsewhere."""
+        self._named: set[str] = set()
+        """Files that a ledger has named and that have not been copied."""
+        self._waiting: list[str] = []
+        """What the last look found to be copied and has not copied."""
         self._failed: set[str] = set()
         self._leaves, self._ends = threading.Event(), threading.Event()
         self._threads = [
@@ -85,14 +102,13 @@ class Copies:
                         f"{self.uri}: {describe_writer(found)} is copying to it. Wait for that, stop it, or give "
                         "another --copy-to"
                     )
-            ledger = self._place.read(LEDGER) or b""
-            if not whole_ledger(self._folder).startswith(ledger):
+            self._ledgers[""] = LedgerCopy(self._folder, self._place)
+            if not self._ledgers[""].is_continued:
                 raise UserError(
                     f"{self.uri}: this search has gone on elsewhere. Go on with --resume '{self.uri}', or give another "
                     "--copy-to"
                 )
             self._write_marker()
-            self._ledger_size = len(ledger)
             for name, (size, written) in self._place.listed().items():
                 path = self._folder / name
                 if path.is_file() and written is not None:
@@ -121,10 +137,9 @@ class Copies:
         if self._is_taken:
             print(f"ray_unlearn: {self.uri} belongs to another process now; all is in {self._folder}", file=sys.stderr)
         elif self._failure:
-            left = len(self._left(is_last=True))
             print(
-                f"ray_unlearn: {left} file(s) are not at {self.uri} ({self._failure}). All are in {self._folder}; "
-                f"`ray_unlearn tune --resume {self._folder}` copies them",
+                f"ray_unlearn: {len(self._waiting)} file(s) are not at {self.uri} ({self._failure}). All are in "
+                f"{self._folder}; `ray_unlearn tune --resume {self._folder}` copies them",
                 file=sys.stderr,
             )
         else:
@@ -164,32 +179,49 @@ class Copies:
         return not self._failure
 
     def _copy_new(self, is_last: bool) -> None:
-        left = self._left(is_last)
-        if not left or not self._holds_place():
+        self._waiting = self._left(is_last)
+        if not self._waiting or not self._holds_place():
             return
-        for name in left:
+        while self._waiting:
+            name = self._waiting[0]
             try:
-                self._copy(name)
+                self._copy(name, is_last)
             except Exception:
                 self._failed.add(name)  # the next time others come first
                 raise
             self._failed.discard(name)
+            del self._waiting[0]
 
     def _left(self, is_last: bool) -> list[str]:
         """Names of what has not been copied, in the order in which it should be."""
-        found = {
-            name: here
-            for name, here in _files(self._folder)
-            if (is_last or not name.endswith(LOG)) and name != LEDGER and self._done.get(name) != here
-        }
+        listed = dict(_files(self._folder, with_trials=is_last))
+        ledgers = ["", *sorted(name.removesuffix(LEDGER) for name in listed if is_ledger(name) and name != LEDGER)]
+        for head in ledgers:
+            self._named.update(self._ledger(head).new_names())
+        here = listed | {name: place for name in self._named if (place := _stat(self._folder / name)) is not None}
+        files = {name: place for name, place in here.items() if not is_ledger(name)}
+        found = {name: place for name, place in files.items() if self._is_due(name, place, is_last)}
+        self._named = {name for name in self._named if name in found or name not in here}  # it will be there soon
         names = sorted(found, key=lambda name: (name in self._failed, found[name][1]))
-        return [LEDGER, *names] if len(whole_ledger(self._folder)) != self._ledger_size else names
+        return [*(head + LEDGER for head in ledgers if self._ledger(head).is_due(is_last)), *names]
 
-    def _copy(self, name: str) -> None:
-        if name == LEDGER:
-            ledger = whole_ledger(self._folder)
-            self._place.put(name, BytesIO(ledger))
-            self._ledger_size = len(ledger)
+    def _ledger(self, head: str) -> LedgerCopy:
+        if head not in self._ledgers:
+            self._ledgers[head] = LedgerCopy(self._folder, self._place, head)
+        return self._ledgers[head]
+
+    def _is_due(self, name: str, here: tuple[int, int], is_last: bool) -> bool:
+        """Whether a file with this time of writing and size is to be sent now."""
+        if not is_last and name.endswith(LOG):
+            return False
+        if not is_last and name in self._done and (name.startswith(GROWING) or name.endswith(GROWING)):
+            return here[1] >= 2 * self._done[name][1]
+        return self._done.get(name) != here
+
+    def _copy(self, name: str, is_last: bool) -> None:
+        if is_ledger(name):
+            ledger = self._ledger(name.removesuffix(LEDGER))
+            ledger.seal() if is_last else ledger.send()
             return
         try:
             source = (self._folder / name).open("rb")
@@ -251,17 +283,24 @@ def fetch_search(uri: str, into: Path | None = None) -> Path:
     place = open_place(uri)
     folder = (into or results_folder()) / split(uri)[1]
     with _failures_named(uri, "cannot be read"):
-        files = place.listed()
+        files = {name: known for name, known in place.listed().items() if not is_part(name)}
         if not files.keys() & {LEDGER, "search.json"}:
             raise UserError(f"{uri}: holds no search. Give the place that `tune` printed")
-        there, here = place.read(LEDGER) or b"", whole_ledger(folder)
-        if not there.startswith(here) and not here.startswith(there):
+        there = {name: read_copied_ledger(place, name.removesuffix(LEDGER)) for name in files if is_ledger(name)}
+        whole, here = there.get(LEDGER, b""), whole_ledger(folder)
+        if not whole.startswith(here) and not here.startswith(whole):
             raise UserError(f"{uri}: is not the search in {folder}, or went on differently. Move that folder away")
-        is_behind = len(here) < len(there)
-        names = [name for name, known in files.items() if _is_missing(folder / name, known if is_behind else None)]
-        # With the ledger last, what is interrupted is fetched again.
-        for name in sorted(names, key=lambda name: name == LEDGER):
+        is_behind = len(here) < len(whole)
+        behind = [name for name in there if len(whole_ledger((folder / name).parent)) < len(there[name])]
+        names = [
+            name for name in files.keys() - there if _is_missing(folder / name, files[name] if is_behind else None)
+        ]
+        for name in sorted(names):
             place.get(name, folder / name)
+        # With the ledger last, what is interrupted is fetched again.
+        for name in sorted(behind, key=lambda name: name == LEDGER):
+            write_file(folder / name, there[name])
+        names += behind
     print(f"{uri}: {len(names)} of {len(files)} files fetched into {folder}", flush=True)
     return folder
 
@@ -273,26 +312,24 @@ def _is_missing(path: Path, known: tuple[int, int | None] | None) -> bool:
     return known is not None and known != (path.stat().st_size, int(path.stat().st_mtime))
 
 
-def whole_ledger(folder: Path) -> bytes:
-    """As far as its last whole line; nothing where there is none."""
-    try:
-        content = (folder / LEDGER).read_bytes()
-    except FileNotFoundError:
-        return b""
-    return content[: content.rfind(b"\n") + 1]
-
-
-def _files(folder: str | Path, head: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (time of writing in ns, size)) of what is to be copied."""
+def _files(folder: str | Path, with_trials: bool, head: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (time of writing in ns, size)) of what is to be copied; with_trials: also in folders of a file a trial."""
     with contextlib.suppress(FileNotFoundError):  # not made yet, or replaced this moment
         for entry in os.scandir(folder):
             if _is_hidden(entry.name):
                 continue
-            if entry.is_dir():
-                yield from _files(entry.path, f"{head}{entry.name}/")
-            else:
+            if not entry.is_dir():
                 here = entry.stat()
                 yield head + entry.name, (here.st_mtime_ns, here.st_size)
+            elif with_trials or entry.name not in BY_TRIAL:
+                yield from _files(entry.path, with_trials, f"{head}{entry.name}/")
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
+        here = path.stat()
+        return here.st_mtime_ns, here.st_size
+    return None
 
 
 def _say_nothing(what: str) -> None:

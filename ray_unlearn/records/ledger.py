@@ -203,7 +203,7 @@ def read_ledger(folder: Path) -> History:
     whole, _, rest = content.rpartition(b"\n")
     lines = whole.split(b"\n") if whole else []
     for number, line in enumerate(lines, 1):
-        event = _parse(line)
+        event = parse_line(line)
         if event is None:
             damaged.append(number)
         else:
@@ -217,7 +217,7 @@ def read_ledger(folder: Path) -> History:
     return History(events, damaged, is_cut, size)
 
 
-def _parse(line: bytes) -> Event | None:
+def parse_line(line: bytes) -> Event | None:
     """None where the line is not what was written."""
     try:
         line = line.removesuffix(b"\r")

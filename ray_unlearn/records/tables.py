@@ -26,7 +26,7 @@ error, failure (why it failed: a kind of failures.py), retries (how often it was
 every setting and every method parameter under its own name (null where the method has no such
 parameter), alpha (1 for a trial's own model), objective, forget, utility, epoch (of the evaluation point that
 counts), epochs_run (epochs really trained: fewer than `epochs` for a pruned trial), seed, wall_seconds
-(suggestion to result), train_seconds, evaluate_seconds, device_seconds (wall_seconds times workers),
+(suggestion to result), train_seconds, evaluate_seconds, device_seconds (training and evaluation times workers),
 peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
 benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
 Files are written under a temporary name and renamed; nothing written is ever rewritten.
@@ -41,6 +41,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -192,20 +193,20 @@ class Writer:
         self, trial_id: str, weights: Sequence[Sequence[float]], num_tokens: Sequence[int], start_nll: Sequence[float]
     ) -> str:
         """weights: [epochs][forget sequences], any scale; an epoch in which nothing was learnt is left out."""
-        rows = [
-            {
-                "trial_id": trial_id,
-                "epoch": epoch,
-                "example": example,
-                "num_tokens": num_tokens[example],
-                "start_nll": start_nll[example],
-                "weight": weight / sum(epoch_weights),
-            }
-            for epoch, epoch_weights in enumerate(weights, start=1)
-            if sum(epoch_weights) > 0
-            for example, weight in enumerate(epoch_weights)
-        ]
-        return self._write(f"weights/{trial_id}.parquet", WEIGHT_SCHEMA, rows)
+        each, tokens, losses = np.arange(len(num_tokens)), np.asarray(num_tokens), np.asarray(start_nll)
+        buffer = pa.BufferOutputStream()
+        with pq.ParquetWriter(
+            buffer, WEIGHT_SCHEMA, use_dictionary=WEIGHT_SCHEMA.names[:4], write_page_checksum=True
+        ) as file:
+            for epoch, epoch_weights in enumerate(weights, start=1):
+                shares = np.asarray(epoch_weights, dtype=np.float64)
+                if (total := shares.sum()) > 0:
+                    names, epochs = pa.repeat(trial_id, len(each)), np.full(len(each), epoch)
+                    columns = [names, epochs, each, tokens, losses, shares / total]
+                    file.write_table(pa.table(dict(zip(WEIGHT_SCHEMA.names, columns, strict=True)), WEIGHT_SCHEMA))
+        name = f"weights/{trial_id}.parquet"
+        self.write_files({name: buffer.getvalue().to_pybytes()})
+        return name
 
     def _write(self, name: str, schema: pa.Schema, rows: Sequence[Mapping[str, Any]]) -> str:
         """The name of what was written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def verify_search(folder: Path, repair: bool = False) -> list[Finding]:
         raise UserError(f"{folder}: holds no search. Give the folder that `tune` printed")
     history = read_ledger(folder)
     found = [*_check_ledger(history), *_check_json(folder), *_check_files(folder, history)]
-    return [_repair(folder, history, finding) for finding in found] if repair else found
+    return _repaired(folder, history, found) if repair and found else found
 
 
 def describe_findings(folder: Path, findings: list[Finding]) -> str:
@@ -113,18 +114,27 @@ def _checksum_of_text(path: Path) -> str | None:
     return crc32(path.read_bytes().replace(b"\r\n", b"\n")) if path.suffix in TEXTS else None
 
 
-def _repair(folder: Path, history: History, finding: Finding) -> Finding:
-    """Write it again where the ledger says what was in it."""
+def _repaired(folder: Path, history: History, findings: list[Finding]) -> list[Finding]:
+    """The findings, with the files written again where the ledger says what was in them."""
     known = _rows_of(history)
-    kind = Path(finding.name).parts[0]
-    columns = next((row.keys() for name, rows in known.items() if Path(name).parts[0] == kind for row in rows), None)
-    if finding.name == "search.json" and history.meta is not None:
-        write_json(folder / finding.name, history.meta)
-    elif finding.name in known and columns is not None:  # the same ones in all rows of a kind
-        write_table(folder / finding.name, schema_of(kind, columns), known[finding.name])
-    else:
-        return finding
-    return replace(finding, is_repaired=True)
+    schemas = {}
+    for name, rows in known.items():  # the columns are the same in all rows of a kind
+        kind = Path(name).parts[0]
+        if kind not in schemas and rows:
+            schemas[kind] = schema_of(kind, rows[0])
+
+    def repair(finding: Finding) -> Finding:
+        schema = schemas.get(Path(finding.name).parts[0])
+        if finding.name == "search.json" and history.meta is not None:
+            write_json(folder / finding.name, history.meta)
+        elif finding.name in known and schema is not None:
+            write_table(folder / finding.name, schema, known[finding.name])
+        else:
+            return finding
+        return replace(finding, is_repaired=True)
+
+    with ThreadPoolExecutor() as pool:  # most of it is in pyarrow and in the disk
+        return list(pool.map(repair, findings))
 
 
 def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
@@ -133,5 +143,6 @@ def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
     for life in history.lives().values():
         if life.row is not None:
             found[f"curves/{trial_place(life.row)}"] = life.curve
-            found |= {f"trials/{trial_place(row)}": [row] for row in (life.row, *life.points)}
+            for row in (life.row, *life.points):
+                found[f"trials/{trial_place(row)}"] = [row]
     return found

@@ -5,6 +5,7 @@ report/report.md       the same tables as text
 report/pareto.png      the picture, for a page
 report/pareto.svg      the picture, for a paper
 report/trials.csv      every trial, every column, full precision
+report/trials.parquet, curves.parquet, finals.parquet    the same typed, and all curves and finals: see whole.py
 report/frontier.parquet    the frontier's rows, typed and checksummed
 report/tables.tex      the comparison and the frontier, for a paper
 """
@@ -40,6 +41,7 @@ def write_files(results: SearchResults, out: Path | None = None) -> list[Path]:
     from ray_unlearn.report.page import render_page
     from ray_unlearn.report.papers import render_latex
     from ray_unlearn.report.plain import render_csv, render_markdown
+    from ray_unlearn.report.whole import write_whole
 
     place = out or results.folder / "report"
     place.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,8 @@ def write_files(results: SearchResults, out: Path | None = None) -> list[Path]:
     draw_figure(results, figures)
     front = place / "frontier.parquet"
     write_table(front, _schema(results), frontier(results))
-    return [place / "report.html", place / "report.md", *figures, place / "trials.csv", front, place / "tables.tex"]
+    written = [place / "report.html", place / "report.md", *figures, place / "trials.csv", front, place / "tables.tex"]
+    return [*written, *write_whole(results, place)]
 
 
 def _schema(results: SearchResults) -> pa.Schema:

@@ -160,7 +160,7 @@ def budget(results: SearchResults) -> Table:
         Column("pruned", "stopped early", "count"),
         Column("failed", "failed", "count"),
         Column("epochs_run", "epochs run", "score"),
-        Column("device_seconds", "device-seconds", "score", "", "Seconds from suggestion to result, times workers"),
+        Column("device_seconds", "device-seconds", "score", "", "Training and evaluation, times workers"),
         Column("points", "points on lines", "count", "", "Candidates on the lines to trials' models, not trials"),
     ]
     rows = []

@@ -19,11 +19,11 @@ from ray_unlearn.records.ledger import History, Ledger, settings_hash
 from ray_unlearn.records.tables import Writer
 from ray_unlearn.search.halving import RUNGS, Halving
 from ray_unlearn.search.optuna_log import StudiesView
-from ray_unlearn.search.rows import curve_row, point_row, trial_of, trial_row
+from ray_unlearn.search.rows import curve_row, device_seconds, point_row, trial_of, trial_row
 from ray_unlearn.search.sampling import MethodStudy
 from ray_unlearn.search.scored import Scored
 from ray_unlearn.search.space import Space, build_trial
-from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.outcome import Failed
 from ray_unlearn.training.trial import rung_epochs
 
@@ -113,7 +113,7 @@ class Recorder:
     def _recall_row(self, row: Mapping[str, Any], points: list[dict[str, Any]], curve: list[dict[str, Any]]) -> None:
         if row["status"] != INTERPOLATED:
             if row["trial_id"] not in self._asked[row["method"]]:  # its suggestion is in a damaged line
-                self._ask_again(trial_of(row, METHODS[row["method"]].parameters), row["number"])
+                self._ask_again(trial_of(row, find_method(row["method"]).parameters), row["number"])
             self._tell(row, curve)
         self.rows += [dict(row), *points]
         if not self.writer.has_trial(row):
@@ -217,7 +217,7 @@ class Recorder:
         row = trial_row(trial, here.number, config, here.reports, here.is_pruned)
         row["retries"] += here.retries
         row["wall_seconds"] = time.perf_counter() - here.started
-        row["device_seconds"] = row["wall_seconds"] * config.gang.num_workers
+        row["device_seconds"] = device_seconds(row, config.gang.num_workers)
         curve = [curve_row(trial, config, r) for r in here.reports if isinstance(r, Scored)]
         row, curve = self.writer.as_written(row, curve)
         last = here.reports[-1] if here.reports else None

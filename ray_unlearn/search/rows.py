@@ -52,6 +52,13 @@ def trial_row(
     return row
 
 
+def device_seconds(row: Mapping[str, Any], workers: int) -> float:
+    """What a trial's own training and evaluation took of all its devices. Waiting for a gang is nobody's cost; of a
+    trial that failed before it could say, its whole time counts."""
+    known = [row[name] for name in ("train_seconds", "evaluate_seconds") if row.get(name) is not None]
+    return workers * (sum(known) if known else row["wall_seconds"])
+
+
 def point_row(row: Mapping[str, Any], point: ScoredPoint, benchmark: str) -> dict[str, Any]:
     """The row of a point on a finished trial's line: its settings, no cost of its own."""
     plain = {name: value for name, value in row.items() if "/" not in name and not name.endswith("_seconds")}

@@ -91,9 +91,8 @@ def run_search(
         if history.events:
             recorder.recall(history, _unknown_rows(folder, history))
         try:
-            status = "complete"
+            status, done = "complete", history.finals()
             best = ranking.best_of_methods(recorder.rows)
-            done = history.finals()
             if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, ranking):
                 shared = [gangs] if gangs else []  # once: after a loss the search starts its own
                 status = _through_losses(
@@ -106,6 +105,9 @@ def run_search(
         except KeyboardInterrupt:
             end_soon()
             describe(status="partial", finished=_now())
+            raise
+        except UserError:
+            describe(status="refused", finished=_now())
             raise
         chosen = ranking.best(recorder.rows)
         describe(
@@ -266,6 +268,7 @@ def describe_search(
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
         "data_fingerprint": identity["data"],
         "identity": identity,
+        "plugins": [asdict(plugin) for plugin in task.plugins],
         "start": None,
         "retrained": None,
         "spaces": {name: asdict(space) for name, space in spaces.items()},

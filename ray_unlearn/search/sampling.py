@@ -14,9 +14,10 @@ whole trial's, because the samplers are not alike:
 
 With two objectives the utility floor is a constraint for TPE, GP and NSGA-II; the combined objective has it inside.
 
-TPE and GP take longer over a proposal the more trials they have seen (tests.perf.growth), so a long search would slow
-down without end. When a study of theirs has LOOKS_BACK trials, it begins again with the best and the newest of them.
-Shorter searches know nothing of it.
+TPE, GP and NSGA-II take longer over a proposal the more trials they have seen (tests.perf.cost), so a long search would
+slow down without end. When a study of theirs has LOOKS_BACK trials, it begins again with the best and the newest of
+them. Shorter searches know nothing of it. Every trial of a study has the same parameters, which samplers are told;
+Optuna would compare those of all trials at every proposal.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ GP_STARTS_AT = 2
 """Completed trials from which GP proposes. Few, as of the first points only those that were not pruned complete."""
 GENERATIONS = 5
 """NSGA-II's generations in one search; Optuna's own population of 50 would make a search of 20 trials random."""
-SMALLEST_POPULATION = 4
-LOOKS_BACK = {TPE: 1000, GP: 200}
+SMALLEST_POPULATION, LARGEST_POPULATION = 4, 200
+LOOKS_BACK = {TPE: 1000, GP: 200, NSGA2: 1000}
 """By sampler, the trials at which a study begins again with half of them: a fifth are the best, the rest the newest."""
 FEWEST_FOR_IMPORTANCES = 20
 """Completed trials of a method under which its parameters' importances would be noise."""
@@ -49,6 +50,8 @@ SHUFFLES, TREES_FOR_SHUFFLES, MOST_FOR_SHUFFLES = 20, 8, 50
 """Fewer trees and trials make chance look larger, never smaller; this way it takes a second or two a method."""
 MOST_FOR_IMPORTANCES = 300
 """Of more, so many are taken, spread over the search: fANOVA takes seconds for them, and its time grows faster."""
+
+Distributions = dict[str, optuna.distributions.BaseDistribution]
 
 
 class MethodStudy:
@@ -89,7 +92,7 @@ class MethodStudy:
             self._study.enqueue_trial({name: known[name] for name in self._distributions})
             kind = NSGA2 if kind == NSGA2 else RANDOM  # NSGA-II marks its generations; the others have nothing to do
         seed = int(np.random.SeedSequence([self._seed, self._asked]).generate_state(1)[0])
-        self._study.sampler = _build_sampler(kind, self._trials, self._first, seed)
+        self._study.sampler = _build_sampler(kind, self._trials, self._first, seed, self._distributions)
         self._asked += 1
         trial = self._study.ask(self._distributions)
         self._open[trial_id] = trial
@@ -133,18 +136,25 @@ class MethodStudy:
         self._known = len(kept)
 
 
-def _build_sampler(name: str, trials: int, first: int, seed: int) -> optuna.samplers.BaseSampler:
+def _build_sampler(
+    name: str, trials: int, first: int, seed: int, distributions: Distributions
+) -> optuna.samplers.BaseSampler:
+    sampler: optuna.samplers.BaseSampler
     if name == TPE:
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=True)
-    if name == GP:
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=True)
+    elif name == GP:
         import torch
 
         torch.set_num_threads(1)  # its matrices are tiny: more threads wait for each other and for the workers
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=GP_STARTS_AT, warn_independent_sampling=False)
-    if name == NSGA2:
-        population = max(SMALLEST_POPULATION, trials // GENERATIONS)
-        return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
-    return optuna.samplers.RandomSampler(seed=seed)
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=GP_STARTS_AT, warn_independent_sampling=False)
+    elif name == NSGA2:
+        population = min(LARGEST_POPULATION, max(SMALLEST_POPULATION, trials // GENERATIONS))
+        sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
+    else:
+        return optuna.samplers.RandomSampler(seed=seed)
+    searched = {name: each for name, each in distributions.items() if not each.single()}
+    sampler.infer_relative_search_space = lambda study, trial: searched  # type: ignore[method-assign]
+    return sampler
 
 
 def first_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
@@ -222,7 +232,7 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def build_distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
+def build_distributions(space: Space) -> Distributions:
     return {name: _distribution(range_) for name, range_ in _ordered(space).items()}
 
 

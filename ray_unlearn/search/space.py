@@ -27,7 +27,7 @@ from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, Range, TrialConfig, UserError
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import hidden_layer, scaled
-from ray_unlearn.training.losses import METHODS, Method
+from ray_unlearn.training.losses import Method, find_method
 
 ADAPTER_RATE = 10.0
 """How many times the learning rate of all weights low-rank adapters want (Schulman and others, "LoRA Without Regret",
@@ -61,7 +61,7 @@ def warm_points(space: Space) -> list[dict[str, Any]]:
 
 def build_trial(space: Space, trial_id: str, seed: int, point: Mapping[str, Any]) -> TrialConfig:
     """The trial at a point of the space: what the point has, then what is fixed, then the method's own defaults."""
-    method, values = METHODS[space.method], {**space.fixed, **point}
+    method, values = find_method(space.method), {**space.fixed, **point}
     settings = {name: values[name] for name in TRIAL_SETTINGS if name in values}
     if not method.uses_retain:
         settings["retain_weight"] = 0.0
@@ -189,9 +189,12 @@ def _tables(path: Path, parent: Mapping[str, Any], key: str) -> list[dict[str, A
 def file_method(path: Path) -> str:
     """The method that a space file is for."""
     name = read_toml(path).get("method")
-    if not isinstance(name, str) or name not in METHODS:
-        raise UserError(f"{path}: method = {name!r} is unknown. Choose from: {', '.join(METHODS)}")
-    return str(name)
+    if not isinstance(name, str):
+        raise UserError(f"{path}: method = {name!r} is unknown. Give a method's name in quotes")
+    try:
+        return find_method(name).name
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _check(

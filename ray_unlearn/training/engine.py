@@ -167,6 +167,7 @@ def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Te
     model = engine.module.model
     adapters = _adapters_by_weight(model)
     changed = {id(weight) for weight in linear_weights(model)}
+    turned = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}  # [in, out], where Linear has [out, in]
     weights = {id(weight): weight for weight in [*linear_weights(model), *(w for w, _ in adapters.values())]}
     saved = [(weight, _shard(weight).detach().clone()) for weight in weights.values()]
     for key, weight in weights.items():
@@ -179,7 +180,9 @@ def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Te
                 for adapter in around:
                     for name in adapter.active_adapters:
                         value = value + _delta(adapter, name, value)
-                weight.data.copy_(change(value) if key in changed else value)
+                if key in changed:
+                    value = change(value.T).T if key in turned else change(value)
+                weight.data.copy_(value)
     drop_gathered(engine)
     try:
         with model.disable_adapter() if adapters else contextlib.nullcontext():

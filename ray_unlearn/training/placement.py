@@ -141,9 +141,14 @@ class Placement:
 
 def place(model: Model, asked: Asked, machine: Machine) -> Placement:
     """The best layout. Raises UserError where nothing fits, with the nearest that would."""
-    best = _best(model, asked, machine)
+    best = best_of(candidates(model, asked, machine))
     if best is None:
         raise UserError(refusal(model, asked, machine))
+    return described(best, model, asked, machine)
+
+
+def described(best: tuple[int, Fit], model: Model, asked: Asked, machine: Machine) -> Placement:
+    """What `best_of` found, with what is said of it."""
     mode, fit = best
     return Placement(fit.gang, fit.gangs, fit.memory, _describe(fit, mode, model, machine, asked))
 
@@ -165,8 +170,9 @@ def _modes(asked: Asked) -> Iterator[GangConfig]:
         yield replace(asked.gang, lora_rank=0, deepspeed=OFFLOAD)
 
 
-def _best(model: Model, asked: Asked, machine: Machine) -> tuple[int, Fit] | None:
-    for mode, fits in enumerate(candidates(model, asked, machine)):
+def best_of(ways: Sequence[Sequence[Fit]]) -> tuple[int, Fit] | None:
+    """Of all candidates, the number of the first way that fits, and its best."""
+    for mode, fits in enumerate(ways):
         if found := next((fit for fit in fits if fit.fits), None):
             return mode, found
     return None
@@ -330,7 +336,7 @@ def _way_on(model: Model, asked: Asked, machine: Machine) -> str:
     for keys in (["zero"], ["workers"], ["zero", "workers"], ["lora"], [*free]):
         if set(keys) <= named:
             tried = replace(asked, **dict.fromkeys(keys))  # type: ignore[arg-type]
-            if found := _best(model, tried, machine):
+            if found := best_of(candidates(model, tried, machine)):
                 gang = found[1].gang
                 rank = f" --lora {gang.lora_rank}" if gang.lora_rank != (asked.lora or 0) else ""
                 shape = f"--workers-per-trial {gang.num_workers} --zero {gang.zero_stage}"
@@ -339,7 +345,7 @@ def _way_on(model: Model, asked: Asked, machine: Machine) -> str:
     while machine.gpus and (count := 2 * count) <= MOST_GPUS:
         per_node = max(8, *machine.gpus_by_node)
         larger = replace(machine, gpus_by_node=nodes_of(count, per_node), cpus=max(machine.cpus, count), host_bytes=0.0)
-        if found := _best(model, replace(asked, workers=None, zero=None), larger):
+        if found := best_of(candidates(model, replace(asked, workers=None, zero=None), larger)):
             with_lora = f" with --lora {found[1].gang.lora_rank}" if found[1].gang.lora_rank else ""
             return f"It would fit on {count} such GPUs{with_lora}: give more of them, larger ones, or a smaller model"
     return f"Give {'more or larger GPUs' if machine.gpus else 'a machine with more memory'}, or a smaller model"

@@ -30,6 +30,7 @@ from ray_unlearn.training.losses import (
     FORGET,
     ScoredTokens,
 )
+from ray_unlearn.training.own_scorers import measure_own
 from ray_unlearn.training.rank import Rank, answer_offsets, token_rows
 
 GENERATION_BATCH = 32
@@ -49,9 +50,12 @@ class Scorer:
         """
         probes = {**split.probes, **(split.final_probes if complete else {})}
         scores = self._score_all(probes)
-        given = {name: self.generate(prompts) for name, prompts in split.generations.items()} if complete else {}
+        always = {name for scorer in split.scorers if scorer.at_every_point for name in scorer.sets}
+        wanted = {name: prompts for name, prompts in split.generations.items() if complete or name in always}
+        given = {name: self.generate(prompts) for name, prompts in wanted.items()}
         answers = {name: answer.texts for name, answer in given.items()}
-        profile = self._measure(scores, answers, split)
+        profile = self._measure(scores, answers if complete else {}, split)
+        profile = self._with_own_scores(profile, split, answers)
         if not complete:
             return profile
         known = measure_answers(given, split.generations)
@@ -59,6 +63,17 @@ class Scorer:
         examples = [row for name in sets for row in self._examples(name, split.probes[name], scores, answers)]
         absent = {name: why for name, why in profile.absent.items() if name not in known}
         return replace(profile, metrics={**profile.metrics, **known}, absent=absent, examples=examples)
+
+    def _with_own_scores(self, profile: Profile, split: Split, answers: Mapping[str, list[str]]) -> Profile:
+        """The profile with what the user's own scorers say of the answers."""
+        if not split.scorers:
+            return profile
+        asked = {name: (self._texts(split.generations[name]), split.generations[name].references) for name in answers}
+        metrics, errors = measure_own(split.scorers, asked, answers)
+        return replace(profile, metrics={**profile.metrics, **metrics}, errors={**profile.errors, **errors})
+
+    def _texts(self, prompts: Prompts) -> list[str]:
+        return self._rank.tokenizer.batch_decode(prompts.prompts, skip_special_tokens=True)
 
     def _examples(
         self, name: str, probe: Probe, scores: Mapping[str, Scores], answers: Mapping[str, list[str]]

@@ -26,7 +26,7 @@ from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, write_profile
 from ray_unlearn.benchmarks.selecting import reach
 from ray_unlearn.benchmarks.starts import check_start
-from ray_unlearn.benchmarks.writing import cut_text
+from ray_unlearn.benchmarks.writing import cut_texts
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
@@ -332,11 +332,13 @@ def test_chunks_begin_as_the_tokenizer_begins_a_text() -> None:
     class Tokenizer:
         bos_token_id = 7
 
-        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        def __call__(self, text: Any, add_special_tokens: bool = True, **options: bool) -> dict[str, Any]:
+            if isinstance(text, list):
+                return {"input_ids": [self(one)["input_ids"] for one in text]}
             return {"input_ids": [7] * add_special_tokens + [ord(c) for c in text]}
 
-    chunks = cut_text(Tokenizer(), "abcdefg", 4, "here")
-    assert chunks == [([7, *map(ord, "abc")], 1), ([7, *map(ord, "de")], 1), ([7, *map(ord, "fg")], 1)]
+    (chunks,) = cut_texts(Tokenizer(), ["abcdefg"], 4, ["here"])
+    assert [chunk.tolist() for chunk in chunks] == [[7, *map(ord, "abc")], [7, *map(ord, "de")], [7, *map(ord, "fg")]]
 
 
 def test_chunks_longer_than_the_context_are_refused(load: Load) -> None:
@@ -583,8 +585,13 @@ def test_the_retrained_profile_beside_the_model_is_used_if_it_is_of_these_data(
     write_profile(tmp_path / "models" / "retrained", profiles, about)
     task = attach_retrained(load(None, target), None)
     assert task.selection.retrained == profiles["selection"]
+    assert task.notes[-1].startswith("What a model that never saw the forget set measures is known from the retrained")
+    other = attach_retrained(load(without("questions.keep"), target), None)
+    assert other.selection.retrained is None
+    assert "does not count" in other.notes[-1]
+    assert "was made for split data-" in other.notes[-1]
     with pytest.raises(UserError, match="was made for split data-"):
-        attach_retrained(load(without("questions.keep"), target), None)
+        attach_retrained(load(without("questions.keep"), target), tmp_path / "models" / "retrained")
 
 
 def test_utility_is_the_retain_set_s_and_the_kept_questions(tmp_path: Path) -> None:

@@ -218,3 +218,5 @@ def test_an_untrained_model_is_refused_before_anything_is_searched(name, tmp_pat
     assert run.returncode == 2, run.stderr + run.stdout
     assert any(f"{benchmark[0]}: the starting model's " in line for line in run.stderr.splitlines()), run.stderr
     assert not list((tmp_path / "out").glob("*/trials/*.parquet"))
+    (said,) = (tmp_path / "out").glob("*/search.json")
+    assert json.loads(said.read_text())["status"] == "refused"

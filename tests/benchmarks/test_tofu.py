@@ -382,3 +382,34 @@ def test_an_answer_that_the_tokenizer_makes_nothing_of_is_named(model: Path, tmp
     reader = tofu._Reader(tmp_path, Deaf(), 100)
     with pytest.raises(UserError, match=r"some part, row 4: the answer has no tokens"):
         reader.pairs([{"question": "what", "answer": "何", "where": "some part, row 4"}])
+
+
+@pytest.mark.parametrize(
+    ("names", "has", "says"),
+    [
+        (["forget10", "retain90"], False, ""),
+        (["default"], None, "whether it has holdout10 cannot be told without the hub (no network)"),
+        (OSError("no network"), None, "cannot be told without the hub (no network)"),
+        (["forget10", "holdout10"], None, "holdout10 cannot be read (no network)"),
+    ],
+)
+def test_a_part_that_the_hub_lacks_is_told_from_one_that_cannot_be_had(model, monkeypatch, names, has, says) -> None:
+    import datasets
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    def listed(source: str) -> list[str]:
+        if isinstance(names, Exception):
+            raise names
+        return names
+
+    monkeypatch.setattr(tofu, "load_table", fail)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", listed)
+    reader = tofu._Reader(None, tofu.load_tokenizer(str(model)), 64)
+    if has is not None:
+        assert reader.has("holdout10") is has
+        return
+    with pytest.raises(UserError) as error:
+        reader.has("holdout10")
+    assert says in str(error.value)

@@ -107,7 +107,7 @@ def points(*scores: tuple[str, float, float, float], **changes):
     ]
 
 
-def test_a_report_is_seven_files_and_all_exist(build_search):
+def test_a_report_is_ten_files_and_all_exist(build_search):
     folder = build_search()
     paths = write_report(folder)
     assert {path.name for path in paths} == {
@@ -118,6 +118,9 @@ def test_a_report_is_seven_files_and_all_exist(build_search):
         "trials.csv",
         "frontier.parquet",
         "tables.tex",
+        "trials.parquet",
+        "curves.parquet",
+        "finals.parquet",
     }
     assert all(path.stat().st_size > 0 for path in paths)
     assert (folder / "report/pareto.png").read_bytes().startswith(b"\x89PNG")
@@ -305,7 +308,7 @@ def test_mini_scale_is_said_loudly_and_full_scale_is_not(build_search, tmp_path)
 @pytest.mark.parametrize("status", ["running", "partial"])
 def test_a_search_without_any_trial_still_has_a_report(build_search, status):
     folder = build_search([], status=status, finished=None, retrained=None)
-    assert len(write_report(folder)) == 7
+    assert len(write_report(folder)) == 10
     assert describe_frontier(read_search(folder)) == ["No trial has completed yet, so there is no frontier."]
     assert ("Still running" in page_of(folder)) == (status == "running")
 
@@ -729,6 +732,28 @@ def test_the_frontier_is_a_parquet_file_with_the_trials_types_and_checksums(buil
     written = pq.read_table(next((folder / "trials").rglob("*.parquet")), partitioning=None)
     assert set(table.column_names) == set(written.column_names)
     assert all(table.schema.field(name).type == written.schema.field(name).type for name in table.column_names)
+
+
+def test_each_table_of_a_search_is_one_file_that_says_what_it_holds(build_search):
+    folder = build_search()
+    write_report(folder)
+    results = read_search(folder)
+    for name, rows in (("trials", results.trials), ("finals", results.finals)):
+        table = pq.ParquetFile(folder / f"report/{name}.parquet", page_checksum_verification=True).read()
+        assert [{**row, "error": None} for row in table.to_pylist()] == [{**row, "error": None} for row in rows]
+        told = json.loads(table.schema.metadata[b"ray_unlearn"])
+        assert (told["search"], told["metrics"]) == (results.meta["name"], results.meta["metrics"])
+    errors = pq.read_table(folder / "report/trials.parquet")["error"].to_pylist()
+    assert any("NaN" in error and "10.1.2.3" not in error for error in errors if error)
+    curves = pq.read_table(folder / "report/curves.parquet").to_pylist()
+    assert sorted(curves, key=lambda row: (row["trial_id"], row["epoch"])) == sorted(
+        results.curves, key=lambda row: (row["trial_id"], row["epoch"])
+    )
+    numbers = {row["trial_id"]: row["number"] for row in results.trials}
+    places = [(numbers[row["trial_id"]], row["epoch"]) for row in curves]
+    assert places == sorted(places)
+    one = pq.read_table(next((folder / "trials").rglob("*.parquet")), partitioning=None)
+    assert pq.read_schema(folder / "report/trials.parquet").remove_metadata() == one.schema.remove_metadata()
 
 
 def test_latex_tables_hold_text_and_nothing_that_latex_would_act_on(build_search):
