@@ -66,10 +66,7 @@ def run_search(
     Raises UserError where the folder cannot be written or somebody else writes to it, RuntimeError where nothing can
     run. Ctrl-C and SIGTERM raise KeyboardInterrupt outside the trials; what had ended by then is on the disk.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
+    _make(folder)
     benchmark = load_benchmark(config.loaded_from)
     patience, ranking = Patience(watcher.stage), Ranking.of_search(config)
     curves = curve_schema(benchmark.name, [*benchmark.metrics, *describe_metrics(benchmark, config.under)])
@@ -118,6 +115,13 @@ def run_search(
             importances_of_chance=describe_chance(recorder.rows, spaces),
         )
     return status
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
 
 
 def _through_losses(recorder: Recorder, watcher: Watcher, run: Callable[[], str]) -> str:
