@@ -121,6 +121,20 @@ def cached(key_parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     return folder
 
 
+def in_uploaded_folder() -> bool:
+    """Whether this is a Ray job in a working directory that was uploaded: it goes with Ray's session."""
+    parts = Path.cwd().parts
+    return "runtime_resources" in parts and "working_dir_files" in parts
+
+
+def results_folder() -> Path:
+    """Where results go unless something else is said: RAY_UNLEARN_OUT, else results/ here, or, where this folder will
+    go with a job, ray_unlearn/results/ in the home folder."""
+    if place := os.environ.get("RAY_UNLEARN_OUT"):
+        return Path(place)
+    return Path.home() / "ray_unlearn" / "results" if in_uploaded_folder() else Path("results")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ray_unlearn.benchmarks.contract import Profile, Request
 from ray_unlearn.commands import export
@@ -16,7 +17,8 @@ from ray_unlearn.commands.export import find_trial
 from ray_unlearn.commands.model_card import Measured, describe_model
 from ray_unlearn.commands.reopen import describe_local
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
-from ray_unlearn.models.fingerprints import weights_digest
+from ray_unlearn.models.fingerprints import stored_precision, weights_digest
+from ray_unlearn.models.loading import DTYPES
 from ray_unlearn.records.tables import LOCAL, SearchResults, write_json
 from ray_unlearn.training.in_process import local_worker, run_local
 from ray_unlearn.training.losses import METHODS
@@ -46,7 +48,9 @@ def card(base: str | None = "owner/name", metrics: dict | None = None, row: dict
     metrics = metrics or {"forget_accuracy": 0.26}
     job = {"trial": trial.to_json(), "stop_after": 5, "alpha": row["alpha"], "adapter": False}
     measured = Measured(row, {"forget_accuracy": 0.55}, {"forget_accuracy": 0.25})
-    return describe_model(config, META, row, measured, {"model": base, "job": job, "metrics": metrics}, adapter=False)
+    return describe_model(
+        config, META, row, measured, {"model": base, "job": job, "metrics": metrics, "stored_in": "bf16"}, adapter=False
+    )
 
 
 def head(text: str) -> dict:
@@ -181,3 +185,31 @@ def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tm
     assert repeat.verdict(then, now) == repeat.IDENTICAL
     assert then["hashes"] == now["hashes"]
     assert repeat.compare_environments(then, now) == []
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize(
+    ("came", "asked", "goes"), [("bf16", "", "bf16"), ("fp32", "", "fp32"), ("bf16", "fp32", "fp32")]
+)
+def test_weights_go_out_in_the_precision_that_they_came_in_unless_said(tmp_path, tiny_model, lora, came, asked, goes):
+    """Trained in fp32 all the same: what is written is that, rounded once."""
+    from transformers import AutoModelForCausalLM
+
+    place = shutil.copytree(tiny_model, tmp_path / "start")
+    AutoModelForCausalLM.from_pretrained(place).to(getattr(torch, DTYPES[came])).save_pretrained(place)
+    assert stored_precision(str(place)) == came
+    worker = local_worker(tiny_task(place), GangConfig(lora_rank=lora))
+    trial = TrialConfig("t", "ga", learning_rate=1e-3, epochs=1, batch_size=8)
+    for name, precision in (("out", asked), ("full", "fp32")):
+        run_local(worker, Job("t", trial, evaluate=(), points=False, save_to=str(tmp_path / name), precision=precision))
+    assert stored_precision(str(tmp_path / "out")) == goes
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == DTYPES[goes]
+    out, full, start = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "full", "start"))
+    dtype = getattr(torch, DTYPES[goes])
+    assert out.keys() == full.keys() == start.keys()
+    assert all(torch.equal(out[name], full[name].to(dtype)) for name in out)
+    assert not all(torch.equal(full[name], start[name].float()) for name in full)
+
+
+def test_the_card_says_what_the_weights_are_stored_in():
+    assert "Weights are stored in bf16; training and the figures below are in fp32." in card()

@@ -74,6 +74,19 @@ def test_an_unfinished_search_and_other_data_are_refused():
             check_alike([search(0, {}), other])
 
 
+def test_searches_from_other_weights_under_the_same_name_are_refused():
+    """But those of a miniature's own models, which differ in last bits from machine to machine."""
+    for scale in ("full", "mini"):
+        one, other = search(0, {}, scale=scale), search(1, {}, scale=scale)
+        for results, digest in ((one, "a"), (other, "b")):
+            results.meta["identity"] = {"starting weights": digest, "tokenizer": "t"}
+        if scale == "mini":
+            check_alike([one, other])
+        else:
+            with pytest.raises(UserError, match="s1: the starting model's weights have changed"):
+                check_alike([one, other])
+
+
 def test_repeats_are_the_same_search_with_seeds_far_apart():
     places, configs = zip(*repeats_of(CONFIG, Path("s"), 4), strict=True)
     assert [config.seed - CONFIG.seed for config in configs] == [SEED_STEP, 2 * SEED_STEP, 3 * SEED_STEP]

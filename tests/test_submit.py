@@ -18,7 +18,10 @@ from typer.testing import CliRunner
 
 from ray_unlearn import cli
 from ray_unlearn.commands import job_command, rayjob, submit
+from ray_unlearn.commands.checks import check_job_folder
+from ray_unlearn.commands.options import Tune
 from ray_unlearn.config import SearchFailed, UserError
+from ray_unlearn.files import cache_folder, results_folder
 from ray_unlearn.records.ledger import read_ledger
 from ray_unlearn.records.tables import read_search
 from tests.cluster.test_rayjob import complaints, pods
@@ -58,10 +61,16 @@ def test_an_option_that_does_not_exist_is_wrong_use_before_anything_is_sent():
 
 
 def test_results_must_not_go_into_the_jobs_own_folder():
-    for words in (["tune", "-b", "wmdp"], ["compare", "results/x"], ["report", "results/x"]):
+    for words in (["tune", "-b", "wmdp", "--out", "results"], ["compare", "results/x"], ["report", "results/x"]):
         with pytest.raises(UserError, match=r"goes with the job.*such as /shared/results"):
             submit.check_writes(job_command.read_command(words))
-    for words in (TUNE, ["doctor"], ["export", "/shared/results/x"], ["reproduce", "/shared/reproduce.json"]):
+    for words in (
+        TUNE,
+        ["tune", "-b", "wmdp"],
+        ["doctor"],
+        ["export", "/shared/results/x"],
+        ["reproduce", "/shared/reproduce.json"],
+    ):
         submit.check_writes(job_command.read_command(words))
 
 
@@ -470,3 +479,82 @@ def test_a_search_that_goes_on_writes_where_it_is(place, writes):
             submit.check_writes(command)
     else:
         submit.check_writes(command)
+
+
+# ---- Ray's own command
+
+
+def in_a_job(monkeypatch, tmp_path) -> Path:
+    """As Ray lays out a job's uploaded working directory."""
+    place = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("RAY_UNLEARN_OUT", raising=False)
+    return place
+
+
+def test_results_go_outside_the_jobs_own_folder_and_where_they_go_is_said(tmp_path, monkeypatch, capfd):
+    assert results_folder() == Path("results")
+    in_a_job(monkeypatch, tmp_path)
+    home = tmp_path / "home" / "ray_unlearn" / "results"
+    assert parse(["ray_unlearn", "tune", "--benchmark", "wmdp"])[1]["out"] == home
+    check_job_folder(Tune(benchmark="wmdp"))
+    assert capfd.readouterr().out.startswith(f"Results: {home} ")
+    monkeypatch.setenv("RAY_UNLEARN_OUT", "/shared/results")
+    assert parse(["ray_unlearn", "evaluate", "--benchmark", "wmdp", "--model", "m"])[1]["out"] == Path(
+        "/shared/results"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tune", "--benchmark", "wmdp", "--out", "results"),
+        ("tune", "--resume", "results/x"),
+        ("evaluate", "--benchmark", "wmdp", "--model", "m", "--profile", "p.json"),
+        ("compare", "results/x"),
+        ("report", "results/x"),
+        ("export", "results/x"),
+        ("export", "/shared/results/x", "--out", "model"),
+    ],
+)
+def test_a_relative_place_for_results_is_refused_inside_a_job(tmp_path, monkeypatch, capfd, words):
+    in_a_job(monkeypatch, tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ray_unlearn", *words])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "lies in the job's own folder, which goes with the job. Give an absolute path" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_the_plain_command_of_ray_keeps_its_results(tmp_path):
+    """Typed in a folder that is no checkout, against a head that `ray start` began elsewhere."""
+    pytest.importorskip("aiohttp_cors", reason="the dashboard needs ray[default]")
+    (board,) = free_ports(1)
+    words = (f"--dashboard-port={board}", "--include-dashboard=true", "--num-cpus=2")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("uploaded")
+    cache = os.environ.get("RAY_UNLEARN_CACHE", str(cache_folder()))
+    there = {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home"), "RAY_UNLEARN_CACHE": cache}
+    with running_head(words, TOKEN, **there) as head:
+        address = f"http://127.0.0.1:{board}"
+        head.wait_until(lambda: answers(address))
+        typed = "ray job submit --working-dir . -- ray_unlearn tune --benchmark wmdp"
+        fewer = " --methods ga --trials 1 --concurrent 1 --robustness none"
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
+        clean |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "RAY_API_SERVER_ADDRESS": address}
+        run = subprocess.run(
+            typed + fewer, shell=True, cwd=mine, env=clean | head.client_environment, capture_output=True, text=True
+        )
+    assert run.returncode == 0, run.stdout + run.stderr
+    out = tmp_path / "home" / "ray_unlearn" / "results"
+    assert f"Results: {out} (this job's own folder goes with it" in run.stdout
+    (folder,) = out.iterdir()
+    assert folder.name in run.stdout
+    assert [row["status"] for row in read_search(folder).trials] == ["completed"]
+    assert (folder / "report" / "report.html").is_file()
+    assert (folder / "model" / "config.json").is_file()
+    assert sorted(path.name for path in mine.iterdir()) == ["notes.txt"]

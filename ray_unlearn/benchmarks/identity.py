@@ -14,6 +14,7 @@ from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.config import ATTACKS, UserError
 from ray_unlearn.models.fingerprints import files_digest, hub_revision, weights_fingerprint
+from ray_unlearn.models.loading import TOKENIZER_OF
 from ray_unlearn.models.tokenizers import list_files
 from ray_unlearn.wording import listing
 
@@ -56,7 +57,8 @@ def describe_identity(task: Task) -> dict[str, str]:
 
 def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
     """The parts that have changed. What an older version did not record is taken to be as it was."""
-    found = [Difference(part, then[part], now[part]) for part in PARTS if part in then and then[part] != now[part]]
+    both = [part for part in PARTS if part in then and part in now]
+    found = [Difference(part, then[part], now[part]) for part in both if then[part] != now[part]]
     changed = {difference.part for difference in found}
     return [d for d in found if not changed & set(FOLLOWS.get(d.part, ()))]
 
@@ -80,7 +82,7 @@ def check_identity(
 def _tokenizer_files(model: str) -> tuple[list[tuple[str, bytes]], list[tuple[str, bytes]]]:
     """The files that make tokens, and those that write conversations; settings without and with the template alone."""
     tokenizer, template = [], []
-    for file in list_files(model):
+    for file in list_files(TOKENIZER_OF.get(model, model)):
         content = file.read_bytes()
         if file.name.endswith(TEMPLATES):
             template.append((file.name, content))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from ray_unlearn.config import ATTACKS, Robustness, UserError
+from ray_unlearn.files import in_uploaded_folder, results_folder
+from ray_unlearn.models.gguf import converted
+from ray_unlearn.records.bucket import is_uri
 
 BIGGEST_WORKER_COUNT = 1024
 MINI_BANNER = (
@@ -59,8 +63,32 @@ def check_writable(folder: Path, what: str = "--out", fix: str = "Give another f
 
 
 def absolute(model: str | None) -> str | None:
-    """A model folder's whole path; a hub name as it is."""
+    """A model folder's whole path, of a GGUF file that of what it was converted into; a hub name as it is."""
+    model = converted(model) if model else model
     return str(Path(model).expanduser().absolute()) if model and Path(model).expanduser().is_dir() else model
+
+
+def check_job_folder(options: Any) -> None:
+    """Say where results go of a job whose working directory was uploaded, and raise UserError where that would be in
+    this directory, which goes with the job: where whoever asked typed a relative path."""
+    if not in_uploaded_folder():
+        return
+    out = getattr(options, "out", None)
+    names = ["out", "profile", "resume"]
+    if hasattr(options, "folder") and out is None and type(options).__name__ != "Verify":  # written beside what is read
+        names.append("folder")
+    for name in names:
+        value = getattr(options, name, None)
+        if value is not None and not is_uri(str(value)) and not Path(value).is_absolute():
+            flag = "FOLDER" if name == "folder" else f"--{name}"
+            raise UserError(
+                f"{flag} {value}: lies in the job's own folder, which goes with the job. Give an absolute path on a "
+                "disk that stays"
+            )
+    if out is not None and out == results_folder():
+        print(
+            f"Results: {out} (this job's own folder goes with it; RAY_UNLEARN_OUT or --out names another)", flush=True
+        )
 
 
 def take_folder(folder: Path) -> Path:

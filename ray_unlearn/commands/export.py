@@ -28,7 +28,7 @@ from ray_unlearn.commands.options import Export
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, UserError
-from ray_unlearn.models.fingerprints import weights_digest
+from ray_unlearn.models.fingerprints import stored_precision, weights_digest
 from ray_unlearn.models.loading import trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
@@ -64,20 +64,24 @@ def run_export(
     out: Path,
     adapter: bool,
     say: Callable[[str], None],
+    precision: str = "",
 ) -> None:
-    """Fill `out`, which must not be there. Raises RuntimeError where the trial cannot be run again."""
+    """Fill `out`, which must not be there; precision: of the weights, empty for the starting model's.
+
+    Raises RuntimeError where the trial cannot be run again.
+    """
     from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import held_out_judge, rerun_job, rerun_row
 
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    job = replace(rerun_job(config, row, config.seed), save_to=str(unfinished), adapter=adapter)
+    job = replace(rerun_job(config, row, config.seed), save_to=str(unfinished), adapter=adapter, precision=precision)
     finals = {final["trial_id"]: final for final in results.finals if final["status"] == COMPLETED}
     retrained = task.report.retrained.metrics if task.report.retrained else None
     kept = results.folder / "model"
     is_kept = results.meta["chosen"] == row["trial_id"] and kept.is_dir() and {"start", row["trial_id"]} <= set(finals)
-    if is_kept and not adapter:
+    if is_kept and not adapter and precision in ("", stored_precision(str(kept))):
         say("the search has kept this model: copying it")
         shutil.copytree(kept, unfinished, dirs_exist_ok=True)
         measured = Measured(finals[row["trial_id"]], metrics_of(finals["start"], config.benchmark), retrained)
@@ -144,7 +148,14 @@ def describe_run(
         "config": public,
         "model": None if is_own_model else public["model"],
         "data": public["data"],
-        "job": {"trial": job.trial.to_json(), "stop_after": job.stop_after, "alpha": job.alpha, "adapter": job.adapter},
+        "job": {
+            "trial": job.trial.to_json(),
+            "stop_after": job.stop_after,
+            "alpha": job.alpha,
+            "adapter": job.adapter,
+            "precision": job.precision,
+        },
+        "stored_in": stored_precision(str(weights)) if not job.adapter else config.gang.precision,
         **made_by,
         "plugins": [asdict(plugin) for plugin in task.plugins],
         "hashes": {
@@ -175,6 +186,8 @@ def run(options: Export) -> int:
     config = read_local(place)[0]
     if options.adapter and not config.gang.lora_rank:
         raise UserError("--adapter: this search trained whole weights, there is no adapter. Leave it out")
+    if options.adapter and options.precision:
+        raise UserError("--precision: an adapter is written as it was trained. Leave one of the two out")
     check_writable(out.parent)
     log = out.parent / f"{out.name}.log.txt"
     with copied(place.absolute(), config.copy_to, is_needed=False):
@@ -182,9 +195,12 @@ def run(options: Export) -> int:
             say = sayer(screen)
             config, task = load_search(place)
             config = replace(config, address=options.address or config.address)
-            run_export(results, config, task, row, out.absolute(), options.adapter, say)
+            run_export(results, config, task, row, out.absolute(), options.adapter, say, options.precision or "")
         log.unlink()
     print(f"Model:  {out}")
+    if not options.adapter:
+        why = "as asked" if options.precision else "as the starting model's"
+        print(f"Weights in {stored_precision(str(out))}, {why}")
     print(f"Card:   {out / 'README.md'}")
     print(f"Again:  ray_unlearn reproduce {out / 'reproduce.json'}")
     return 0

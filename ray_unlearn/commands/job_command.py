@@ -25,6 +25,8 @@ class Command:
     name: str
     words: tuple[str, ...]
     parameters: Mapping[str, Any]
+    given: frozenset[str] = frozenset()
+    """The names of those that stand there; the others' defaults are found out there, where they hold."""
 
     def named(self, parameters: Iterable[str]) -> list[tuple[str, Path]]:
         """(how it is written, its value) of those parameters that are paths."""
@@ -46,7 +48,7 @@ class Command:
         nothing = self.name == "doctor" or str(self.parameters.get("what")).endswith(".json")
         if (search := self.parameters.get("resume")) is not None:  # it goes on where it is, which may be a bucket
             return [] if is_uri(str(search)) else self.named(["resume"])
-        return [] if nothing else self.named(WRITES)
+        return [] if nothing else self.named(name for name in WRITES if name != "out" or name in self.given)
 
 
 def read_command(words: Sequence[str]) -> Command:
@@ -62,4 +64,4 @@ def read_command(words: Sequence[str]) -> Command:
     parameters = {option.name: getattr(options, option.name) for option in fields(options)}
     if "address" in parameters and "address" not in given:
         words = (*words, "--address", "auto")
-    return Command(name, words, parameters)
+    return Command(name, words, parameters, frozenset(given))

@@ -326,6 +326,7 @@ def try_benchmark(benchmark: str | None, model: str | None, data: Path | None, s
     """The model's configuration; and the benchmark's own reading of its data where that loads and trains nothing."""
     from ray_unlearn.benchmarks import load_benchmark
     from ray_unlearn.benchmarks.contract import Request
+    from ray_unlearn.models.gguf import converted
     from ray_unlearn.models.loading import check_model, load_config
     from ray_unlearn.models.sizes import check_trained, context_length
 
@@ -333,6 +334,7 @@ def try_benchmark(benchmark: str | None, model: str | None, data: Path | None, s
     try:
         if model is not None:
             check_model(model)
+            model = converted(model)
             size = check_trained(model, 0, "")
             says = f"{size:,} parameters, reads {context_length(load_config(model))} tokens"
             checks.append(Check("model", OK, says))

@@ -63,6 +63,7 @@ def describe_model(
         "## How",
         markdown_block(f"{method.formula}"),
         markdown(f"{title}: {method.paper}. {CONVENTION}"),
+        f"Weights are stored in {run['stored_in']}; training and the figures below are in {config.gang.precision}.",
         _table(["setting", "value"], [[name, setting(name, settings[name])] for name in names]),
         "## What it measures",
         markdown(meta["objective_text"]),

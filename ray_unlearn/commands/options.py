@@ -15,6 +15,7 @@ from typer import Argument, Option
 
 from ray_unlearn.benchmarks import NAMED
 from ray_unlearn.config import RECOMMENDED_UNITS, SAMPLERS, UTILITY_FLOOR, Robustness
+from ray_unlearn.files import results_folder
 
 DEFAULT_TRIALS = 20
 DEFAULT_ZERO = 2
@@ -248,7 +249,7 @@ class Tune(Configured, Loads, Attacks, Connects):
         Names,
         _advanced("Show trials while they run in any of tensorboard, wandb, mlflow, comma-separated; or none."),
     ] = ()
-    out: Annotated[Path, _advanced("Folder that gets the search's own folder.")] = Path("results")
+    out: Annotated[Path, _advanced("Folder that gets the search's own folder.")] = field(default_factory=results_folder)
     keep_model: Annotated[bool, _advanced("Keep the chosen model's weights.")] = True
     copy_to: Annotated[
         str | None,
@@ -319,7 +320,9 @@ class Evaluate(Configured, Loads, Attacks, Connects):
     zero: Zero = None
     utility_floor: Annotated[float, _advanced("Least utility, relative to the starting model.")] = UTILITY_FLOOR
     seed: Annotated[int, _advanced("Seed of the attacks.")] = 0
-    out: Annotated[Path, _advanced("Folder that gets the evaluation's own folder.")] = Path("results")
+    out: Annotated[Path, _advanced("Folder that gets the evaluation's own folder.")] = field(
+        default_factory=results_folder
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,6 +356,10 @@ class Export(Reopens):
     out: Annotated[Path | None, _what("Folder to make. (default: export/ and the trial's name, in the search's)")] = (
         None
     )
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        _what("What the weights are written in. (default: as the starting model's)"),
+    ] = None
     adapter: Annotated[bool, _what("The LoRA adapter by itself, for peft. (default: merged)", "--adapter")] = False
 
 
@@ -378,7 +385,9 @@ class Reproduce(Connects):
     workers: Annotated[int | None, _hardware("Workers of a gang. (default: as many as then; 1)")] = None
     gpus_per_worker: GpusPerWorker = None
     zero: Annotated[int | None, _hardware("DeepSpeed ZeRO stage. (default: as then; 2)", min=0, max=3)] = None
-    out: Annotated[Path, _advanced("Of synthetic: folder that gets the reproduction's own folder.")] = Path("results")
+    out: Annotated[Path, _advanced("Of synthetic: folder that gets the reproduction's own folder.")] = field(
+        default_factory=results_folder
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,7 +442,7 @@ class Doctor(Loads):
         str | None, _hardware("Ray cluster to use. (default: one of its own on this machine)", envvar="RAY_ADDRESS")
     ] = None
     start_ray: Annotated[bool, Option("--start-ray", help="Start a local Ray cluster and end it.")] = False
-    out: Annotated[Path, Option(help="Folder that results will go to.")] = Path("results")
+    out: Annotated[Path, Option(help="Folder that results will go to.")] = field(default_factory=results_folder)
     as_json: Annotated[bool, _JSON] = False
 
 

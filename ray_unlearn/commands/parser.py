@@ -16,6 +16,7 @@ import typer
 from ray_unlearn import __version__
 from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
+from ray_unlearn.commands.checks import check_job_folder
 from ray_unlearn.commands.options import Amounts, Configured, Names, default_of
 from ray_unlearn.config import UserError
 from ray_unlearn.plugins import trust_code
@@ -75,6 +76,7 @@ def _command(kind: type, module: str) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         asked = kind(**parsed(kind, values))
+        check_job_folder(asked)
         trust_code(getattr(asked, "trust_code", False))
         if keep_byte_code() and kind in STARTS_RAY and not getattr(asked, "dry_run", False):
             begin_load()

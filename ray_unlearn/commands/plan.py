@@ -10,7 +10,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from ray_unlearn.commands.machine import quiet
 from ray_unlearn.commands.resources import GPU_BANDWIDTH, GPU_FLOPS, NODE_GPUS, describe_model
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.hardware import free_memory, granted_cpus
+from ray_unlearn.models.gguf import converted
 from ray_unlearn.models.loading import check_model
 from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
 from ray_unlearn.search.space import load_space
@@ -117,6 +118,7 @@ def run(options: options_of.Plan) -> int:
 def make_plan(options: options_of.Plan) -> Plan:
     """Check the options, read what can be read, and choose. Raises UserError."""
     check_plan(options)
+    options = replace(options, model=converted(options.model))
     benchmark = load_benchmark(options.benchmark)
     precision = options.precision or ("bf16" if options.gpus else "fp32")
     machine = find_machine(options, precision)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +26,7 @@ def weights_fingerprint(model: str) -> str:
     folder = model_folder(model)
     digest = hashlib.sha256()
     for file in sorted([*weight_files(folder), folder / "config.json"]):
-        digest.update(_file_digest(file).encode())
+        digest.update(file_digest(file).encode())
     return digest.hexdigest()
 
 
@@ -66,7 +68,7 @@ def _indexed(folder: Path) -> list[str]:
         return []
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """SHA-256 of a file. The hub's cache names its large files by it; of others it is kept in the cache by place, size
     and time, so that each is read once."""
     real = file.resolve()
@@ -93,6 +95,26 @@ def files_digest(files: Iterable[tuple[str, bytes]]) -> str:
     for name, content in sorted(files):
         digest.update(f"{name} {len(content)} ".encode() + content)
     return digest.hexdigest()
+
+
+STORED = {"F32": "fp32", "BF16": "bf16", "F16": "fp16", "F64": "fp64"}
+"""safetensors' names of what weights can be stored in, and ours."""
+
+
+def stored_precision(model: str) -> str:
+    """What most of a model's weights are stored in: a value of STORED, "fp32" where they are in none of them.
+
+    model: a folder or a hub name.
+    """
+    from safetensors import safe_open
+
+    sizes: Counter[str] = Counter()
+    for file in weight_files(model_folder(model)):
+        with safe_open(file, "np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118, it is no dictionary
+                part = tensors.get_slice(name)
+                sizes[part.get_dtype()] += math.prod(part.get_shape())
+    return STORED.get(max(sizes, key=lambda kind: sizes[kind], default=""), "fp32")
 
 
 def adapter_digest(model: Any) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import UserError
+from ray_unlearn.models.fingerprints import stored_precision
+from ray_unlearn.models.gguf import check_gguf, find_gguf
 from ray_unlearn.models.older_readers import write_both_spellings
 from ray_unlearn.models.tokenizers import keep_start_mark, why_unreadable, write_tokenizer
 from ray_unlearn.wording import first_line
@@ -16,7 +19,7 @@ TOKENIZER_OF = dict.fromkeys(
     ("muse-bench/MUSE-News_target", "muse-bench/MUSE-Books_target"), "meta-llama/Llama-2-7b-hf"
 )
 """Hub models that come without a tokenizer, and the one that they were trained with."""
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp64": "float64"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 _trusts: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
 
@@ -37,7 +40,9 @@ def _settings() -> dict[str, bool]:
 def check_model(name: str) -> None:
     """Raise UserError where a path was given that is no model folder. Hub names pass unless they look like paths."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if (file := find_gguf(name)) is not None:
+        check_gguf(name, file)
+    elif path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
                 f"--model {name}: this folder holds no model (no config.json). Give the folder that holds it"
@@ -161,10 +166,19 @@ def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool
     return model
 
 
-def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, source: str, precision: str) -> None:
+def save_weights(
+    model: Any, state: dict[str, Any], tokenizer: Any, folder: Path, source: str, precision: str, kept_in: str = ""
+) -> None:
     """Write the model with these weights as `transformers` loads it (safetensors), from version 4 on; adapters are
-    merged first. The tokenizer's files are those that came in."""
+    merged first, in `precision`. The tokenizer's files are those that came in.
+
+    kept_in: the precision that the weights are written in; empty: that of the source's own files. Raises RuntimeError
+    where it cannot hold them.
+    """
+    import torch
+
     write_tokenizer(tokenizer, folder, load_tokenizer)
+    dtype = getattr(torch, DTYPES[kept_in or stored_precision(source)])
     if hasattr(model, "peft_config"):
         from peft import get_peft_model
 
@@ -173,9 +187,19 @@ def save_weights(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path
         unexpected = merged.load_state_dict(state, strict=False).unexpected_keys
         if unexpected:
             raise RuntimeError(f"the adapted model has weights that its base does not know: {unexpected[:3]}")
-        merged.merge_and_unload().save_pretrained(folder)
-    else:
-        model.save_pretrained(folder, state_dict=state)
+        model = merged.merge_and_unload()
+        kept = model.state_dict().keys()
+        state = {name: value for name, value in model.named_buffers() if name in kept}
+        state |= {name: value.detach() for name, value in model.named_parameters()}  # tied ones once
+    rounded = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    lost = [name for name, value in rounded.items() if not value.isfinite().all() and state[name].isfinite().all()]
+    if lost:
+        raise RuntimeError(f"{lost[0]} has numbers that {dtype} cannot hold. Export with --precision bf16 or fp32")
+    model.save_pretrained(folder, state_dict=rounded)
+    config = folder / "config.json"
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["dtype"] = str(dtype).removeprefix("torch.")  # it has the model's in memory
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_both_spellings(folder)
 
 

@@ -38,7 +38,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ray_unlearn.config import UserError
-from ray_unlearn.files import write_file
+from ray_unlearn.files import results_folder, write_file
 from ray_unlearn.records.bucket import LOG, Place, _failures_named, _is_hidden, join, open_place, reason_of, split
 from ray_unlearn.records.copied_ledger import (
     BY_TRIAL,
@@ -274,14 +274,14 @@ def copied(folder: Path, to: str | None, is_needed: bool = True) -> AbstractCont
     return copies
 
 
-def fetch_search(uri: str, into: Path = Path("results")) -> Path:
+def fetch_search(uri: str, into: Path | None = None) -> Path:
     """The local folder of a search that is at a place, with all that the place has of it.
 
     Where the folder is there and is as far as the place, or farther, only missing files are fetched. Raises UserError
     where the place cannot be read or holds no search, or where the folder's search went on differently.
     """
     place = open_place(uri)
-    folder = into / split(uri)[1]
+    folder = (into or results_folder()) / split(uri)[1]
     with _failures_named(uri, "cannot be read"):
         files = {name: known for name, known in place.listed().items() if not is_part(name)}
         if not files.keys() & {LEDGER, "search.json"}:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.benchmarks.identity import check_identity
 from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, TrialConfig, UserError
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import SearchResults, read_search
@@ -140,6 +141,10 @@ def check_alike(found: Sequence[SearchResults]) -> None:
                 )
         if results.meta.get("data_fingerprint") != first.meta.get("data_fingerprint"):
             raise UserError(f"{results.folder}: has other data than {first.folder}. Compare searches on the same")
+        theirs, mine = (r.meta.get("identity") or {} for r in (first, results))
+        fix = f"Compare searches of the same; {first.folder} has what was there first"
+        is_made_here = first.meta["config"].get("scale") == "mini"
+        check_identity(str(results.folder), theirs, mine, fix, is_made_here)
         if (seed := results.meta["config"]["seed"]) in seeds:
             raise UserError(f"{results.folder}: a second search with seed {seed}. Give each once, each with its own")
         seeds.add(seed)

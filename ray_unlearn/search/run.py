@@ -66,10 +66,7 @@ def run_search(
     Raises UserError where the folder cannot be written or somebody else writes to it, RuntimeError where nothing can
     run. Ctrl-C and SIGTERM raise KeyboardInterrupt outside the trials; what had ended by then is on the disk.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
+    _make(folder)
     benchmark = load_benchmark(config.loaded_from)
     patience, ranking = Patience(watcher.stage), Ranking.of_search(config)
     curves = curve_schema(benchmark.name, [*benchmark.metrics, *describe_metrics(benchmark, config.under)])
@@ -91,9 +88,8 @@ def run_search(
         if history.events:
             recorder.recall(history, _unknown_rows(folder, history))
         try:
-            status = "complete"
+            status, done = "complete", history.finals()
             best = ranking.best_of_methods(recorder.rows)
-            done = history.finals()
             if recorder.num_left or not finals_are_done(task, best, folder, done, keep_model, ranking):
                 shared = [gangs] if gangs else []  # once: after a loss the search starts its own
                 status = _through_losses(
@@ -119,6 +115,13 @@ def run_search(
             importances_of_chance=describe_chance(recorder.rows, spaces),
         )
     return status
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder.parent}: cannot be written ({error.strerror}). Give another --out") from None
 
 
 def _through_losses(recorder: Recorder, watcher: Watcher, run: Callable[[], str]) -> str:

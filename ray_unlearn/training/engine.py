@@ -20,6 +20,14 @@ from ray_unlearn.config import UserError
 from ray_unlearn.training.engine_config import engine_config
 from ray_unlearn.training.shards import base_optimizer, drop_gathered
 
+LAUNCHERS = (
+    *("OMPI_", "PMI_", "PMI2_", "PMIX_", "MPI_LOCAL", "MV2_COMM_", "HYDI_"),
+    *("AZUREML_EXPERIMENT_ID", "SM_TRAINING_ENV", "DLTS_JOB_ID"),
+)
+"""What the variables begin with by which DeepSpeed and accelerate take a process for one of MPI's or of a cloud's: left
+in a shell (a notebook that mpirun started), they say nothing of a worker here."""
+for _name in [name for name in os.environ if name.startswith(LAUNCHERS)]:
+    del os.environ[_name]
 # Said before it is imported: the worker's device decides, and a CPU's worker may well see a GPU. Who builds no engine
 # has not said it.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -191,15 +191,16 @@ class Rank:
         dist.all_reduce(values)
         return values.cpu()
 
-    def save(self, folder: Path, adapter: bool = False) -> None:
-        """Write the model as it is now, or its adapter alone. Every worker must call it."""
+    def save(self, folder: Path, adapter: bool = False, precision: str = "") -> None:
+        """Write the model as it is now in that precision (empty: the starting model's), or its adapter alone. Every
+        worker must call it."""
         state = engines.gather_trained(self.engine, self.number)
         if self.number == 0:
             model = self.engine.module.model
             if adapter:
                 save_adapter(model, state, self.tokenizer, folder)
             else:
-                save_weights(model, state, self.tokenizer, folder, self.task.model, self.gang.precision)
+                save_weights(model, state, self.tokenizer, folder, self.task.model, self.gang.precision, precision)
         dist.barrier()
 
     def peak_memory_bytes(self) -> int:

@@ -46,6 +46,8 @@ class Job:
     """Folder for the model as it is at the end."""
     adapter: bool = False
     """Whether `save_to` gets the LoRA adapter by itself rather than the model with the adapter merged in."""
+    precision: str = ""
+    """What `save_to` gets the weights in; empty: in the starting model's own."""
     alpha: float = 1.0
     """What is scored and saved at the end: the point start + alpha (end - start) on the line through both models."""
     line: tuple[float, ...] = ()
@@ -81,7 +83,7 @@ def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Profile
     """What is done with the model at the end of a job: it is kept, scored and attacked."""
     with worker.rank.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
         if job.save_to is not None:
-            worker.rank.save(Path(job.save_to), job.adapter)
+            worker.rank.save(Path(job.save_to), job.adapter, job.precision)
         profiles = _score(worker, splits, job.complete)
         for name in splits if job.robustness.attacks else ():
             plain, attacked = profiles[name], worker.attacker.run(job.robustness, getattr(worker.task, name), job.seed)
