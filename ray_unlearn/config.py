@@ -41,14 +41,17 @@ ATTACKS = {
 """By attack, the first word of its metrics' names."""
 
 
+MEASURES = ("objective", "forget", "utility")
+"""What a trial is scored by, the one that is searched first."""
+
 COMPLETED, PRUNED, FAILED = "completed", "pruned", "failed"
 INTERPOLATED = "interpolated"
 """No trial: a point on the line from the starting model to a completed trial's."""
 CANDIDATES = (COMPLETED, INTERPOLATED)
 """What can be on the front and be chosen."""
 
-PARTS, FLOORED, SCALED = "parts", "floored", "scaled"
-"""How candidates are ranked, see metrics/ranking.py; the last two are those of older searches."""
+REACHABLE, PARTS, FLOORED, SCALED = "reachable", "parts", "floored", "scaled"
+"""How candidates are ranked, see metrics/ranking.py; all but the first are those of older searches."""
 UTILITY_FLOOR = 0.95
 """Least utility, relative to the starting model, unless another is asked for."""
 
@@ -181,6 +184,10 @@ class GangConfig:
     """Threads of one CPU worker's matrix products; the smallest models get one."""
     lora_rank: int = 0
     """0: all weights are trained; above: low-rank adapters of this rank on all linear layers instead."""
+    seed: int = 0
+    """Of the adapters' start: the search's, so that every gang and every later command trains from the same."""
+    adapter: str = ""
+    """SHA-256 of that start, where it is known: a gang that starts elsewhere ends with an error."""
     train: str = ""
     """Regular expression; only parameters whose name it is found in are trained. Empty: all."""
     checkpointing: bool = False
@@ -218,7 +225,7 @@ class SearchConfig:
     model: str
     sampler: str = TPE
     """One of SAMPLERS."""
-    ranking: str = PARTS
+    ranking: str = REACHABLE
     """How candidates are ranked, see metrics/ranking.py."""
     left_out: tuple[str, ...] = ()
     """Metrics that the objective goes without, because the starting model has nothing of them (benchmarks/starts.py);

@@ -10,7 +10,7 @@ import shutil
 import time
 import tomllib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # it would keep a full disk full
         raise
+
+
+def visible(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """Those of the paths, sorted, that are not hidden and lie in no hidden folder of `folder`: systems and tools leave
+    files of their own beside others (macOS writes ._NAME for NAME)."""
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def crc32(content: bytes) -> str:

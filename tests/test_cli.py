@@ -2,11 +2,13 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ray_unlearn import cli
+from ray_unlearn.commands.checks import take_folder
 
 
 def run(capfd, *arguments: str) -> tuple[int, str, str]:
@@ -162,3 +164,18 @@ def test_prepare_refuses_what_cannot_work(capfd, tmp_path, tiny_model, no_ray, o
     code, _, errors = run(capfd, "prepare", *options, "--out", str(tmp_path / "out"))
     assert code == 2
     assert says in errors
+
+
+def test_commands_of_the_same_second_get_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda _: take_folder(tmp_path / "s-20260101-000000"), range(8)))
+    assert sorted(path.name for path in taken)[:2] == ["s-20260101-000000", "s-20260101-000000-2"]
+    assert len(set(taken)) == 8
+    assert all(path.is_dir() for path in taken)
+
+
+@pytest.mark.parametrize("more", [("--dry-run",), ("--train", "no_such_layer")])
+def test_a_search_that_does_not_begin_leaves_no_folder(tmp_path, capfd, no_ray, more):
+    code, _, error = run(capfd, "tune", "--benchmark", "synthetic", "--methods", "ga", *more, "--out", str(tmp_path))
+    assert code == (0 if more == ("--dry-run",) else 2), error
+    assert list(tmp_path.iterdir()) == []

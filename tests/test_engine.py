@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.failures import NonFinite
 from ray_unlearn.training.in_process import local_worker, run_local
 from ray_unlearn.training.shards import weights_digest
@@ -27,15 +27,21 @@ OFFLOADED = {
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((stage, precision), marks=[pytest.mark.slow] * (stage in OFFLOADED))
-        for stage in (*range(4), *OFFLOADED)
-        for precision in ("fp32", "bf16")
+        *(
+            pytest.param((stage, precision, 0), marks=[pytest.mark.slow] * (stage in OFFLOADED))
+            for stage in (*range(4), *OFFLOADED)
+            for precision in ("fp32", "bf16")
+        ),
+        (2, "fp32", 4),
+        pytest.param((3, "fp32", 4), marks=pytest.mark.slow),
     ],
 )
 def worker(request, tiny_model):
-    stage, precision = request.param
+    stage, precision, lora = request.param
     settings = {"zero_optimization": OFFLOADED[stage]} if stage in OFFLOADED else {}
-    gang = GangConfig(zero_stage=int(str(stage)[0]), precision=precision, max_tokens=100, deepspeed=settings)
+    gang = GangConfig(
+        zero_stage=int(str(stage)[0]), precision=precision, max_tokens=100, deepspeed=settings, lora_rank=lora
+    )
     return local_worker(tiny_task(tiny_model), gang)
 
 
@@ -51,6 +57,21 @@ def test_a_trial_after_others_is_bit_identical_to_the_first(worker):
     other = measured(worker, dataclasses.replace(TRIAL, learning_rate=1e-2, weight_decay=0.1, max_grad_norm=0.1))
     assert other[1] != first[1]
     assert measured(worker, TRIAL) == first
+
+
+def test_adapters_start_where_the_seed_says_in_every_gang(tiny_model):
+    """Another process, another layout: the same start, and with the same layout the same trial to the bit."""
+    task, gang = tiny_task(tiny_model), GangConfig(zero_stage=2, max_tokens=100, lora_rank=4, seed=7)
+    torch.manual_seed(1)
+    first = local_worker(task, gang)
+    torch.manual_seed(2)
+    again = local_worker(task, dataclasses.replace(gang, adapter=first.rank.adapter))
+    assert measured(again, TRIAL) == measured(first, TRIAL)
+    assert run_local(again, Job("start"))[-1].adapter == first.rank.adapter
+    starts = {stage: local_worker(task, dataclasses.replace(gang, zero_stage=stage)).rank.adapter for stage in (0, 3)}
+    assert set(starts.values()) == {first.rank.adapter}
+    with pytest.raises(UserError, match="the adapters do not start where this search's did"):
+        local_worker(task, dataclasses.replace(gang, seed=8, adapter=first.rank.adapter))
 
 
 def test_a_trial_after_a_pruned_one_is_bit_identical(worker):

@@ -14,7 +14,7 @@ FLOORS = (
     {"__init__"},
     {"config", "counting", "failures", "interruption", "wording"},
     {"metrics"},
-    {"files", "hardware", "provenance"},
+    {"files", "hardware", "plugins", "provenance"},
     {"byte_code"},
     {"models"},
     {"benchmarks", "records"},
@@ -109,7 +109,7 @@ def test_each_big_library_has_its_place(library, homes):
 
 def test_losses_know_nothing_of_the_search():
     ours = {name for name in imported(PACKAGE / "training" / "losses.py") if name.startswith("ray_unlearn.")}
-    assert {name.split(".")[1] for name in ours} == {"config", "models"}
+    assert {name.split(".")[1] for name in ours} == {"config", "models", "plugins"}
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import ray_unlearn"], ["-m", "ray_unlearn.cli", "--help"]])

@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,36 +25,6 @@ OPTIONS = (
     "--robustness",
     "none",
 )
-
-
-@pytest.fixture
-def start_cluster() -> Iterator:
-    """Start a head and nodes with so many CPUs each; the cluster."""
-    from ray.cluster_utils import Cluster
-
-    started = []
-    folder = tempfile.mkdtemp(prefix="n")  # short: Ray's sockets lie in it
-
-    def start(head: float, *nodes: float) -> Cluster:
-        # The first node's arguments make the session; its folder holds every node's sockets.
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": head,
-                "include_dashboard": False,
-                "temp_dir": folder,
-                "object_store_memory": 80 * 2**20,
-            },
-        )
-        started.append(cluster)
-        for cpus in nodes:
-            cluster.add_node(num_cpus=cpus, object_store_memory=80 * 2**20)
-        return cluster
-
-    yield start
-    for cluster in started:
-        cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def tune(out: Path, *options: str, expect: int = 0, **environment: str) -> tuple[str, Path | None]:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
 from ray_unlearn.benchmarks.objective import Judge, relative, two_sided
+from ray_unlearn.config import PARTS
 from ray_unlearn.metrics.fronts import hypervolume, pareto_front
 from ray_unlearn.metrics.ranking import Ranking
 
@@ -70,12 +73,40 @@ def test_under_attacks_the_forget_score_is_the_worst_of_all_at_a_trials_last_poi
 
 
 def test_sampled_answers_are_judged_from_the_starting_models_to_the_retrained_models():
-    retrained = {"forget_accuracy": 0.25, "forget_rouge": 0.2}
+    retrained = {"forget_accuracy": 0.25, "forget_rouge": 0.1, "sampled_forget_rouge": 0.2}
     held = judge(retrained, ("sample",), sampled_forget_rouge=0.8)
     metrics = {**START, "forget_accuracy": 0.25, "sampled_forget_rouge": 0.5}
     assert held.verdict(metrics).forget == pytest.approx(0.5)
     with pytest.raises(RuntimeError, match="retrained"):
         judge(None, ("sample",))
+
+
+ATTACKED = {"forget_accuracy": 0.3, "relearned_forget_accuracy": 0.6, "quantised_forget_accuracy": 0.35}
+
+
+def test_under_attack_the_goal_is_the_retrained_model_under_the_same_attack():
+    held = judge(ATTACKED, ("relearn", "quantise"))
+    whole = {**START, **ATTACKED}
+    assert held.verdict(whole).forget == 1.0, "the retrained model is what a model that never knew is"
+    assert held.verdict({**whole, "relearned_forget_accuracy": 0.775}).forget == pytest.approx(0.5)
+    assert held.verdict({**whole, "relearned_forget_accuracy": 0.25}).forget == 0.0, "too far beyond is too far"
+
+
+def test_a_search_from_before_keeps_the_goals_that_it_had():
+    held = replace(judge({"forget_accuracy": 0.3}, ("relearn",)), ranking=Ranking(0.95, PARTS))
+    attacked = {**START, "forget_accuracy": 0.3, "relearned_forget_accuracy": 0.3}
+    assert held.verdict(attacked).forget == 1.0
+
+
+def test_no_distance_nearer_than_chance_is_a_better_one():
+    aim = Aim("distance", of_chance="distance_of_chance", most=1.0)
+    benchmark = Benchmark("toy", "", "", {}, (aim,), (Keep("kept", 0.0),), load=None, measure=None)
+    start = {"distance": 0.9, "distance_of_chance": 0.1, "kept": 1.0}
+    held = Judge.build(benchmark, start, {"distance": 0.0}, Ranking(0.95))
+    forget = [held.verdict({**start, "distance": distance}).forget for distance in (0.0, 0.06, 0.1, 0.5, 0.9)]
+    assert forget == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+    before = Judge.build(benchmark, start, {"distance": 0.0}, Ranking(0.95, PARTS))
+    assert before.verdict({**start, "distance": 0.1}).forget == pytest.approx(8 / 9)
 
 
 def test_a_hold_out_says_what_a_model_that_never_knew_would_have():

@@ -1,6 +1,7 @@
 """The recorder without Ray: reports go in, verdicts and rows come out."""
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -49,7 +50,7 @@ def recorder(tmp_path):
         schemas = trial_schema("toy", [], ["accuracy"]), curve_schema("toy", ["accuracy"])
         ledger = stack.enter_context(Ledger(tmp_path, Patience()))
         history = ledger.open()
-        spaces, watcher = dict.fromkeys(config.methods, SPACE), Told()
+        spaces, watcher = {name: replace(SPACE, method=name) for name in config.methods}, Told()
         recorder = Recorder(config, studies, spaces, Writer(tmp_path, *schemas), ledger, watcher)
         recorder.stopped = []
         recorder.attach(recorder.stopped.append)

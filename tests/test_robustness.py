@@ -9,6 +9,7 @@ import torch
 from ray_unlearn.benchmarks.contract import Prompts
 from ray_unlearn.config import GangConfig, Robustness, TrialConfig
 from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.training import scoring
 from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
 from ray_unlearn.training.in_process import local_worker, run_local
 from ray_unlearn.training.shards import weights_digest
@@ -124,4 +125,73 @@ def test_sampled_answers_depend_on_the_seed_alone(tiny_model):
     greedy = worker.scorer.generate(prompts)
     first, other = worker.scorer.generate(prompts, seed=1), worker.scorer.generate(prompts, seed=2)
     assert worker.scorer.generate(prompts, seed=1) == first
-    assert len({*map(tuple, (greedy, first, other))}) == 3
+    assert len({tuple(answers.texts) for answers in (greedy, first, other)}) == 3
+
+
+def test_a_prompt_s_sampled_answer_is_the_same_whoever_is_beside_it(tiny_model, monkeypatch):
+    worker = local_worker(tiny_task(tiny_model), GangConfig())
+    prompts = Prompts([[0, 1], [3], [2, 5, 1], [4]], ["1 2", "4", "5", "6"], max_new_tokens=8)
+    together = worker.scorer.generate(prompts, seed=3)
+    monkeypatch.setattr(scoring, "GENERATION_BATCH", 1)
+    assert worker.scorer.generate(prompts, seed=3) == together
+
+
+def test_samples_come_as_often_as_the_model_says():
+    scores = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).expand(4000, 3)
+    chosen = scoring._Gumbel(7, list(range(4000)), torch.device("cpu"))(torch.empty(0), scores).argmax(-1)
+    shares = torch.bincount(chosen, minlength=3) / 4000
+    assert shares.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory, tiny_model):
+    """An untrained one whose experts lie fused in one parameter, with the tiny model's tokenizer."""
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    folder = tmp_path_factory.mktemp("mixtral")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": len(tokenizer)}
+    MixtralForCausalLM(MixtralConfig(**sizes, max_position_embeddings=64, tie_word_embeddings=False)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("lora", [0, 4])
+def test_fused_experts_are_as_they_were_trained_when_linear_layers_are_quantised(mixtral, tmp_path, stage, lora):
+    """Against the saved model, whose linear layers but the head are rounded by hand."""
+    from transformers import AutoModelForCausalLM
+
+    worker = local_worker(tiny_task(mixtral), GangConfig(zero_stage=stage, lora_rank=lora))
+    trial = dataclasses.replace(TRIAL, learning_rate=3e-2 if lora else 3e-3)
+    run_local(worker, Job("t", trial, evaluate=(), points=False, save_to=str(tmp_path / "saved")))
+    before = state(worker)
+    names = tuple(before[1])
+    profile = worker.attacker.run(Robustness(("quantise",), names), worker.task.selection, seed=0)
+    assert state(worker) == before
+
+    def by_hand(with_experts_of=None):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        layers = [m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"]
+        with torch.no_grad():
+            for layer in layers:
+                layer.weight.copy_(round_to_nf4(layer.weight))
+            for name, parameter in model.named_parameters():
+                if with_experts_of is not None and ".experts." in name:
+                    parameter.copy_(with_experts_of.get_parameter(name))
+        place = tmp_path / f"by-hand-{with_experts_of is not None}"
+        model.save_pretrained(place)
+        worker.rank.tokenizer.save_pretrained(place)
+        scored = local_worker(dataclasses.replace(worker.task, model=str(place)), GangConfig(zero_stage=0))
+        share = sum(layer.weight.numel() for layer in layers) / model.num_parameters()
+        return scored.scorer.evaluate(worker.task.selection).metrics, share
+
+    expected, share = by_hand()
+    assert profile.metrics == pytest.approx({f"quantised_{n}": v for n, v in expected.items()}, rel=1e-4)
+    assert worker.rank.rounded_share == pytest.approx(share)
+    without, _ = by_hand(AutoModelForCausalLM.from_pretrained(mixtral))
+    assert any(abs(without[name] - expected[name]) > 1e-3 for name in names), "the experts learnt something"

@@ -10,6 +10,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from ray_unlearn.models.fingerprints import weights_digest
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 REQUIRED = {
@@ -54,12 +56,14 @@ def test_a_synthetic_search_of_two_workers_under_zero_2_costs_little_beside_its_
 
 def test_a_pareto_search_of_three_methods_on_two_gangs_fills_the_folder(tmp_path):
     options = ("--benchmark", "wmdp", "--trials", "2", "--objective", "pareto", "--concurrent", "2", "--seed", "5")
-    options += ("--under", "quantise")
+    options += ("--under", "quantise,relearn")
     folder, _ = tune(tmp_path, *options)
     meta = json.loads((folder / "search.json").read_text())
     assert meta["status"] == "complete"
     assert meta["chosen"]
     assert meta["retrained"]["utility"] == pytest.approx(1.0, abs=0.05)
+    assert meta["retrained"]["forget"] == 1.0, "it is the goal under every attack, too"
+    assert pq.read_table(folder / "finals" / "retrained.parquet").to_pylist()[0]["forget"] == 1.0
     for name in ("report.html", "pareto.png", "trials.csv"):
         assert (folder / "report" / name).stat().st_size > 1000
     assert (folder / "model" / "config.json").is_file()
@@ -100,15 +104,37 @@ SECRETS = {
 }
 
 
+def test_the_same_search_with_adapters_is_the_same_to_the_bit(tmp_path):
+    """Twice from the command line, the second time interrupted by nothing but its end: equal trials, finals, weights,
+    and an export that trains the model of a trial that was not kept."""
+    options = ("--benchmark", "synthetic", "--methods", "graddiff", "--trials", "2", "--lora", "2", "--concurrent", "2")
+    folders = [tune(tmp_path / name, *options, "--robustness", "none")[0] for name in ("one", "two")]
+    found = []
+    for folder in folders:
+        rows = [row for part in ("trials", "finals") for row in ds.dataset(folder / part).to_table().to_pylist()]
+        scores = {(r["trial_id"], k): v for r in rows for k, v in r.items() if "/" in k or k in ("forget", "utility")}
+        found.append((scores, weights_digest(folder / "model")))
+    assert found[0] == found[1]
+    started = [json.loads((folder / "local.json").read_text())["config"]["gang"]["adapter"] for folder in folders]
+    assert started[0] == started[1] != ""
+    ray_unlearn("export", str(folders[0]), "--adapter", "--out", str(tmp_path / "exported"))
+    run = json.loads((tmp_path / "exported" / "reproduce.json").read_text())
+    assert run["hashes"]["starting adapter"] == started[0]
+    chosen = json.loads((folders[0] / "search.json").read_text())["chosen"]
+    final = pq.read_table(folders[0] / "finals" / f"{chosen}.parquet").to_pylist()[0]
+    assert run["metrics"] == {k.removeprefix("synthetic/"): v for k, v in final.items() if "/" in k and v is not None}
+
+
 @pytest.mark.slowest
-def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--lora", "4")], ids=["all weights", "LoRA"])
+def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path, monkeypatch, more):
     import torch
     from transformers import AutoModelForCausalLM
 
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     options = ("--benchmark", "wmdp", "--methods", "simnpo,npo", "--trials", "2", "--robustness", "quantise")
-    folder, _ = tune(tmp_path, *options, "--concurrent", "2")
+    folder, _ = tune(tmp_path, *options, *more, "--concurrent", "2")
     meta = json.loads((folder / "search.json").read_text())
     assert str(tmp_path) not in json.dumps({**meta, "command": None})
     assert json.loads((folder / "local.json").read_text())["config"]["methods"] == ["simnpo", "npo"]
@@ -192,3 +218,31 @@ def test_the_tofu_miniature_has_every_metric_at_the_end_and_learns_what_to_do(tm
     assert best["objective"] > 0.3
     assert best["tofu/mia_loss"] < start["tofu/mia_loss"]
     assert best["tofu/aggregate_without_fluency"] > start["tofu/aggregate_without_fluency"]
+
+
+SAME_SECOND = """
+import datetime, sys
+from ray_unlearn.commands import tune
+class Fixed(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 11, 29, 8, tzinfo=tz)
+tune.datetime = Fixed
+from ray_unlearn.cli import run
+run()
+"""
+
+
+def test_two_searches_that_start_in_the_same_second_both_end_well(tmp_path):
+    options = ("--benchmark", "synthetic", "--methods", "ga", "--trials", "1", "--concurrent", "1", "--out")
+    command = [sys.executable, "-c", SAME_SECOND, "tune", *options, str(tmp_path), "--robustness", "none", "--seed"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen([*command, seed], **pipes) for seed in ("1", "2")]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    names = [output.splitlines()[-1] for output in said]
+    assert sorted(names) == ["synthetic-20261129-080000", "synthetic-20261129-080000-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name, seed in zip(names, (1, 2), strict=True):
+        assert json.loads((tmp_path / name / "search.json").read_text())["config"]["seed"] == seed
+        assert (tmp_path / name / "log.txt").is_file()

@@ -8,8 +8,8 @@ from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.config import UserError
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import scaled
-from ray_unlearn.search.sampling import first_points
-from ray_unlearn.search.space import Range, folder, load_space
+from ray_unlearn.search.sampling import MethodStudy, first_points
+from ray_unlearn.search.space import Range, build_trial, check_trials, file_method, folder, load_space
 from ray_unlearn.training.losses import METHODS, TOKEN, Method
 
 GOOD = """
@@ -93,6 +93,14 @@ def test_a_benchmarks_own_table_wins(tmp_path):
         ("[on.wmdp-mini.fixed]\nbeta", "on", "'on'|no table|TOML|at_parameters"),
         ("beta = 2.5\nat_parameters = 7e9", 'at_parameters = "x"', "no model size"),
         ("epochs = 4", "beta = 2.0", r"beta is in \[fixed\] and in \[space\]"),
+        ("log = true", 'log = "false"', r"\[space.learning_rate\] log = 'false': write true or false"),
+        ("high = 4.0", "high = 4.0\ninteger = 1", r"integer = 1: write true or false"),
+        ("high = 4.0", "high = 4.0\nat_parameters = 7e9", r"\[space.beta\] has at_parameters"),
+        ("learning_rate = 1e-5\n", "", r"\[\[warm_start\]\] has at_parameters"),
+        ("learning_rate = 1e-5", "learning_rate = 0", r"learning_rate = 0: its range is logarithmic"),
+        ("beta = 2.5", "batch_size = 2.5", r"\[\[warm_start\]\] batch_size = 2.5: takes whole numbers"),
+        ("beta = 2.5", 'schedule = "cosine"', "schedule = 'cosine'. Choose one of: linear, constant"),
+        ("high = 4.0", "high = 4.0\ninteger = true", r"\[\[warm_start\]\] beta = 2.5: its range has whole numbers"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(tmp_path, old, new, message):
@@ -113,6 +121,73 @@ def test_the_first_points_are_the_published_ones_then_spread_out(tmp_path):
     for name, range_ in space.ranges.items():
         assert all(range_.low <= p[name] <= range_.high for p in points)
     assert points == first_points(space, 8, seed=0)
+
+
+PUBLISHED = """
+method = "simnpo"
+[fixed]
+epochs = 4.0
+batch_size = 4
+[space.learning_rate]
+low = 1e-6
+high = 1e-3
+log = true
+[space.beta]
+low = 1.0
+high = 4.0
+[space.evaluations]
+low = 1.0
+high = 2.0
+[[warm_start]]
+learning_rate = 5e-3
+beta = 7.5
+gamma = 0.5
+batch_size = 16.0
+schedule = "constant"
+"""
+
+
+def test_a_first_point_runs_as_it_is_written(tmp_path):
+    """Its settings outside their ranges, and those that are fixed for all other trials."""
+    space = load(tmp_path, PUBLISHED)
+    assert space.ranges["learning_rate"] == Range(1e-6, 5e-3, log=True)
+    assert space.ranges["beta"] == Range(1.0, 7.5)
+    study = MethodStudy(space, 4, pareto=False, seed=0)
+    first, other = (build_trial(space, name, 0, study.ask(name)) for name in ("first", "other"))
+    assert (first.learning_rate, first.parameters, first.batch_size) == (5e-3, {"beta": 7.5, "gamma": 0.5}, 16)
+    assert (first.schedule, other.schedule) == ("constant", "linear")
+    assert (other.batch_size, other.parameters["gamma"]) == (4, METHODS["simnpo"].parameters["gamma"])
+
+
+def test_every_published_point_runs_where_there_are_trials_for_it(tmp_path):
+    more = "".join(f"[[warm_start]]\nbeta = {beta}\n" for beta in (1.5, 2.5))
+    points = [MethodStudy(load(tmp_path, PUBLISHED + more), trials, False, 0) for trials in (2, 4)]
+    asked = [[study.ask(str(n))["beta"] for n in range(trials)] for study, trials in zip(points, (2, 4), strict=True)]
+    assert asked[0] == [7.5, 1.5]
+    assert asked[1][:3] == [7.5, 1.5, 2.5]
+
+
+def test_a_whole_number_is_one_however_it_is_written(tmp_path):
+    """In a range, fixed and in a first point: TOML's 5.0 is 5, and a trial gets an int."""
+    space = load(tmp_path, PUBLISHED)
+    for point in (*first_points(space, 4, 0), {}):
+        trial = build_trial(space, "t", 0, point)
+        assert [type(value) for value in (trial.epochs, trial.batch_size, trial.evaluations)] == [int] * 3
+    assert space.ranges["evaluations"] == Range(1, 2, integer=True)
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused_at_both_ends_of_the_space(tmp_path):
+    space = load(tmp_path, PUBLISHED.replace("evaluations]\nlow = 1.0\nhigh = 2.0", "hidden_layer]\nlow = 0\nhigh = 3"))
+    check_trials(space, num_layers=4)
+    with pytest.raises(UserError, match="hidden_layer = 3: the model has layers 0 to 2"):
+        check_trials(space, num_layers=3)
+
+
+def test_a_method_that_is_no_word_is_refused(tmp_path):
+    file = tmp_path / "space.toml"
+    file.write_text('method = ["simnpo"]')
+    with pytest.raises(UserError, match="is unknown"):
+        file_method(file)
 
 
 def test_a_range_is_walked_in_its_own_scale():

@@ -2,12 +2,13 @@
 
 import json
 import zlib
+from pathlib import Path
 
 import pytest
 
 from ray_unlearn.config import UserError
 from ray_unlearn.files import Patience, checksum
-from ray_unlearn.records.ledger import Ledger
+from ray_unlearn.records.ledger import Ledger, read_ledger
 from ray_unlearn.records.tables import Writer, curve_schema, read_search, trial_schema, write_json
 from ray_unlearn.records.verify import describe_findings, verify_search
 
@@ -116,3 +117,61 @@ def test_an_edited_local_file_is_no_damage(search):
 def test_a_folder_without_a_search_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no search"):
         verify_search(tmp_path)
+
+
+def test_line_ends_that_git_has_changed_are_no_damage(search):
+    (search / "model" / "config.json").write_bytes(b'{"a": 1}\n')
+    with Ledger(search, Patience()) as ledger:
+        ledger.open()
+        name = "model/config.json"
+        files = {"model/x": checksum(search / "model" / "x"), name: checksum(search / name)}
+        ledger.append("final", trial_id="npo-0002", row={}, files=files, has_model=True)
+    before = read_search(search)
+    for name in ("ledger.jsonl", "search.json", "comparison.json", "model/config.json"):
+        path = search / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert verify_search(search) == []
+    assert read_search(search) == before
+    with Ledger(search, Patience()) as ledger:  # and the search goes on from it
+        assert len(ledger.open().lives()) == 3
+        ledger.append("running", trial_id="npo-0000")
+    assert read_ledger(search).events[-1] == {"event": "running", "trial_id": "npo-0000"}
+    assert verify_search(search) == []
+
+
+@pytest.mark.parametrize("name", ["._{}", ".{}.icloud", ".sync/{}"])
+def test_hidden_files_of_other_systems_are_nobodys(search, name):
+    before = read_search(search)
+    for path in [*search.rglob("*.parquet"), *search.rglob("*.json")]:
+        hidden = path.parent / name.format(path.name)
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(b"\0\5\26\7\0\2\0\0")
+    assert verify_search(search) == []
+    assert read_search(search) == before
+
+
+COPIES = [
+    "npo-0001 (conflicted copy).parquet",
+    "npo-0001 2.parquet",
+    "npo-0001.sync-conflict-20260101-000000-A2.parquet",
+]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_second_copy_of_a_file_is_named_and_counts_for_nobody(search, copy, is_whole):
+    """Also where the ledger is damaged, and trials are read from their files."""
+    if not is_whole:
+        ledger = search / "ledger.jsonl"
+        lines = ledger.read_bytes().splitlines(keepends=True)
+        ledger.write_bytes(b"".join([*lines[:5], flip(lines[5]), *lines[6:]]))
+    before, known = read_search(search), verify_search(search)
+    for name in FILES[3:]:
+        path = search / name
+        path.with_name(copy).write_bytes(path.read_bytes())
+    found = [finding for finding in verify_search(search) if finding not in known]
+    assert [Path(finding.name).name for finding in found] == [copy, copy]
+    assert read_search(search) == before
+    text = describe_findings(search, found)
+    assert "2 file(s) that are not the search's; all others can be read" in text
+    assert "it counts for nothing. Remove it" in text

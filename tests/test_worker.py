@@ -174,8 +174,11 @@ def test_examples_pair_each_reference_with_what_was_generated(tiny_model):
     prompts = Prompts([tokens[:1].tolist() for tokens, _ in task.forget], ["1"] * len(task.forget), 4)
     split = Split({"forget": Probe(task.forget)}, generations={"forget": prompts})
     worker = local_worker(task, GangConfig())
-    scores, answers = {"forget": worker.scorer.score(Probe(task.forget))}, {"forget": worker.scorer.generate(prompts)}
-    rows = worker.scorer._examples(split, scores, answers)
+    scores, answers = (
+        {"forget": worker.scorer.score(Probe(task.forget))},
+        {"forget": worker.scorer.generate(prompts).texts},
+    )
+    rows = worker.scorer._examples("forget", split.probes["forget"], scores, answers)
     assert [row["answer"] for row in rows] == answers["forget"]
     tokens, start = task.forget[3]
     assert rows[3]["reference"] == worker.rank.tokenizer.decode(tokens[start:])

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.config import UserError
+from ray_unlearn.plugins import BENCHMARK as INSTALLED
+from ray_unlearn.plugins import installed, load_installed
 
 if TYPE_CHECKING:
     from ray_unlearn.benchmarks.contract import Benchmark
@@ -32,9 +34,16 @@ def load_benchmark(name: str) -> Benchmark:
     """By its name, or by the path of the TOML file that describes the user's own data."""
     if name.lower().endswith(".toml"):
         return _module(OWN_DATA).read_benchmark(Path(name))
-    if name not in BENCHMARKS:
-        raise UserError(f"--benchmark {name}: unknown. Choose one of: {', '.join(BENCHMARKS)}")
-    return _module(name).BENCHMARK
+    if name in BENCHMARKS:
+        return _module(name).BENCHMARK
+    from ray_unlearn.benchmarks.contract import Benchmark
+
+    benchmark = load_installed(INSTALLED, name, Benchmark)
+    if benchmark is None:
+        raise UserError(
+            f"--benchmark {name}: unknown. Choose one of: {', '.join([*BENCHMARKS, *installed(INSTALLED)])}"
+        )
+    return benchmark
 
 
 def _module(name: str) -> Any:

@@ -14,6 +14,14 @@ TITLES = {
 }
 
 
+def describe_rounding(share: float) -> str:
+    """How much of a model the attack `quantise` rounds."""
+    return (
+        f"quantise rounds {share:.0%} of the weights to 4 bits: linear layers but the head, as bitsandbytes and "
+        "torchao do; embeddings, and experts that lie fused in one parameter, stay as they are."
+    )
+
+
 def judged_metrics(benchmark: Benchmark) -> tuple[str, ...]:
     """What the objective reads."""
     names = [aim.metric for aim in benchmark.aims]

@@ -14,9 +14,13 @@ from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.rouge import ENGLISH, rouge_l_recall
 from ray_unlearn.models.sequences import Sequences
+from ray_unlearn.plugins import Plugin
 
 STANDARD_ERRORS = 3.0
 """By how many a starting model's metric must lie away from what it can lose or keep (starts.py)."""
+LEAST_DISTANCE = 0.02
+"""And by how much, however many the questions: a mean probability of 0.01 is what a small vocabulary gives to any
+token."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,15 @@ class Prompts:
         return np.array([any(_folded(text) in _folded(answer) for text in texts) for answer, texts in pairs])
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model generated for prompts, in their order."""
+
+    texts: list[str]
+    ended: list[bool]
+    """Whether each came to an end mark within its room."""
+
+
 def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
@@ -107,6 +120,24 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class OwnScorer:
+    """A function of the user's over generated answers, by value: its file's text and the text's SHA-256."""
+
+    name: str
+    file: str
+    function: str
+    source: str
+    sha256: str
+    sets: tuple[str, ...]
+    """The prompt sets whose answers it is given."""
+    at_every_point: bool
+    """Whether the objective reads it, so that answers are generated at every evaluation point."""
+
+    def __str__(self) -> str:
+        return f"scorer {self.name} ({self.file}, {self.function})"
+
+
+@dataclass(frozen=True)
 class Split:
     """What is scored on one split. The search sees "selection" alone; "report" is for finalists, and "whole"
     for models by themselves."""
@@ -116,7 +147,9 @@ class Split:
     final_probes: Mapping[str, Probe] = field(default_factory=dict)
     """Only for finalists; their scores join those of `probes`, in the place of one of the same name."""
     generations: Mapping[str, Prompts] = field(default_factory=dict)
-    """Only for finalists: generation costs more than the training."""
+    """Only for finalists, but for sets that a scorer of the objective's reads: generation costs more than the
+    training."""
+    scorers: tuple[OwnScorer, ...] = ()
     retrained: Profile | None = None
     """The retrained model (never saw the forget set) on this split, where there is one."""
     published: Mapping[str, float] = field(default_factory=dict)
@@ -135,6 +168,8 @@ class Task:
     retain: Sequences
     selection: Split
     report: Split
+    retrained_model: str | None = None
+    """The retrained model's folder, where its weights are at hand and not its profile alone."""
     split: str = ""
     """Which part of the benchmark is forgotten, where it has several."""
     whole: Split | None = None
@@ -143,6 +178,8 @@ class Task:
     """"I don't know"-like answers in the form of these data, for methods that teach them; None: in the tokenizer's."""
     measured_by: str = ""
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
+    plugins: tuple[Plugin, ...] = ()
+    """Code from elsewhere that the search uses; each worker checks that it has the same."""
     notes: tuple[str, ...] = ()
     """What whoever starts a search should know about these data and the goal: shown before anything runs."""
 
@@ -173,6 +210,9 @@ class Aim:
     """Used only where no other aim can be had."""
     rises: bool = False
     """Whether it is lower in a model that knows than in one that never knew."""
+    of_chance: str | None = None
+    """Of a distance: the metric that says how far two models of one kind are apart by chance, at so many questions. It
+    is the goal then, and what is nearer is no better."""
     most: float | None = None
     """The largest value that it can have, where so few questions may be scored that even this could be chance: it is
     left out then."""
@@ -186,6 +226,8 @@ class Keep:
     useless: float
     """Its value for a model that knows nothing (chance level)."""
     lower_is_better: bool = False
+    least: float = LEAST_DISTANCE
+    """How far from useless a starting model must be at least, however many the questions."""
     can_be_left_out: bool = False
     """Whether the others are enough where the starting model has nothing of this one."""
 
@@ -241,6 +283,8 @@ class Benchmark:
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
     keeps_before: tuple[Keep, ...] = ()
     """What searches kept that were made before `keeps` had its parts, where it was something else."""
+    code: tuple[Plugin, ...] = ()
+    """Scorers that its description names: they run only where the user trusts them."""
     leaks: Mapping[str, str] = field(default_factory=dict)
     """By prompt set, the metric (the mean of `similarity`) that says how much of the forgotten text is generated:
     what sampling attacks look at."""

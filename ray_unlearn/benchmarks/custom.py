@@ -37,6 +37,12 @@ question = "question"
 choices = "choices"          # a list of texts, or {"text": [...], "label": [...]}
 answer = "answer"            # the right one: its place, from 0 (or 1, which is said), its letter, or its text
 
+[scorers.polite]             # a function of your own over greedy answers, which runs where --trust-code allows it:
+function = "mine:polite"     # of mine.py beside this file: (prompts, references, answers) -> a number an answer
+sets = ["retain"]            # whose answers (default: all sets); the metric is retain_polite
+keep = 0.0                   # kept on the retain set: its value for a useless model (default: a plain metric)
+# aim = 0.5                  # or aimed at on the forget set: its value for a model that never knew
+
 The forget set is trained on whole; of every set, one half is scored while searching and the other one for the
 report. Rows of one document, one group or one question are never in both halves. Every value is the text that stands
 in the file. What of a pair is prompt, answer and end mark is in models/templates.py.
@@ -52,10 +58,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Probe, Profile, Request, Split, Task, Trainer
+from ray_unlearn.benchmarks.contract import (
+    Aim,
+    Benchmark,
+    Keep,
+    OwnScorer,
+    Probe,
+    Profile,
+    Request,
+    Split,
+    Task,
+    Trainer,
+)
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
+from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
 from ray_unlearn.benchmarks.kept import kept
+from ray_unlearn.benchmarks.profiles import available_splits
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
 from ray_unlearn.counting import no_collection
@@ -65,8 +84,16 @@ from ray_unlearn.metrics.errors import accuracy_error, standard_error
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import rouge_l_recall
-from ray_unlearn.metrics.truth_ratio import forget_quality, ks_distance, truth_ratio
+from ray_unlearn.metrics.truth_ratio import (
+    can_tell,
+    cannot_tell,
+    forget_quality,
+    ks_distance,
+    log_truth_ratio,
+    ratios_of,
+)
 from ray_unlearn.models.loading import check_model
+from ray_unlearn.plugins import SCORER, Plugin
 
 SEQUENCE_LIMITS = {"selection": 100, "report": 400}
 """Sequences of each set that are scored, so that a large retain set does not cost more than the training."""
@@ -95,7 +122,9 @@ def build_task(definition: Definition, request: Request) -> Task:
     if request.scale == "mini":
         raise UserError(f"{where}: your own data have no miniature. Drop --scale mini")
     check_model(request.model)
-    return kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+    task = kept(definition, request, lambda: _make_task(definition, request, str(request.model)))
+    scorers = scorers_of(definition)
+    return replace(task, **{half: replace(getattr(task, half), scorers=scorers) for half in available_splits(task)})
 
 
 def _make_task(definition: Definition, request: Request, model: str) -> Task:
@@ -188,7 +217,7 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
             metrics[f"{name}_says_forbidden"] = float(prompts.says_forbidden(texts).mean())
     why = "needs a [hold_out] set to tell the forget set from"
     absent = {} if HOLD_OUT in scores else dict.fromkeys(_MEMBERSHIP, why)
-    ratios = {name: _truth_ratio(name, scores, split) for name in SETS if f"{name}_perturbed" in scores}
+    ratios = {name: _log_truth_ratio(name, scores, split) for name in SETS if f"{name}_perturbed" in scores}
     metrics |= _measure_perturbed(ratios, scores)
     return _compared(Profile(metrics, _arrays(ratios), absent, errors), split.retrained)
 
@@ -198,11 +227,11 @@ def compare_with_itself(profile: Profile) -> Profile:
     return _compared(profile, profile)
 
 
-def _truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
+def _log_truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
     """Against the paraphrased right answer where the set has one, else against the answer."""
     question = split.probes[f"{name}_perturbed"].question
     assert question is not None
-    return truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
+    return log_truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
 
 
 def _measure_perturbed(ratios: Mapping[str, np.ndarray], scores: Mapping[str, Scores]) -> dict[str, float]:
@@ -212,13 +241,13 @@ def _measure_perturbed(ratios: Mapping[str, np.ndarray], scores: Mapping[str, Sc
         if f"{name}_paraphrased" in scores:
             metrics[f"{name}_paraphrased_probability"] = float(scores[f"{name}_paraphrased"].probability.mean())
     for name, ratio in ratios.items():
-        told = np.minimum(ratio, 1.0 / ratio) if name == FORGET else np.maximum(0.0, 1.0 - ratio)
+        told = cannot_tell(ratio) if name == FORGET else can_tell(ratio)
         metrics[f"{name}_truth_ratio"] = float(told.mean())
     return metrics
 
 
 def _arrays(ratios: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    return {f"{FORGET}_truth_ratio": ratios[FORGET].tolist()} if FORGET in ratios else {}
+    return {f"{FORGET}_truth_ratio": ratios_of(ratios[FORGET])} if FORGET in ratios else {}
 
 
 def _compared(profile: Profile, retrained: Profile | None) -> Profile:
@@ -275,6 +304,7 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
         metrics[f"{name}_rouge_l_recall"] = (
             f"ROUGE-L recall of greedy answers or continuations {on} (finalists); its words go by the data's language"
         )
+        metrics |= describe_answers([name])
         extras = definition.sets[name].extras
         if "must_not_say" in extras:
             metrics[f"{name}_says_forbidden"] = f"share of greedy answers {on} that hold a forbidden string (finalists)"
@@ -287,6 +317,9 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
     for side in definition.questions:
         metrics[f"{side}_questions_accuracy"] = f"share of the {side} questions answered right"
         metrics[f"{side}_questions_above_chance"] = "the same, 0 at chance and 1 where all are right"
+    for scorer in definition.scorers:
+        said = f"what {scorer.file.name} says of greedy answers ({scorer.function})"
+        metrics |= {f"{name}_{scorer.name}": f"{said}, {name.replace('_', ' ')}" for name in scorer.sets}
     if HOLD_OUT in definition.sets:
         metrics["forget_above_hold_out"] = "standard errors by which exact memorisation lies above the hold-out's"
     return metrics | (_MEMBERSHIP if HOLD_OUT in definition.sets else {})
@@ -304,12 +337,34 @@ def build_aims(definition: Definition) -> tuple[Aim, ...]:
     ]
     if "forget" in definition.questions:
         aims.append(Aim("forget_questions_above_chance", never_knew=0.0))
+    aims += [
+        Aim(f"{FORGET}_{s.name}", s.aim, f"{HOLD_OUT}_{s.name}" if HOLD_OUT in s.sets else None)
+        for s in definition.scorers
+        if s.aim is not None
+    ]
     return (*aims, Aim("forget_extraction_strength", never_knew=0.0, only_if_alone=True))
 
 
 def build_keeps(definition: Definition) -> tuple[Keep, ...]:
     keep = (Keep("keep_questions_above_chance", useless=0.0),) if "keep" in definition.questions else ()
-    return (Keep("retain_probability", useless=0.0), *keep)
+    own = (Keep(f"{RETAIN}_{s.name}", useless=s.keep) for s in definition.scorers if s.keep is not None)
+    return (Keep("retain_probability", useless=0.0), *keep, *own)
+
+
+def scorers_of(definition: Definition) -> tuple[OwnScorer, ...]:
+    """By value, as workers run them."""
+    return tuple(
+        OwnScorer(
+            scorer.name,
+            scorer.file.name,
+            scorer.function,
+            scorer.source,
+            scorer.sha256,
+            scorer.sets,
+            at_every_point=scorer.aim is not None or scorer.keep is not None,
+        )
+        for scorer in definition.scorers
+    )
 
 
 def describe_limits(definition: Definition) -> str:
@@ -361,6 +416,7 @@ def read_benchmark(path: Path) -> Benchmark:
         build_task=partial(build_task, definition),
         compare_with_itself=compare_with_itself,
         leaks=LEAKS,
+        code=tuple(Plugin(SCORER, s.name, s.file.name, "", s.sha256) for s in definition.scorers),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +26,17 @@ SIDES = ("forget", "keep")
 TEXT, PAIRS, MESSAGES = ("text",), ("question", "answer"), ("messages",)
 QUESTIONS = ("question", "choices", "answer")
 """The kinds of rows, by the keys that name their columns."""
-TOP_KEYS = ("name", "chat_template", "max_tokens", *SETS, "questions", "template", "drop_overlap", "refusals")
+TOP_KEYS = (
+    "name",
+    "chat_template",
+    "max_tokens",
+    *SETS,
+    "questions",
+    "template",
+    "drop_overlap",
+    "refusals",
+    "scorers",
+)
 PLACE_KEYS = ("file", "hub", "config", "split", "field")
 ROW_KEYS = ("explode", "where", "rows")
 SET_KEYS = ("group", "group_pattern")
@@ -77,6 +89,25 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ScorerTable:
+    """[scorers.NAME]: a function over generated answers, and what its number is used for."""
+
+    name: str
+    file: Path
+    function: str
+    source: str
+    sets: tuple[str, ...]
+    aim: float | None = None
+    """Its value for a model that never knew, where the forget set's is aimed at."""
+    keep: float | None = None
+    """Its value for a useless model, where the retain set's is kept."""
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Definition:
     """What the TOML file says."""
 
@@ -89,6 +120,7 @@ class Definition:
     template: Choice = field(default_factory=Choice)
     drop_overlap: bool = False
     refusals: Path | None = None
+    scorers: tuple[ScorerTable, ...] = ()
 
 
 def read_definition(path: Path) -> Definition:
@@ -128,7 +160,57 @@ def read_definition(path: Path) -> Definition:
         raise UserError(f"{path}: refusals = {refusals!r}. Give a file with one answer a line")
     choice = _read_choice(path, raw.get("template"), template, bool(written))
     file = path.parent / refusals if refusals else None
-    return Definition(path, name, template, most, sets, questions, choice, raw.get("drop_overlap", False), file)
+    scorers = _read_scorers(path, raw.get("scorers", {}), sets)
+    overlap = raw.get("drop_overlap", False)
+    return Definition(path, name, template, most, sets, questions, choice, overlap, file, scorers)
+
+
+def _read_scorers(path: Path, tables: Any, sets: Iterable[str]) -> tuple[ScorerTable, ...]:
+    """The code is read, and not run."""
+    if not isinstance(tables, dict):
+        raise UserError(f"{path}: scorers = {tables!r} is no table. Write [scorers.NAME] and the settings under it")
+    found = []
+    for name, values in tables.items():
+        table = f"[scorers.{name}]"
+        if not isinstance(values, dict) or not NAME.fullmatch(name):
+            raise UserError(f"{path}: {table} is no table with a plain name. Write [scorers.NAME] and what it has")
+        check_keys(path, table, values, ("function", "sets", "aim", "keep"))
+        file, function, source = _read_function(path, table, values.get("function"))
+        wanted = tuple(_listed(values.get("sets", list(sets))))
+        for one in wanted:
+            if one not in sets:
+                raise UserError(
+                    f"{path}: {table} sets has {one!r}, which is no set here. Choose from: {', '.join(sets)}"
+                )
+        for key, needed in (("aim", FORGET), ("keep", RETAIN)):
+            value = values.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"{path}: {table} {key} = {value!r} is no number. Give one")
+            if needed not in wanted:
+                raise UserError(f"{path}: {table} {key} needs the {needed} set. Add it to sets")
+        aim, keep = (None if values.get(key) is None else float(values[key]) for key in ("aim", "keep"))
+        found.append(ScorerTable(name, file, function, source, wanted, aim, keep))
+    return tuple(found)
+
+
+def _read_function(path: Path, table: str, named: Any) -> tuple[Path, str, str]:
+    """(file, function, the file's text) of "module:function"."""
+    module, _, function = str(named).partition(":")
+    if not module.isidentifier() or not function.isidentifier():
+        raise UserError(f'{path}: {table} function = {named!r}. Write "module:function", of module.py beside this file')
+    file = path.parent / f"{module}.py"
+    try:
+        source = file.read_text(encoding="utf-8")
+        tree = ast.parse(source)
+    except FileNotFoundError:
+        raise UserError(f"{path}: {table} needs {file}, which is not there. Put it beside this file") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{file}: cannot be read as Python ({error}). Mend it") from None
+    if function not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
+        raise UserError(f"{path}: {table} function = {named!r}: {file.name} defines no such function. Correct the name")
+    return file, function, source
 
 
 def _read_sets(path: Path, raw: Mapping[str, Any]) -> dict[str, Source]:

@@ -32,13 +32,14 @@ from ray_unlearn.benchmarks.contract import (
     log_range,
     needed,
 )
+from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.miniatures import muse as muse_mini
 from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with_retrained, write_profile
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.errors import standard_error
-from ray_unlearn.metrics.membership import auc, min_k_score
+from ray_unlearn.metrics.membership import auc, auc_error, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import choose_words, rouge_l_f1
 from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
@@ -102,7 +103,7 @@ PARTS = {
 DEFAULT_SPLIT = "news"
 
 MINI = muse_mini.Sizes()
-MINI_VERSION = 1
+MINI_VERSION = 2
 
 
 def load(request: Request, train: Trainer | None = None) -> Task:
@@ -382,8 +383,12 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
         known = split.retrained.metrics if split.retrained is not None else split.published
         if known.get("min_k_auc"):
             metrics["privleak"] = 100.0 * (metrics["min_k_auc"] - known["min_k_auc"]) / known["min_k_auc"]
+            texts = (len(scores[name].nll) for name in ("forget_members", "holdout_members"))
+            metrics["privleak_error"] = 100.0 * auc_error(metrics["min_k_auc"], *texts) / known["min_k_auc"]
         else:
-            absent["privleak"] = "compares with a retrained model's Min-40 % AUC, and there is none (or it is 0)"
+            absent["privleak_error"] = absent["privleak"] = (
+                "compares with a retrained model's Min-40 % AUC, and there is none (or it is 0)"
+            )
     return Profile(metrics, absent=absent, errors={name: standard_error(values) for name, values in each.items()})
 
 
@@ -404,7 +409,7 @@ def cut_answer(text: str) -> str:
 
 def compare_with_itself(profile: Profile) -> Profile:
     """The retrained model's own profile, with what it has by definition: no leakage."""
-    absent = {name: reason for name, reason in profile.absent.items() if name != "privleak"}
+    absent = {name: reason for name, reason in profile.absent.items() if not name.startswith("privleak")}
     return replace(profile, metrics={**profile.metrics, "privleak": 0.0}, absent=absent)
 
 
@@ -421,7 +426,7 @@ def load_mini(request: Request, train: Trainer | None = None) -> Task:
     folder = cached(key, lambda folder: _make_mini(folder, world, needed(train, "muse-mini")))
     model = request.model or str(folder / "target")
     task = _build("", PARTS[DEFAULT_SPLIT], replace(request, data=folder), model, ("retain1",))
-    return with_retrained(task, read_profile(folder / "retrained"))
+    return with_retrained(task, read_profile(folder / "retrained"), folder / "retrained")
 
 
 def _make_mini(folder: Path, world: muse_mini.World, train: Trainer) -> None:
@@ -467,9 +472,12 @@ BENCHMARK = Benchmark(
         "forget_verbmem": "VerbMem: ROUGE-L F1 of 128 greedy tokens with how the forgotten text goes on",
         "forget_knowmem": "KnowMem: ROUGE-L F1 of greedy few-shot answers to forget questions",
         "retain_knowmem": "KnowMem: ROUGE-L F1 of greedy few-shot answers to retain questions",
+        **describe_answers(("forget", "forget_qa", "retain_qa"), have_ends=False),
         "min_k_auc": "Min-40 % AUC: chance that a hold-out text looks more familiar than a forgotten one",
         "privleak": "PrivLeak: per cent by which that AUC differs from the retrained model's; below 0 too little was "
         "forgotten, above 0 too much",
+        "privleak_error": "standard error of PrivLeak by the choice of texts: a published area is of all of them, and "
+        "each half has its own",
     },
     aims=(
         Aim("forget_exact_memorisation", hold_out="holdout_exact_memorisation"),
@@ -482,7 +490,7 @@ BENCHMARK = Benchmark(
     spaces={"": SPACES, "mini": muse_mini.SPACES},
     build_task=build_task,
     compare_with_itself=compare_with_itself,
-    privacy=("min_k_auc", "privleak"),
+    privacy=("min_k_auc", "privleak", "privleak_error"),
     leaks={"forget": "forget_verbmem"},
     similarity=rouge_l_f1,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
-from ray_unlearn.config import ATTACKS, PARTS
+from ray_unlearn.config import ATTACKS, REACHABLE
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 from ray_unlearn.wording import listing
@@ -49,10 +49,12 @@ class Judge:
     ) -> Judge:
         """left_out: metrics that a search goes without (starts.py). Raises RuntimeError where the benchmark leaves
         nothing to aim at."""
-        leaks = tuple(dict.fromkeys(benchmark.leaks.values()))
+        answers = dict.fromkeys(benchmark.leaks.values())
+        leaks = tuple(name for name in answers if f"{ATTACKS['sample']}_{name}" not in left_out)
         keeps = tuple(keep for keep in keeps_of(benchmark, ranking) if keep.metric not in left_out)
         judge = cls(benchmark.aims, keeps, start, retrained, ranking, leaks, under)
-        if "sample" in under and not (retrained and leaks and all(name in retrained for name in leaks)):
+        goals = [judge.attacked_prefixes[attack] + leak for attack in under if attack == "sample" for leak in leaks]
+        if "sample" in under and not (retrained and leaks and all(name in retrained for name in goals)):
             raise RuntimeError(
                 f"{benchmark.name}: --under sample needs a retrained model's generated answers to aim at. Leave it out"
             )
@@ -63,10 +65,22 @@ class Judge:
             raise RuntimeError(f"{benchmark.name}: no goal can be had for {names}. Prepare a retrained model first")
         return replace(judge, aims=tuple(had))
 
-    def goal(self, aim: Aim) -> float | None:
-        """The value of a model that never knew: the retrained model's, else on a hold-out, else chance, else None."""
+    @property
+    def attacked_prefixes(self) -> dict[str, str]:
+        """By attack, what its metrics' names begin with in the goals: by older rules those of no attack."""
+        is_reachable = self.ranking.rule == REACHABLE
+        return {attack: f"{ATTACKS[attack]}_" if is_reachable else "" for attack in self.under}
+
+    def goal(self, aim: Aim, prefix: str = "") -> float | None:
+        """The value of a model that never knew: the retrained model's, else on a hold-out, else chance, else None.
+
+        prefix: of an attack that the retrained model has gone through as well.
+        """
         if self.retrained is not None and aim.metric in self.retrained:
-            return self.retrained[aim.metric]
+            goal = self.retrained[prefix + aim.metric]
+            if self.ranking.rule == REACHABLE and aim.of_chance is not None:
+                goal = max(goal, self.start.get(aim.of_chance, goal))
+            return goal
         if aim.hold_out is not None and aim.hold_out in self.start:
             return self.start[aim.hold_out]
         return aim.never_knew
@@ -80,23 +94,28 @@ class Judge:
         utility = harmonic_mean(kept)
         return Verdict(forget, utility, self.ranking.objective(forget, utility))
 
-    def _forget(self, metrics: Mapping[str, float], prefix: str = "") -> float:
+    def _forget(self, metrics: Mapping[str, float], prefix: str = "", goals: str = "") -> float:
         return harmonic_mean(
             [
-                two_sided(metrics[prefix + aim.metric], self.start[aim.metric], goal)
+                self._closeness(aim, metrics[prefix + aim.metric], goal)
                 for aim in self.aims
-                if (goal := self.goal(aim)) is not None
+                if (goal := self.goal(aim, goals)) is not None
             ]
         )
 
+    def _closeness(self, aim: Aim, value: float, goal: float) -> float:
+        if self.ranking.rule == REACHABLE and aim.of_chance is not None:
+            value = max(value, goal)
+        return two_sided(value, self.start[aim.metric], goal)
+
     def _forget_under(self, attack: str, metrics: Mapping[str, float]) -> float:
-        """The same closeness of the attacked model; of sampled answers, from the starting model's worst to the
-        retrained model's greedy ones."""
-        prefix = f"{ATTACKS[attack]}_"
+        """The same closeness of the attacked model to the retrained model under the same attack; of sampled answers,
+        the worst of each."""
+        prefix, goals = f"{ATTACKS[attack]}_", self.attacked_prefixes[attack]
         if attack != "sample":
-            return self._forget(metrics, prefix)
+            return self._forget(metrics, prefix, goals)
         assert self.retrained is not None
-        names = [(prefix + name, self.retrained[name]) for name in self.leaks]
+        names = [(prefix + name, self.retrained[goals + name]) for name in self.leaks]
         return harmonic_mean([two_sided(metrics[name], self.start[name], goal) for name, goal in names])
 
 
@@ -106,8 +125,8 @@ def describe_objective(benchmark: Benchmark, ranking: Ranking, under: tuple[str,
         filter(
             None,
             [
-                _describe_forget(benchmark),
-                _describe_under(benchmark, under),
+                _describe_forget(benchmark, ranking.rule == REACHABLE),
+                _describe_under(benchmark, under, ranking.rule == REACHABLE),
                 _describe_utility(benchmark, ranking),
                 _describe_combined(ranking),
                 f"Privacy is measured and never searched on: {listing(benchmark.privacy)}."
@@ -119,7 +138,7 @@ def describe_objective(benchmark: Benchmark, ranking: Ranking, under: tuple[str,
     )
 
 
-def _describe_forget(benchmark: Benchmark) -> str:
+def _describe_forget(benchmark: Benchmark, is_reachable: bool) -> str:
     aims = [aim for aim in benchmark.aims if not aim.only_if_alone]
     mean = "the harmonic mean of how close" if len(aims) > 1 else "how close"
     sources = ["the retrained model's, where one is at hand"]
@@ -141,6 +160,11 @@ def _describe_forget(benchmark: Benchmark) -> str:
         f"That value is {'; '.join(sources)}.",
     ]
     sentences += [
+        f"Of {aim.metric}, that is what chance gives at so many questions ({aim.of_chance}); nearer is no better."
+        for aim in aims
+        if aim.of_chance is not None and is_reachable
+    ]
+    sentences += [
         f"Where none of these can be had, it is how close {_noted(benchmark, aim.metric)} is to {aim.never_knew:g}."
         for aim in benchmark.aims
         if aim.only_if_alone
@@ -148,18 +172,21 @@ def _describe_forget(benchmark: Benchmark) -> str:
     return " ".join(sentences)
 
 
-def _describe_under(benchmark: Benchmark, under: tuple[str, ...]) -> str:
+def _describe_under(benchmark: Benchmark, under: tuple[str, ...], is_reachable: bool) -> str:
     """Of the attacks that every trial goes through; empty without any."""
     parts = [f"the same of the {ATTACKS[attack]} model" for attack in under if attack != "sample"]
     if "sample" in under:
         leaks = listing(list(dict.fromkeys(benchmark.leaks.values())))
-        parts.append(f"how close the worst of several sampled answers ({leaks}) is to the retrained model's answer")
-    return f"A trial's forget score is the lowest of this and of {listing(parts)}." if parts else ""
+        parts.append(f"how close the worst of several sampled answers ({leaks}) is to the retrained model's")
+    if not parts:
+        return ""
+    goals = " The retrained model, where one is at hand, has gone through the same attacks." if is_reachable else ""
+    return f"A trial's forget score is the lowest of this and of {listing(parts)}.{goals}"
 
 
 def keeps_of(benchmark: Benchmark, ranking: Ranking) -> tuple[Keep, ...]:
     """What utility is made of by the rule of a search."""
-    return benchmark.keeps if ranking.rule == PARTS else benchmark.keeps_before or benchmark.keeps
+    return benchmark.keeps if ranking.has_parts else benchmark.keeps_before or benchmark.keeps
 
 
 def _describe_utility(benchmark: Benchmark, ranking: Ranking) -> str:

@@ -22,23 +22,33 @@ def write_profile(folder: Path, profiles: Mapping[str, Profile], about: Mapping[
 
 def attach_retrained(task: Task, place: Path | None) -> Task:
     """The task with the retrained model's profile from that place, else from where `prepare` leaves it: beside
-    the starting model. A benchmark that makes its own models has attached it. Raises UserError where the given one
-    cannot be had."""
+    the starting model, if it was made for this benchmark and split; whether it counts is said in the task's notes. A
+    benchmark that makes its own models has attached it. Raises UserError where the given one cannot be had."""
+    about = {"benchmark": task.benchmark, "split": task.split}
+    if place is not None:
+        return with_retrained(task, read_profile(place, about), place)
     beside = Path(task.model).parent / "retrained"
-    known = task.selection.retrained is not None or not (beside / "profile.json").is_file()
-    if place is None and known:
+    if task.selection.retrained is not None or not (beside / "profile.json").is_file():
         return task
-    return with_retrained(task, read_profile(place or beside, {"benchmark": task.benchmark, "split": task.split}))
+    try:
+        profiles = read_profile(beside, about)
+    except UserError as error:
+        return replace(task, notes=(*task.notes, f"Beside the model is a retrained one that does not count. {error}."))
+    said = f"What a model that never saw the forget set measures is known from the retrained model in {beside}."
+    return with_retrained(replace(task, notes=(*task.notes, said)), profiles, beside)
 
 
 def available_splits(task: Task) -> tuple[str, ...]:
     return tuple(name for name in SPLITS if getattr(task, name) is not None)
 
 
-def with_retrained(task: Task, profiles: Mapping[str, Profile]) -> Task:
-    """The task with what the retrained model measures, on every split that it was measured on."""
+def with_retrained(task: Task, profiles: Mapping[str, Profile], place: Path) -> Task:
+    """The task with what the retrained model measures, on every split that it was measured on; its weights are in
+    `place`, if that is a folder that has any."""
     names = [name for name in available_splits(task) if name in profiles]
-    return replace(task, **{n: replace(getattr(task, n), retrained=profiles[n]) for n in names})
+    model = str(place) if (place / "config.json").is_file() else None
+    splits = {n: replace(getattr(task, n), retrained=profiles[n]) for n in names}
+    return replace(task, retrained_model=model, **splits)
 
 
 def read_profile(place: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:

@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ray_unlearn.benchmarks.contract import STANDARD_ERRORS, Aim, Keep, Profile
+from ray_unlearn.benchmarks.contract import LEAST_DISTANCE, STANDARD_ERRORS, Aim, Keep, Profile
 from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import ATTACKS, UserError
-
-LEAST_DISTANCE = 0.02
-"""However many the questions: a mean probability of 0.01 is what a small vocabulary gives to any token."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,11 @@ class Distance:
     gap: float
     error: float
     """Standard error of `gap`; 0 where nobody knows it."""
+    least: float = LEAST_DISTANCE
 
     @property
     def is_clear(self) -> bool:
-        return self.gap > max(LEAST_DISTANCE, STANDARD_ERRORS * self.error)
+        return self.gap > max(self.least, STANDARD_ERRORS * self.error)
 
     def __str__(self) -> str:
         apart = f"{self.value:.3g} -> {self.bound:.3g}"
@@ -51,8 +49,8 @@ class Distance:
         """Why it is not clear."""
         if self.gap <= 0.0:
             return "not on the side of a model that knows"
-        if self.gap <= LEAST_DISTANCE:
-            return f"{self.gap:.2g} apart, less than {LEAST_DISTANCE:g}"
+        if self.gap <= self.least:
+            return f"{self.gap:.2g} apart, less than {self.least:.2g}"
         return f"{self.gap / self.error:.1f} standard errors of its own questions apart, fewer than {STANDARD_ERRORS:g}"
 
 
@@ -75,7 +73,8 @@ def check_start(where: str, judge: Judge, start: Profile, retrained: Profile | N
     for keep in judge.keeps:
         if keep not in nothing and not (distance := _above_useless(keep, start)).is_clear:
             raise UserError(_nothing_to_keep(where, keep, distance))
-    _check_samples(where, judge)
+    _check_attacked(where, judge)
+    unclear = _unclear_samples(where, judge)
     pairs = [f"{aim.metric} {distance}" for aim, distance in aims.items() if aim not in few]
     notes = [f"From start to goal: {', '.join(pairs)}."] if pairs else []
     notes += [
@@ -88,7 +87,8 @@ def check_start(where: str, judge: Judge, start: Profile, retrained: Profile | N
         f"model that knows nothing ({keep.useless:.3g}); it is left out of utility."
         for keep in nothing
     ]
-    return Start(tuple(notes), (*(aim.metric for aim in few), *(keep.metric for keep in nothing)))
+    notes += [f"{why}; it is left out." for why in unclear.values()]
+    return Start(tuple(notes), (*(aim.metric for aim in few), *(keep.metric for keep in nothing), *unclear))
 
 
 def _to_goal(aim: Aim, judge: Judge, start: Profile, retrained: Profile | None) -> Distance | None:
@@ -113,7 +113,7 @@ def _error_of_goal(
 def _above_useless(keep: Keep, start: Profile) -> Distance:
     value = start.metrics[keep.metric]
     gap = keep.useless - value if keep.lower_is_better else value - keep.useless
-    return Distance(value, keep.useless, gap, start.errors.get(keep.metric, 0.0))
+    return Distance(value, keep.useless, gap, start.errors.get(keep.metric, 0.0), keep.least)
 
 
 def _together(errors: list[float]) -> float:
@@ -143,15 +143,36 @@ def _nothing_to_keep(where: str, keep: Keep, distance: Distance) -> str:
     )
 
 
-def _check_samples(where: str, judge: Judge) -> None:
-    """Sampled answers are judged between the starting model's worst and the retrained model's greedy ones."""
+def _check_attacked(where: str, judge: Judge) -> None:
+    """What the attacked retrained model still has must lie clearly away from the starting model, too."""
+    for attack, prefix in judge.attacked_prefixes.items():
+        for aim in judge.aims if attack != "sample" else ():
+            goal = judge.goal(aim, prefix)
+            if goal is None:
+                continue
+            value = judge.start[aim.metric]
+            if not (distance := Distance(value, goal, goal - value if aim.rises else value - goal, 0.0)).is_clear:
+                raise UserError(
+                    f"{where}: the starting model's {aim.metric} is {value:.3g}, and the retrained model's {goal:.3g} "
+                    f"once it is {ATTACKS[attack]}: {distance.describe()}, so no forgetting could be told. Leave out "
+                    f"--under {attack}, or attack less hard"
+                )
+
+
+def _unclear_samples(where: str, judge: Judge) -> dict[str, str]:
+    """By sampled metric that cannot tell, why: those are judged between the starting model's worst answers and the
+    retrained model's. Raises UserError where no other is left."""
     if "sample" not in judge.under or judge.retrained is None:
-        return
+        return {}
+    found = {}
     for leak in judge.leaks:
         name = f"{ATTACKS['sample']}_{leak}"
-        value, goal = judge.start[name], judge.retrained[leak]
+        value, goal = judge.start[name], judge.retrained[judge.attacked_prefixes["sample"] + leak]
         if not (distance := Distance(value, goal, value - goal, 0.0)).is_clear:
-            raise UserError(
-                f"{where}: the starting model's {name} is {value:.3g}, and the retrained model's answers have "
-                f"{goal:.3g}: {distance.describe()}, so there is nothing to hide. Leave out --under sample"
+            found[name] = (
+                f"the starting model's {name} is {value:.3g}, and the retrained model's answers have {goal:.3g}: "
+                f"{distance.describe()}, so there is nothing to hide"
             )
+    if len(found) == len(judge.leaks):
+        raise UserError(f"{where}: {next(iter(found.values()))}. Leave out --under sample")
+    return found

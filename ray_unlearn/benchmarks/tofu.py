@@ -30,6 +30,7 @@ from ray_unlearn.benchmarks.contract import (
     Trainer,
     needed,
 )
+from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with_retrained, write_profile
@@ -37,7 +38,7 @@ from ray_unlearn.benchmarks.sources import load_table
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores, TokenScores
-from ray_unlearn.metrics.errors import ks_error, standard_error
+from ray_unlearn.metrics.errors import ks_error, ks_of_chance, standard_error
 from ray_unlearn.metrics.membership import (
     auc,
     gradient_norm_score,
@@ -50,7 +51,16 @@ from ray_unlearn.metrics.membership import (
 )
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import ENGLISH, choose_words, rouge_l_recall
-from ray_unlearn.metrics.truth_ratio import forget_quality, harmonic_mean, ks_distance, truth_ratio
+from ray_unlearn.metrics.truth_ratio import (
+    can_tell,
+    cannot_tell,
+    forget_quality,
+    harmonic_mean,
+    ks_distance,
+    log_truth_ratio,
+    ratios_of,
+    right_share,
+)
 from ray_unlearn.models.loading import check_model, load_config, load_stops, load_tokenizer
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
@@ -87,7 +97,7 @@ NEED_HOLD_OUT = {
 NEED_UTILITY = {"utility_score", "aggregate_without_fluency"}
 
 MINI = tofu_mini.Sizes()
-MINI_VERSION = 1
+MINI_VERSION = 2
 
 
 def load(request: Request, train: Trainer | None = None) -> Task:
@@ -112,7 +122,7 @@ def load_mini(request: Request, train: Trainer | None = None) -> Task:
     }
     made = cached(key, lambda folder: _make_mini_models(folder, world, split, needed(train, "tofu-mini")))
     task = load_full(replace(request, model=request.model or str(made / "target"), data=made / "data"))
-    return with_retrained(task, read_profile(made / "retrained"))
+    return with_retrained(task, read_profile(made / "retrained"), made / "retrained")
 
 
 def _make_mini_models(folder: Path, world: tofu_mini.World, split: str, train: Trainer) -> None:
@@ -271,18 +281,20 @@ def _split(reader: _Reader, forget: str, part_of: slice) -> Split:
 
 def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], split: Split) -> Profile:
     """Everything that can be had from these scores; every other metric is absent with its reason."""
+    from scipy.special import expit
+
     metrics: dict[str, float] = {}
     errors: dict[str, float] = {}
 
     def mean(name: str, values: np.ndarray) -> None:
         metrics[name], errors[name] = float(values.mean()), standard_error(values)
 
-    ratios = {name: _truth_ratio(name, scores, split) for name in ("forget", *UTILITY_SETS)}
+    ratios = {name: _log_truth_ratio(name, scores, split) for name in ("forget", *UTILITY_SETS)}
     forget, ratio = scores["forget"], ratios["forget"]
     # TOFU's mean for the forget set (1: cannot tell right from wrong), OpenUnlearning's share of the right answer.
-    metrics["forget_truth_ratio"] = float(np.minimum(ratio, 1.0 / ratio).mean())
-    metrics["forget_right_share"] = float((1.0 / (1.0 + ratio)).mean())
-    mean("forget_log_truth_ratio", np.log(ratio))
+    metrics["forget_truth_ratio"] = float(cannot_tell(ratio).mean())
+    metrics["forget_right_share"] = float(expit(-ratio).mean())
+    mean("forget_log_truth_ratio", ratio)
     metrics["forget_questions"] = float(len(ratio))
     metrics["forget_probability"] = float(forget.probability.mean())
     metrics["forget_paraphrased_probability"] = float(scores["forget_paraphrased"].probability.mean())
@@ -291,12 +303,12 @@ def measure(scores: Mapping[str, Scores], answers: Mapping[str, list[str]], spli
     metrics["memorisation_score"] = harmonic_mean([1.0 - metrics[name] for name in MEMORISED])
     for name in UTILITY_SETS:
         mean(f"{name}_probability", _probability(name, scores, split))
-        mean(f"{name}_truth_ratio", np.maximum(0.0, 1.0 - ratios[name]))
+        mean(f"{name}_truth_ratio", can_tell(ratios[name]))
     parts = [metrics[f"{name}_{part}"] for name in UTILITY_SETS for part in ("probability", "truth_ratio")]
     metrics["teacher_forced_utility"] = harmonic_mean(parts)
     if "holdout" in scores:
         mean("holdout_exact_memorisation", exact_memorisation(scores["holdout"]))
-    arrays = {"forget_truth_ratio": ratio.tolist()}
+    arrays = {"forget_truth_ratio": ratios_of(ratio)}
     if answers:
         rouge = {n: float(split.generations[n].compare(a, rouge_l_recall).mean()) for n, a in answers.items()}
         metrics |= {f"{name}_rouge_l_recall": value for name, value in rouge.items()}
@@ -312,22 +324,20 @@ def compare_with_itself(profile: Profile) -> Profile:
     return _compared(profile, profile)
 
 
-def _truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
+def _log_truth_ratio(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
     """Against the paraphrased right answer where the set has one (forget and retain), else against the answer."""
     question = split.probes[f"{name}_perturbed"].question
     assert question is not None
-    return truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
+    return log_truth_ratio(scores.get(f"{name}_paraphrased", scores[name]), scores[f"{name}_perturbed"], question)
 
 
 def _probability(name: str, scores: Mapping[str, Scores], split: Split) -> np.ndarray:
     """Answer probability, [questions]; against the wrong options' where the set is about the real world."""
-    right = scores[name].probability
     if name == "retain":
-        return right
+        return scores[name].probability
     question = split.probes[f"{name}_perturbed"].question
     assert question is not None
-    wrong = np.bincount(question, weights=scores[f"{name}_perturbed"].probability, minlength=len(right))
-    return right / (right + wrong)
+    return right_share(scores[name], scores[f"{name}_perturbed"], question)
 
 
 def _attack(scores: Mapping[str, Scores], split: Split) -> dict[str, float]:
@@ -354,6 +364,7 @@ def _compared(profile: Profile, retrained: Profile | None) -> Profile:
     if retrained is not None:
         ratios = [np.array(p.arrays["forget_truth_ratio"]) for p in (profile, retrained)]
         metrics["forget_ks_distance"] = ks_distance(*ratios)
+        metrics["forget_ks_of_chance"] = ks_of_chance(len(ratios[0]), len(ratios[1]))
         errors["forget_ks_distance"] = ks_error(len(ratios[0]), len(ratios[1]), STANDARD_ERRORS)
         metrics["forget_quality"] = forget_quality(*ratios)
         if "model_utility" in metrics and retrained.metrics.get("model_utility"):
@@ -394,6 +405,7 @@ METRICS = {
     "forget_questions": "questions on forgotten authors that were scored: the p-value depends on their number",
     "forget_rouge_l_recall": "ROUGE-L recall of greedy answers on the forgotten authors",
     "forget_ks_distance": "Kolmogorov-Smirnov distance of the truth ratios to the retrained model's",
+    "forget_ks_of_chance": "what that distance is on average between two models of one kind, at so many questions",
     "forget_quality": "p-value of that test (TOFU's forget quality)",
     **{
         f"{name}_{part}": f"{text} on {name.replace('_', ' ')}"
@@ -404,6 +416,7 @@ METRICS = {
             ("rouge_l_recall", "ROUGE-L recall of greedy answers"),
         )
     },
+    **describe_answers(("forget", *UTILITY_SETS)),
     "teacher_forced_utility": "harmonic mean of the six parts of model utility that need no generation",
     "model_utility": "TOFU's model utility: harmonic mean of nine parts",
     "holdout_exact_memorisation": "share of answer tokens that argmax gets right, authors that no model saw",
@@ -429,7 +442,7 @@ BENCHMARK = Benchmark(
     scales="mini (two tiny models, no network); full with any model named that was trained on all authors",
     metrics=METRICS,
     aims=(
-        Aim("forget_ks_distance", most=1.0),
+        Aim("forget_ks_distance", of_chance="forget_ks_of_chance", most=1.0),
         Aim("forget_exact_memorisation", hold_out="holdout_exact_memorisation"),
         Aim("forget_log_truth_ratio", never_knew=0.0, only_if_alone=True, rises=True),
     ),
@@ -449,5 +462,8 @@ BENCHMARK = Benchmark(
     build_task=build_task,
     compare_with_itself=compare_with_itself,
     privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),
+    remark="OpenUnlearning differs in two places: it adds 1e-10 to both sides of a truth ratio, which moves forget "
+    "quality once answers cost about 20 nats a token, and gives a wrong answer of one token an extraction strength of "
+    "1, where it is 0 here.",
     leaks={"forget": "forget_rouge_l_recall"},
 )

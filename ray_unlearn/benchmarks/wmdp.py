@@ -183,7 +183,7 @@ def load_mini(request: Request, train: Trainer | None = None) -> Task:
         report=splits["report"],
         whole=splits["whole"] if request.whole else None,
     )
-    return with_retrained(task, profiles)
+    return with_retrained(task, profiles, models / "retrained")
 
 
 def _mini_documents(world: wmdp_mini.World, tokenizer: Any, side: str) -> Sequences:

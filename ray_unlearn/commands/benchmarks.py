@@ -9,6 +9,7 @@ from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.benchmarks.objective import describe_objective
 from ray_unlearn.commands.options import Benchmarks
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.plugins import BENCHMARK, installed
 
 
 def run(options: Benchmarks) -> int:
@@ -21,7 +22,7 @@ def describe_benchmarks(name: str | None = None) -> str:
     if name is not None:
         benchmark = load_benchmark(name)
         return _describe(benchmark) + _describe_metrics(benchmark)
-    return "\n\n".join(_describe(load_benchmark(known)) for known in BENCHMARKS)
+    return "\n\n".join(_describe(load_benchmark(known)) for known in (*BENCHMARKS, *installed(BENCHMARK)))
 
 
 def _describe(benchmark: Benchmark) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 
 from ray_unlearn.config import ATTACKS, Robustness, UserError
@@ -46,7 +47,7 @@ def check_robustness(robustness: Robustness, under: tuple[str, ...] = ()) -> Non
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
 
 
-def check_writable(folder: Path, what: str = "--out") -> None:
+def check_writable(folder: Path, what: str = "--out", fix: str = "Give another folder") -> None:
     """Make the folder if need be; raise UserError where nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def check_writable(folder: Path, what: str = "--out") -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{what} {folder}: cannot be written ({error.strerror}). Give another folder") from None
+        raise UserError(f"{what} {folder}: cannot be written ({error.strerror}). {fix}") from None
 
 
 def absolute(model: str | None) -> str | None:
@@ -62,11 +63,13 @@ def absolute(model: str | None) -> str | None:
     return str(Path(model).expanduser().absolute()) if model and Path(model).expanduser().is_dir() else model
 
 
-def unused(folder: Path) -> Path:
-    """The folder, or the first of folder-2, folder-3 ... that is not there."""
-    count = 2
-    candidate = folder
-    while candidate.exists():
-        candidate = folder.with_name(f"{folder.name}-{count}")
-        count += 1
-    return candidate
+def take_folder(folder: Path) -> Path:
+    """Make the folder, or where it is there the first of folder-2, folder-3 ... that is not: of commands that want one
+    name at the same moment each gets a folder of its own."""
+    for candidate in chain([folder], (folder.with_name(f"{folder.name}-{count}") for count in range(2, 1 << 30))):
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        return candidate
+    raise AssertionError("unreachable")

@@ -6,12 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
 from ray_unlearn.commands.reopen import describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import find_machine, most_gangs
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import UserError
+from ray_unlearn.config import RECOMMENDED_UNITS, UserError
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import trust_remote_code
@@ -19,6 +20,8 @@ from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import read_search, write_json
 from ray_unlearn.report import write_report
 from ray_unlearn.search.space import read_spaces
+
+IS_READ_ONLY = "Copy the search to a place that can be: its runs are kept with it"
 
 
 def run(options: Compare) -> int:
@@ -39,8 +42,7 @@ def run(options: Compare) -> int:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
     if options.searches is not None or options.against:
         return compare_searches(options)
-    if options.seeds < 2:
-        raise UserError(f"--seeds {options.seeds}: one run has no spread. Give at least 2, better 5")
+    _check_several("--seeds", options.seeds, "run")
     place = fetched(options.folder)
     results = read_search(place)
     if (unequal := describe_unequal(count_budgets(results.trials))) and not options.allow_unequal:
@@ -49,13 +51,13 @@ def run(options: Compare) -> int:
     finalists = pick_finalists(results.trials, Ranking.of_search(config), options.top, options.frontier)
     if not finalists:
         raise UserError(f"{place}: no trial has completed, there is nothing to compare. Search again")
+    check_writable(place / "compare", "compare", IS_READ_ONLY)
     seeds = comparison_seeds(config, options.seeds)
     address = options.address or config.address
     machine = find_machine(address, config.gang.accelerator if address else "", config.grow_to if address else None)
     wanted = options.concurrent or most_gangs(config.gang, machine, len(finalists) * len(seeds))
     config = replace(config, address=address, concurrent=wanted)
     folder = place.absolute()
-    (folder / "compare").mkdir(exist_ok=True)
     log = folder / "compare" / "log.txt"
     with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
         say = sayer(screen)
@@ -79,6 +81,11 @@ def run(options: Compare) -> int:
     return PARTIAL if missing else 0
 
 
+def _check_several(option: str, count: int, what: str) -> None:
+    if count < 2:
+        raise UserError(f"{option} {count}: one {what} has no spread. Give at least 2, better {RECOMMENDED_UNITS}")
+
+
 def compare_searches(options: Compare) -> int:
     """Search again with other seeds as often as is asked for, and compare methods over all the searches."""
     from ray_unlearn.search.repeats import (
@@ -92,9 +99,12 @@ def compare_searches(options: Compare) -> int:
     )
 
     if options.searches is not None and options.searches < 2:
-        raise UserError(f"--searches {options.searches}: one search has no spread. Give at least 2, better 8")
+        raise UserError(
+            f"--searches {options.searches}: one search has no spread. Give at least 2, better {RECOMMENDED_UNITS}"
+        )
     folder = fetched(options.folder).absolute()
     results = read_search(folder)
+    check_writable(folder / "compare", "compare", IS_READ_ONLY)
     given = [read_search(path.absolute()) for path in options.against]
     check_alike([results, *given])
     repeated = []
@@ -105,7 +115,6 @@ def compare_searches(options: Compare) -> int:
         repeats = repeats_of(config, folder, options.searches)
         left = sum(not is_complete(place) for place, _ in repeats)
         log = folder / "compare" / "log.txt"
-        log.parent.mkdir(exist_ok=True)
         with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
             say = sayer(screen)
             if left:

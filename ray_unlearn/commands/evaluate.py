@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.attacked import describe_metrics, judged_metrics
+from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
@@ -32,7 +32,7 @@ from ray_unlearn.commands.checks import (
     check_robustness,
     check_workers,
     check_writable,
-    unused,
+    take_folder,
 )
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.harness import check_harness, run_harness
@@ -46,6 +46,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import trial_schema, write_json, write_table
+from ray_unlearn.search.used_plugins import check_code
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.placement import Asked
@@ -88,7 +89,10 @@ def run_evaluation(
             splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
             with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
                 report = gangs.run(Job(who, evaluate=splits, complete=True, robustness=robustness, seed=seed))
-            measured[who] = dict(finished(report, f"{task.model} could not be scored").profiles)
+            done = finished(report, f"{task.model} could not be scored")
+            measured[who] = dict(done.profiles)
+            if who == MODEL and "quantise" in robustness.attacks:
+                say(describe_rounding(done.rounded_share))
     profiles = {who: by_split[WHOLE] for who, by_split in measured.items()}
     task = tasks[MODEL]
     if task.whole is not None and task.whole.retrained is not None:
@@ -183,6 +187,7 @@ def run(options: Evaluate) -> int:
 
     trust_remote_code(options.trust_remote_code)
     benchmark = load_benchmark(options.benchmark)
+    check_code(benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)
     check_data(options.data)
     check_robustness(options.attacks)
@@ -205,8 +210,7 @@ def run(options: Evaluate) -> int:
     asked_gang = Asked(gang, options.workers, options.zero, lora=0)
     place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = unused(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
-    folder.mkdir()
+    folder = take_folder(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print

@@ -14,20 +14,21 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.commands import reopen as again
 from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import failures_named
-from ray_unlearn.commands.model_card import MEASURES, Measured, describe_model
+from ray_unlearn.commands.model_card import Measured, describe_model
 from ray_unlearn.commands.options import Export
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import COMPLETED, FAILED, SearchConfig, UserError
-from ray_unlearn.models.fingerprints import weights_digest, weights_fingerprint
+from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, UserError
+from ray_unlearn.models.fingerprints import weights_digest
 from ray_unlearn.models.loading import trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
@@ -65,6 +66,7 @@ def run_export(
     say: Callable[[str], None],
 ) -> None:
     """Fill `out`, which must not be there. Raises RuntimeError where the trial cannot be run again."""
+    from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import held_out_judge, rerun_job, rerun_row
 
     unfinished = out.with_name(f".{out.name}.unfinished")
@@ -82,7 +84,9 @@ def run_export(
         made_by = {name: results.meta[name] for name in ("versions", "git", "hardware")}
     else:
         say(f"running {row['trial_id']} again")
+        task = with_attacked_goals(config, task, say)
         start, report, seconds = run_job(config, task, job, say)
+        config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
@@ -142,9 +146,10 @@ def describe_run(
         "data": public["data"],
         "job": {"trial": job.trial.to_json(), "stop_after": job.stop_after, "alpha": job.alpha, "adapter": job.adapter},
         **made_by,
+        "plugins": [asdict(plugin) for plugin in task.plugins],
         "hashes": {
-            "data": again.data_fingerprint(task),
-            "starting weights": weights_fingerprint(task.model),
+            **describe_identity(task),
+            "starting adapter": config.gang.adapter,
             "final weights": weights_digest(weights),
         },
         "scores": {name: measured.row[name] for name in MEASURES},

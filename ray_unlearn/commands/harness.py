@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from ray_unlearn.config import UserError
 
 
 def run_harness(model: str, tasks: Sequence[str], folder: Path | None, device: str) -> dict[str, dict[str, float]]:
-    """By task, its metrics as the harness names them ("acc,none" without the filter's name).
+    """By task, its metrics as the harness names them ("acc,none" without the filter's name), with their
+    standard errors ("acc_stderr") where a formula gives them.
 
     folder: task files of one's own; then the harness's own tasks, which take seconds to list, are left out.
     Weights are read in fp32, as `evaluate` scores them on a CPU. No tasks give no results.
@@ -19,7 +21,11 @@ def run_harness(model: str, tasks: Sequence[str], folder: Path | None, device: s
         return {}
     results = _evaluate(model, tasks, folder, device)["results"]
     return {
-        task: {name.removesuffix(",none"): value for name, value in found.items() if isinstance(value, float)}
+        task: {
+            name.removesuffix(",none"): value
+            for name, value in found.items()
+            if isinstance(value, float) and math.isfinite(value)
+        }
         for task, found in results.items()
     }
 
@@ -33,7 +39,7 @@ def _evaluate(model: str, tasks: Sequence[str], folder: Path | None, device: str
         tasks=list(tasks),
         task_manager=_task_manager(folder),
         device=device,
-        bootstrap_iters=0,
+        bootstrap_iters=1,  # none leaves the standard errors out that have a formula, too
         log_samples=bool(options),
         **options,
     )

@@ -7,6 +7,7 @@ import textwrap
 from ray_unlearn.commands.options import Methods
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN
+from ray_unlearn.plugins import METHOD, installed
 from ray_unlearn.search.space import default_tables, folder
 from ray_unlearn.training.losses import METHODS, SEQUENCE, Method, find_method
 
@@ -27,7 +28,8 @@ def describe_methods(name: str | None = None) -> str:
     """One method, or all of them under the convention that they share."""
     if name is not None:
         return _describe(find_method(name))
-    return "\n\n".join([textwrap.fill(CONVENTION, 100), *(_describe(method) for method in METHODS.values())])
+    names = (*METHODS, *installed(METHOD))
+    return "\n\n".join([textwrap.fill(CONVENTION, 100), *(_describe(find_method(method)) for method in names)])
 
 
 def needs(method: Method) -> str:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_unlearn.commands.methods import CONVENTION
-from ray_unlearn.config import ATTACKS, METHOD_TITLES, SearchConfig
-from ray_unlearn.report.text import markdown, markdown_block, score, setting
+from ray_unlearn.config import ATTACKS, MEASURES, SearchConfig
+from ray_unlearn.report.text import markdown, markdown_block, method_label, score, setting
 from ray_unlearn.training.losses import find_method
-
-MEASURES = ("forget", "utility", "objective")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ def describe_model(
 ) -> str:
     """The card. Every name in it that somebody else chose is text, never Markdown, HTML or YAML."""
     method = find_method(row["method"])
-    title = METHOD_TITLES.get(method.name, method.name)
+    title = method.title
     base = run["model"]
     origin = f"the model {base}" if base else f"the {config.benchmark} benchmark's own model"
     part = f", split {config.split}" if config.split else ""
@@ -60,7 +58,7 @@ def describe_model(
         markdown(
             f"{what} made by unlearning the forget set of {config.benchmark}{part} ({config.scale}) from {origin} with "
             f"{title}, as trial {row['trial_id']} of a search over {config.trials} trial(s) of each of "
-            f"{', '.join(METHOD_TITLES.get(m, m) for m in config.methods)} with ray_unlearn.{place}"
+            f"{', '.join(method_label(m) for m in config.methods)} with ray_unlearn.{place}"
         ),
         "## How",
         markdown_block(f"{method.formula}"),

@@ -61,6 +61,26 @@ def _advanced(text: str, *names: str, **more: Any) -> Any:
     return Option(*names, help=text, rich_help_panel=ADVANCED, **more)
 
 
+Retrained = Annotated[
+    Path | None,
+    _what("What the retrained model measures: a profile.json or its folder. (default: retrained/ beside the model)"),
+]
+Scale = Annotated[
+    Literal["auto", "mini", "full"],
+    _what(
+        "full: the real benchmark. mini: the same code on generated data and a tiny model. "
+        "auto: full where a GPU is or where --model names a model, else mini."
+    ),
+]
+GpusPerWorker = Annotated[float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")]
+TrustModel = Annotated[
+    bool, _advanced("Run code that lies beside the model's weights. Read it first.", "--trust-remote-code")
+]
+TrustCode = Annotated[
+    bool, _advanced("Run the scorers that the .toml file of own data names. Read them first.", "--trust-code")
+]
+
+
 def once(names: Names) -> Names:
     """Each of them once."""
     return tuple(dict.fromkeys(names))
@@ -74,6 +94,19 @@ def default_of(option: Field[Any]) -> Any:
 def changed(options: Any) -> set[str]:
     """The names of the options that are not at their defaults."""
     return {option.name for option in fields(options) if getattr(options, option.name) != default_of(option)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """Shared by the commands whose options may stand in a run file."""
+
+    config: Annotated[
+        tuple[Path, ...],
+        _what(
+            "Run file in TOML with any of these options; what stands here wins. Repeatable: later files win.",
+            is_eager=True,
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +127,8 @@ class Connects:
     address: Annotated[
         str | None, _hardware("Ray cluster to use. (default: one of its own on this machine)", envvar="RAY_ADDRESS")
     ] = None
-    trust_remote_code: Annotated[
-        bool,
-        _advanced("Run code that lies beside the model's weights. Read it first.", "--trust-remote-code"),
-    ] = False
+    trust_remote_code: TrustModel = False
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +137,8 @@ class Reopens:
 
     folder: Annotated[str, _FOLDER]
     address: Annotated[str | None, _hardware("Ray cluster to use. (default: the search's)")] = None
-    trust_remote_code: Annotated[
-        bool,
-        _advanced("Run code that lies beside the model's weights. Read it first.", "--trust-remote-code"),
-    ] = False
+    trust_remote_code: TrustModel = False
+    trust_code: TrustCode = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,25 +169,14 @@ class Attacks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(Loads, Attacks, Connects):
+class Tune(Configured, Loads, Attacks, Connects):
     """Search the settings of unlearning methods, each with the same number of trials."""
 
     benchmark: Annotated[str | None, _BENCHMARK] = None
     methods: Annotated[Names, _what("Methods to search, comma-separated.")] = ("simnpo", "npo", "ga")
     space: Annotated[tuple[Path, ...], _what("Search-space TOML file for the method that it names; repeatable.")] = ()
-    retrained: Annotated[
-        Path | None,
-        _what(
-            "What the retrained model measures: a profile.json or its folder. (default: retrained/ beside the model)"
-        ),
-    ] = None
-    scale: Annotated[
-        Literal["auto", "mini", "full"],
-        _what(
-            "full: the real benchmark. mini: the same code on generated data and a tiny model. "
-            "auto: full where a GPU is or where --model names a model, else mini."
-        ),
-    ] = "auto"
+    retrained: Retrained = None
+    scale: Scale = "auto"
     resume: Annotated[
         str | None,
         _what(
@@ -182,9 +200,7 @@ class Tune(Loads, Attacks, Connects):
     workers_per_trial: Annotated[
         int | None, _hardware("Workers that train one trial together. (default: as many as the model needs)")
     ] = None
-    gpus_per_worker: Annotated[
-        float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
-    ] = None
+    gpus_per_worker: GpusPerWorker = None
     accelerator: Annotated[
         str,
         _hardware("Kind of GPU for every worker, as Ray names it: A100, say. (default: any)", metavar="TYPE"),
@@ -245,13 +261,23 @@ class Tune(Loads, Attacks, Connects):
 
 
 RESUMABLE = {
-    *("resume", "trials", "concurrent", "address", "keep_model", "trial_timeout", "copy_to", "trust_remote_code")
+    *(
+        "resume",
+        "trials",
+        "concurrent",
+        "address",
+        "keep_model",
+        "trial_timeout",
+        "copy_to",
+        "trust_remote_code",
+        "trust_code",
+    )
 }
 """Options of `tune` that a search which goes on may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare(Loads, Connects):
+class Prepare(Configured, Loads, Connects):
     """Make the target model (fine-tuned on everything) and the retrained one (without the forget split)."""
 
     benchmark: Annotated[str, _BENCHMARK]
@@ -264,14 +290,12 @@ class Prepare(Loads, Connects):
     workers: Annotated[int | None, _hardware("Workers that train together. (default: as many as the model needs)")] = (
         None
     )
-    gpus_per_worker: Annotated[
-        float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
-    ] = None
+    gpus_per_worker: GpusPerWorker = None
     zero: Zero = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Loads, Attacks, Connects):
+class Evaluate(Configured, Loads, Attacks, Connects):
     """Score any model on the whole of a benchmark with every metric, as the literature does."""
 
     benchmark: Annotated[str, _BENCHMARK]
@@ -280,20 +304,9 @@ class Evaluate(Loads, Attacks, Connects):
         str | None,
         _what("The model that unlearning started from; then forget and utility are told, too."),
     ] = None
-    retrained: Annotated[
-        Path | None,
-        _what(
-            "What the retrained model measures: a profile.json or its folder. (default: retrained/ beside the model)"
-        ),
-    ] = None
+    retrained: Retrained = None
     profile: Annotated[Path | None, _what("Write the scores here as a retrained model's, for --retrained.")] = None
-    scale: Annotated[
-        Literal["auto", "mini", "full"],
-        _what(
-            "full: the real benchmark. mini: the same code on generated data and a tiny model. "
-            "auto: full where a GPU is or where --model names a model, else mini."
-        ),
-    ] = "auto"
+    scale: Scale = "auto"
     harness: Annotated[
         Names,
         _advanced("Tasks for lm-evaluation-harness itself, such as wmdp_bio,mmlu; needs [harness]."),
@@ -302,9 +315,7 @@ class Evaluate(Loads, Attacks, Connects):
     workers: Annotated[int | None, _hardware("Workers that score together. (default: as many as the model needs)")] = (
         None
     )
-    gpus_per_worker: Annotated[
-        float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
-    ] = None
+    gpus_per_worker: GpusPerWorker = None
     zero: Zero = None
     utility_floor: Annotated[float, _advanced("Least utility, relative to the starting model.")] = UTILITY_FLOOR
     seed: Annotated[int, _advanced("Seed of the attacks.")] = 0
@@ -355,12 +366,7 @@ class Reproduce(Connects):
     )
     model: Annotated[str | None, _what("Starting model: a folder or a hub name. (default: the benchmark's own)")] = None
     data: Annotated[Path | None, _what("Local folder with the benchmark's data, laid out as on the hub.")] = None
-    retrained: Annotated[
-        Path | None,
-        _what(
-            "What the retrained model measures: a profile.json or its folder. (default: retrained/ beside the model)"
-        ),
-    ] = None
+    retrained: Retrained = None
     scale: Annotated[
         Literal["mini", "full"],
         _what("Of synthetic. full: the paper's models and data. mini: smaller ones, for a first look."),
@@ -370,9 +376,7 @@ class Reproduce(Connects):
         None
     )
     workers: Annotated[int | None, _hardware("Workers of a gang. (default: as many as then; 1)")] = None
-    gpus_per_worker: Annotated[
-        float | None, _hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")
-    ] = None
+    gpus_per_worker: GpusPerWorker = None
     zero: Annotated[int | None, _hardware("DeepSpeed ZeRO stage. (default: as then; 2)", min=0, max=3)] = None
     out: Annotated[Path, _advanced("Of synthetic: folder that gets the reproduction's own folder.")] = Path("results")
 
@@ -404,6 +408,9 @@ class Report:
             metavar="FOLDER_OR_URI", help="The folder that `tune` or `reproduce` printed, or the copy of a search."
         ),
     ]
+    out: Annotated[
+        Path | None, Option(help="Folder for the report's files. (default: report/ in the search's folder)")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -431,7 +438,7 @@ class Doctor(Loads):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Loads):
+class Plan(Configured, Loads):
     """Say what a search would take before it is started: memory by ZeRO stage, time, and the command to run."""
 
     benchmark: Annotated[str, _BENCHMARK]

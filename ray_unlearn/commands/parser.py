@@ -6,6 +6,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -15,8 +16,9 @@ import typer
 from ray_unlearn import __version__
 from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
-from ray_unlearn.commands.options import Amounts, Names, default_of
+from ray_unlearn.commands.options import Amounts, Configured, Names, default_of
 from ray_unlearn.config import UserError
+from ray_unlearn.plugins import trust_code
 
 COMMANDS: Mapping[type, str] = {
     options.Tune: "tune",
@@ -73,11 +75,14 @@ def _command(kind: type, module: str) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         asked = kind(**parsed(kind, values))
+        trust_code(getattr(asked, "trust_code", False))
         if keep_byte_code() and kind in STARTS_RAY and not getattr(asked, "dry_run", False):
             begin_load()
         raise typer.Exit(importlib.import_module(f"ray_unlearn.commands.{module}").run(asked))
 
     hints = get_type_hints(kind, include_extras=True)
+    if issubclass(kind, Configured):
+        hints["config"] = _read_into(kind, hints["config"])
     parameters = []
     for option in sorted(fields(kind), key=lambda option: _place(hints[option.name])):
         default = default_of(option)
@@ -90,6 +95,20 @@ def _command(kind: type, module: str) -> Callable[..., None]:
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__, call.__name__ = kind.__doc__, kind.__name__.lower()
     return call
+
+
+def _read_into(kind: type, hint: Any) -> Any:
+    """The option --config, which is parsed first and gives the others of a command their defaults."""
+
+    def read(context: typer.Context, files: list[Path] | None) -> list[Path] | None:
+        from ray_unlearn.commands.run_file import read_run_files
+
+        context.default_map = {**(context.default_map or {}), **read_run_files(kind, files or [])}
+        return files
+
+    information = copy(hint.__metadata__[0])
+    information.callback = read
+    return Annotated[hint.__origin__, information]
 
 
 def _place(hint: Any) -> int:

@@ -17,6 +17,7 @@ from ray_unlearn.commands.resources import find_machine, gang_config, place_gang
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.models.loading import check_model, trust_remote_code
+from ray_unlearn.search.used_plugins import check_code
 from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.placement import Asked
 from ray_unlearn.training.trial import Job
@@ -82,6 +83,7 @@ def run(options: Prepare) -> int:
     if options.learning_rate <= 0:
         raise UserError(f"--learning-rate {options.learning_rate:g}: must be above 0. Give one such as 1e-5")
     benchmark = load_benchmark(options.benchmark)
+    check_code(benchmark)
     if benchmark.build_task is None:
         raise UserError(f"prepare --benchmark {benchmark.name}: makes its models by itself. Run tune right away")
     if options.model is None:

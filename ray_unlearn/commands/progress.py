@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ray_unlearn.config import TrialConfig
 from ray_unlearn.metrics.ranking import Ranking
-from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.losses import find_method
 
 SHOWN_TRIALS = 12
 """Rows of the live table; older trials scroll out of it."""
@@ -22,8 +22,8 @@ SHOWN_TRIALS = 12
 def settings_text(values: Mapping[str, Any], method: str) -> str:
     """The settings that make a trial what it is, on one line."""
     names = [
-        *METHODS[method].parameters,
-        *(["retain_weight"] if METHODS[method].uses_retain else []),
+        *find_method(method).parameters,
+        *(["retain_weight"] if find_method(method).uses_retain else []),
         "learning_rate",
     ]
     return " ".join(f"{name}={values[name]:.3g}" for name in names)
@@ -106,7 +106,7 @@ class LiveProgress(PlainProgress):
         values = trial.to_json()
         self._rows[trial.trial_id] = (
             trial.trial_id,
-            METHODS[trial.method].title,
+            find_method(trial.method).title,
             settings_text(values | values["parameters"], trial.method),
             None,
         )

@@ -13,14 +13,16 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
-from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.loading import trusts_remote_code
+from ray_unlearn.plugins import check_unchanged
 from ray_unlearn.records.bucket import is_uri, split
 from ray_unlearn.records.copies import fetch_search
 from ray_unlearn.records.tables import LOCAL, read_search
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 
 NOT_FOR_SHARING = "paths and addresses of one machine, for `ray_unlearn compare` and `export`: leave it out of copies"
@@ -59,10 +61,15 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
             raise UserError(f"{folder}: the {what} of this search is gone ({place}). Put it back, or correct {LOCAL}")
     if config.gang.trust_remote_code and not trusts_remote_code():  # the folder may come from somebody else
         raise UserError(f"{folder}: its model runs code of its own. Give --trust-remote-code again, if you trust it")
-    task = attach_retrained(load_benchmark(config.loaded_from).load(request, build_models), retrained)
-    found = read_search(folder).meta.get("data_fingerprint")
-    if found not in (None, data_fingerprint(task)):
-        raise UserError(f"{folder}: the data have changed since this search ran. Put the old ones back, or search anew")
+    benchmark, meta = load_benchmark(config.loaded_from), read_search(folder).meta
+    check_code(benchmark)
+    plugins = used_plugins(benchmark, config.methods)
+    check_unchanged(folder, meta.get("plugins", ()), plugins)
+    task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
+    then = meta.get("identity") or {"data": meta["data_fingerprint"]} if "data_fingerprint" in meta else {}
+    if then:
+        is_made_here = config.scale == "mini" and request.model is None
+        check_identity(str(folder), then, describe_identity(task), "Put back what it was, or search anew", is_made_here)
     return config, task
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.commands.checks import absolute, check_data, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
@@ -23,7 +24,9 @@ from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.loading import check_model, trusts_remote_code
+from ray_unlearn.plugins import check_unchanged
 from ray_unlearn.provenance import git_revision, package_versions
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.trial import Job
 
@@ -35,6 +38,7 @@ RATINGS = {
     # Another experiment
     "data": DECISIVE,
     "starting weights": DECISIVE,
+    "starting adapter": DECISIVE,
     "precision": DECISIVE,
     "device": DECISIVE,
     "ray_unlearn": DECISIVE,
@@ -104,9 +108,14 @@ def resolve_run(
         if given is None and name is not None and "/" not in name:
             raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
     request = Request(values["scale"], model or run["model"], data, values["split"])
-    task = attach_retrained(
-        load_benchmark(str(definition or values["benchmark"])).load(request, build_models), retrained
-    )
+    benchmark = load_benchmark(str(definition or values["benchmark"]))
+    check_code(benchmark)
+    plugins = used_plugins(benchmark, [run["job"]["trial"]["method"]])
+    check_unchanged(path, run.get("plugins", ()), plugins)
+    task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
+    fix = "Give what it was made from with --model, --data, --retrained and --benchmark"
+    is_made_here = run["model"] is None and values["scale"] == "mini"
+    check_identity(str(path), run["hashes"], describe_identity(task), fix, is_made_here)
     here = {"definition": str(definition.absolute()) if definition else None, "data": str(data) if data else None}
     return SearchConfig.from_json({**values, "model": task.model, **here}), task
 
@@ -115,8 +124,10 @@ def run_again(
     run: Mapping[str, Any], config: SearchConfig, task: Task, say: Callable[[str], None] = lambda what: None
 ) -> dict[str, Any]:
     """The same trial, here: what `describe_run` says of it. Raises RuntimeError where it fails."""
+    from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import held_out_job, held_out_judge, rerun_row
 
+    task = with_attacked_goals(config, task, say)
     trial = TrialConfig.from_json(run["job"]["trial"])
     # In the cache, because all nodes of a cluster see it.
     cache_folder().mkdir(parents=True, exist_ok=True)
@@ -127,6 +138,7 @@ def run_again(
         )
         start, report, seconds = run_job(config, task, job, say)
         judge = held_out_judge(config, task, start)
+        config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         row = rerun_row(config, judge, {"trial_id": trial.trial_id}, job, report, seconds)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
         return describe_run(config, task, run["model"] is None, job, Measured(row, start, None), made_by, Path(weights))
@@ -149,6 +161,7 @@ def _environment(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data": run["hashes"]["data"][:12],
         "starting weights": run["hashes"]["starting weights"][:12],
+        "starting adapter": run["hashes"].get("starting adapter", "")[:12],
         "device": hardware["device"],
         "device model": hardware["model"],
         "workers": gang["num_workers"],
@@ -211,6 +224,7 @@ def repeat(options: Reproduce) -> int:
         gang = replace(
             config.gang,
             num_workers=workers,
+            adapter="",  # what is different is told at the end
             zero_stage=config.gang.zero_stage if options.zero is None else options.zero,
             gpus_per_worker=config.gang.gpus_per_worker if gpus else 0.0,
             trust_remote_code=trusts_remote_code(),  # the file may come from anybody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.options import Report
 from ray_unlearn.commands.reopen import fetched
 from ray_unlearn.records.tables import REPRODUCTION, read_search
@@ -11,18 +12,28 @@ from ray_unlearn.report import write_files, write_report
 
 
 def run(options: Report) -> int:
-    for path in report_again(fetched(options.folder)):
+    for path in report_again(fetched(options.folder), options.out):
         print(path)
     return 0
 
 
-def report_again(folder: Path) -> list[Path]:
-    """Write a search's or a reproduction's report, and what Optuna's view of the search lacks; the files."""
+def report_again(folder: Path, out: Path | None = None) -> list[Path]:
+    """Write a search's or a reproduction's report, and what Optuna's view of the search lacks; the files.
+
+    out: the folder for all of them, in place of the search's own. Raises UserError where nothing can be written there.
+    """
     if (folder / REPRODUCTION).is_file():
-        return write_report(folder)
+        check_writable(out or folder, *_way_out(out))
+        return write_report(folder, out)
     from ray_unlearn.search.optuna_log import FILE, update_studies
 
     results = read_search(folder)
-    files = write_files(results)
-    update_studies(results)
-    return [*files, folder / FILE] if (folder / FILE).is_file() else files
+    check_writable(out or folder / "report", *_way_out(out))
+    files = write_files(results, out)
+    update_studies(results, out)
+    view = (out or folder) / FILE
+    return [*files, view] if view.is_file() else files
+
+
+def _way_out(out: Path | None) -> tuple[str, str]:
+    return ("--out", "Give another folder") if out else ("report", "Give a folder with --out")

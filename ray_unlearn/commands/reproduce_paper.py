@@ -25,7 +25,7 @@ import numpy as np
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.synthetic import EXPERIMENTS, HOMES, Experiment, load_experiment
-from ray_unlearn.commands.checks import MINI_BANNER, check_workers, check_writable, unused
+from ray_unlearn.commands.checks import MINI_BANNER, check_workers, check_writable, take_folder
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import Reproduce
 from ray_unlearn.commands.resources import find_machine, gang_config, most_gangs
@@ -361,8 +361,7 @@ def reproduce(options: Reproduce) -> int:
     gangs = options.concurrent or most_gangs(gang, machine, 2 * options.seeds)
     if options.scale == "mini":
         print(MINI_BANNER, flush=True)
-    folder = unused(options.out / f"reproduce-{options.what}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
-    folder.mkdir()
+    folder = take_folder(options.out / f"reproduce-{options.what}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = sayer(screen)

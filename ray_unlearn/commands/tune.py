@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from ray_unlearn.commands.checks import (
     check_robustness,
     check_workers,
     check_writable,
-    unused,
+    take_folder,
 )
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed, once
@@ -41,22 +42,34 @@ from ray_unlearn.commands.resources import (
     read_deepspeed,
     resolve_scale,
 )
+from ray_unlearn.commands.run_file import write_run_file
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import COMPLETED, INTERPOLATED, SearchConfig, UserError
+from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
-from ray_unlearn.models.loading import check_model, check_pattern, trust_remote_code
+from ray_unlearn.models.loading import check_model, check_pattern, load_config, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.records.copies import Copies, copied
-from ray_unlearn.records.ledger import LEDGER, read_ledger
+from ray_unlearn.records.ledger import LEDGER, UNREADABLE, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
-from ray_unlearn.search.space import ADAPTER_RATE, Space, file_method, load_space, read_spaces
+from ray_unlearn.report.held_out import describe_held_out
+from ray_unlearn.search.space import (
+    ADAPTER_RATE,
+    Space,
+    check_trials,
+    file_method,
+    load_space,
+    read_spaces,
+    warm_points,
+)
+from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.placement import Asked, Machine, threads
 
+DEEPSPEED_FILE = "deepspeed.json"
 LINE = (0.25, 0.5, 0.75, 1.25)
 """Where --harvest scores the line from the starting model (0) to a trial's (1)."""
 
@@ -96,34 +109,37 @@ def tune(options: Tune) -> int:
         concurrent = options.concurrent or most_gangs(gang, machine, asked.trials)
     # Absolute, because the workers have working directories of their own.
     out = options.out.absolute()
-    folder = unused(out / f"{benchmark.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
-    log = out / f".{folder.name}.log"
+    folder = take_folder(out / f"{benchmark.name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    log = folder / "log.txt"
     copy_to = None if options.copy_to == "none" else options.copy_to
-    with copied(folder, copy_to) as copies, noise_to(log) as screen:
-        say = sayer(screen)
-        say("loading data and models (a miniature's models are trained once, then kept)")
-        if options.address is None and not options.dry_run:
-            from ray_unlearn.gangs.session import start_ahead
+    try:
+        with copied(folder, copy_to) as copies, noise_to(log) as screen:
+            say = sayer(screen)
+            say("loading data and models (a miniature's models are trained once, then kept)")
+            if options.address is None and not options.dry_run:
+                from ray_unlearn.gangs.session import start_ahead
 
-            start_ahead(gang, concurrent)
-        try:
+                start_ahead(gang, concurrent)
             search = resolve_search(options, request, asked, machine, folder.name)
-        except UserError:
-            log.unlink()
-            raise
-        for note in search.task.notes:
-            say(note)
-        if options.dry_run:
-            say(describe_plan(search))
-            log.unlink()
-            return 0
-        say(f"layout: {search.config.placement}")
-        try:
+            for note in search.task.notes:
+                say(note)
+            if options.dry_run:
+                say(describe_plan(search))
+                _give_back(folder)
+                return 0
+            say(f"layout: {search.config.placement}")
+            write_run_file(folder, options, *resolved_options(options, search.config))
             status = run_with_progress(search, folder, screen, options.keep_model, copies)
-        finally:
-            if folder.is_dir():
-                log.rename(folder / "log.txt")
+    except UserError:
+        _give_back(folder)
+        raise
     return show_results(options.out / folder.name, status, copies)
+
+
+def _give_back(folder: Path) -> None:
+    """Remove a folder that was taken for a search that has not begun."""
+    if not (folder / LEDGER).exists():
+        shutil.rmtree(folder)
 
 
 def resume(place: Path, options: Tune) -> int:
@@ -133,9 +149,12 @@ def resume(place: Path, options: Tune) -> int:
     trials = config.trials if options.trials is None else options.trials
     if trials < config.trials:
         raise UserError(f"--trials {trials}: the search asked for {config.trials} already. Give at least as many")
-    meta = read_ledger(folder).meta
-    if meta is None:
-        raise UserError(f"{folder}: has no {LEDGER}, an older version wrote it. Search anew")
+    history = read_ledger(folder)
+    if history.is_unreadable:
+        raise UserError(f"{folder / LEDGER}: {UNREADABLE}")
+    if (meta := history.meta) is None:
+        raise UserError(f"{folder}: has no {LEDGER} that says what was searched. Restore it from a copy")
+    check_writable(folder, "--resume", "Copy it to a place that can be, and go on there")
     check_numbers(trials, options.concurrent, options.trial_timeout)
     address = options.address or config.address
     timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
@@ -170,6 +189,21 @@ class ResolvedSearch:
     """What again.py keeps of it for later commands."""
 
 
+def resolved_options(options: Tune, config: SearchConfig) -> tuple[dict[str, Any], dict[str, Path]]:
+    """(options as this machine and the benchmark made them, files that they name by their places beside a run file)."""
+    files = {f"spaces/{number}-{path.name}": path for number, path in enumerate(options.space)}
+    resolved: dict[str, Any] = {"scale": config.scale, "trials": config.trials, "space": tuple(files)}
+    resolved |= {"concurrent": config.concurrent, "workers_per_trial": config.gang.num_workers}
+    resolved |= {"gpus_per_worker": config.gang.gpus_per_worker, "zero": config.gang.zero_stage}
+    resolved["lora"] = config.gang.lora_rank
+    if config.definition is not None:
+        resolved["benchmark"] = None  # its path is this machine's
+    if options.deepspeed is not None:
+        files[DEEPSPEED_FILE] = options.deepspeed
+        resolved["deepspeed"] = DEEPSPEED_FILE
+    return resolved, files
+
+
 def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, Any]) -> Asked:
     """What the user wants of a gang. A miniature with its own model trains on the CPU, GPUs or not."""
     gpus = 0.0 if scale == "mini" and options.model is None else None
@@ -178,6 +212,7 @@ def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, 
         gang_config(gpus, options.zero, machine, settings, options.workers_per_trial),
         accelerator=options.accelerator,
         lora_rank=options.lora or 0,
+        seed=options.seed,
         train=options.train,
         checkpointing=options.checkpointing,
         reference_folder=str(cache_folder() / "reference"),
@@ -192,7 +227,10 @@ def request_of(options: Tune, scale: str) -> Request:
 
 def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machine, name: str) -> ResolvedSearch:
     benchmark = load_benchmark(named(options))
+    if not options.dry_run:
+        check_code(benchmark)
     task = attach_retrained(benchmark.load(request, build_models), options.retrained)
+    task = replace(task, plugins=used_plugins(benchmark, options.methods))
     placement = place_gang(asked, task.model, machine, longest_of(task))
     gang = placement.gang
     size = check_trained(task.model, gang.lora_rank, gang.train)
@@ -201,6 +239,9 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
         m: load_space(find_method(m), benchmark, request.scale, size, files.get(m), gang.lora_rank > 0)
         for m in options.methods
     }
+    num_layers = load_config(task.model).get_text_config().num_hidden_layers
+    for space in spaces.values():
+        check_trials(space, num_layers)
     says = placement.says
     if gang.lora_rank and len(files) < len(options.methods):
         says += f". Learning rates are {ADAPTER_RATE:g} times those for all weights"
@@ -266,6 +307,8 @@ def show_results(folder: Path, status: str, copies: Copies | None) -> int:
     print()
     for sentence in describe_frontier(results):
         print(sentence)
+    for sentence in describe_held_out(results):
+        print(f"\n{sentence}")
     print(f"\nReport:  {folder / 'report' / 'report.html'}")
     if (folder / "model").is_dir():
         print(f"Model:   {folder / 'model'}")
@@ -357,6 +400,20 @@ def describe_plan(search: ResolvedSearch) -> str:
         ranges = ", ".join(
             f"{key} {r.low:.3g}..{r.high:.3g}{' (log)' if r.log else ''}" for key, r in space.ranges.items()
         )
-        fixed = ", ".join(f"{key} {value}" for key, value in space.fixed.items())
-        lines.append(f"{name:<11} {ranges}; fixed: {fixed}; {len(space.warm_starts)} warm start(s)")
+        lines.append(f"{name:<11} {ranges}; fixed: {_describe_values(space.fixed)}")
+        lines += describe_first_points(space, config)
     return "\n".join([*lines, describe_objective(benchmark, Ranking.of_search(config), config.under)])
+
+
+def describe_first_points(space: Space, config: SearchConfig) -> list[str]:
+    """A line for every published point, as it will run, and one for those that will not."""
+    points = [] if config.sampler == RANDOM else warm_points(space)[: config.trials]
+    lines = [f"  first     {_describe_values(point)}" for point in points]
+    if left := len(space.warm_starts) - len(points):
+        why = f"--sampler {RANDOM} draws all" if config.sampler == RANDOM else f"--trials {config.trials}"
+        lines.append(f"  first     {left} published point(s) of {len(space.warm_starts)} will not run: {why}")
+    return lines
+
+
+def _describe_values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {f'{value:.6g}' if isinstance(value, float) else value}" for key, value in values.items())

@@ -42,6 +42,11 @@ class Scores:
     gradient_norm: np.ndarray | None = None
 
     @property
+    def log_probability(self) -> np.ndarray:
+        """Its logarithm, -nll / tokens, [n]: finite where the probability itself is 0 in double precision."""
+        return -self.nll / self.num_tokens
+
+    @property
     def probability(self) -> np.ndarray:
         """Length-normalised answer probability exp(-nll / tokens), [n] in [0, 1] (TOFU, section 2.2)."""
-        return np.exp(-self.nll / self.num_tokens)
+        return np.exp(self.log_probability)

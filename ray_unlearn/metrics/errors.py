@@ -27,6 +27,14 @@ def accuracy_error(correct: Any, chance: float) -> float:
     return max(standard_error(correct), (chance * (1.0 - chance) / len(correct)) ** 0.5)
 
 
+def ks_of_chance(count: int, other: int) -> float:
+    """The mean Kolmogorov-Smirnov distance between so many values and so many others of one distribution (of its
+    limit for large samples; a little too large for small ones)."""
+    from scipy.stats import kstwobign
+
+    return float(kstwobign.mean()) * ((count + other) / (count * other)) ** 0.5
+
+
 def ks_error(count: int, other: int, num_errors: float) -> float:
     """Of a Kolmogorov-Smirnov distance between so many values and so many others: `num_errors` of these are the
     distance that chance alone exceeds in one of a hundred cases. Above 1 / num_errors no distance could be told."""

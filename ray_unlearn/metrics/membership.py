@@ -19,6 +19,14 @@ MIN_STD = 1e-3
 """Of log p, in Min-K%++: a distribution that is all on one token has none to divide by."""
 
 
+def auc_error(area: float, count: int, other: int) -> float:
+    """Standard error of an area under the curve between so many scores and so many others, by the choice of texts
+    (Hanley and McNeil 1982; for scores that are about exponential, and close for others)."""
+    first, second = area / (2.0 - area), 2.0 * area**2 / (1.0 + area)
+    spread = (count - 1) * (first - area**2) + (other - 1) * (second - area**2)
+    return float(((area * (1.0 - area) + spread) / (count * other)) ** 0.5)
+
+
 def loss_score(scores: Scores) -> np.ndarray:
     """Minus the mean loss of the answer tokens, [n] (Yeom et al. 2018)."""
     return -scores.nll / scores.num_tokens

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_unlearn.config import CANDIDATES, PARTS, PRUNED, SCALED, UTILITY_FLOOR, SearchConfig
+from ray_unlearn.config import CANDIDATES, FLOORED, PRUNED, REACHABLE, SCALED, UTILITY_FLOOR, SearchConfig
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 
 Row = Mapping[str, Any]
@@ -27,10 +27,16 @@ class Ranking:
 
     floor: float = UTILITY_FLOOR
     """Utility, relative to the starting model, under which the objective falls; 0: nowhere."""
-    rule: str = PARTS
-    """PARTS; or what searches that were made before go by: FLOORED, the same on utility as it was then (a benchmark's
-    `keeps_before`), or SCALED, that times utility / floor under the floor, and chosen among the candidates at or above
+    rule: str = REACHABLE
+    """REACHABLE; or what searches that were made before go by. PARTS: goals as they were then, a distance of 0 and,
+    under attack, the retrained model that nobody attacked. FLOORED: utility as it was then, too (a benchmark's
+    `keeps_before`). SCALED: the mean times utility / floor under the floor, and chosen among the candidates at or above
     the floor, where there are any."""
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether each kept part is measured against its own start."""
+        return self.rule not in (FLOORED, SCALED)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Ranking:

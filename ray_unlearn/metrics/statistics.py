@@ -44,11 +44,6 @@ class Difference:
     """Two-sided, of the exact sign-flip test, before any correction."""
     n: int
 
-    def turned(self) -> Difference:
-        """The same seen from the other one."""
-        value, low, high = self.interval.value, self.interval.low, self.interval.high
-        return Difference(Interval(-value, -high, -low), self.p, self.n)
-
 
 def verdict(value: float, corrected_p: float) -> str:
     """On a mean difference: RELIABLE, SMALL (reliable, but under NOTICEABLE) or UNDECIDED."""

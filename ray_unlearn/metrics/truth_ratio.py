@@ -9,17 +9,41 @@ import numpy as np
 from ray_unlearn.metrics import Scores
 
 
-def truth_ratio(paraphrased: Scores, perturbed: Scores, question: np.ndarray) -> np.ndarray:
-    """Geometric mean of the wrong answers' normalised probability over the paraphrased right answer's, [q].
+def log_truth_ratio(paraphrased: Scores, perturbed: Scores, question: np.ndarray) -> np.ndarray:
+    """log of the geometric mean of the wrong answers' normalised probability over the right answer's, [q].
 
     paraphrased: one scored right answer a question, in question order; perturbed: its wrong answers;
-    question: int [n], the question of each wrong answer. Small: the model knows; 1: it cannot tell.
-    Kept in logarithms until the end, so that no precision turns it into 1.
+    question: int [n], the question of each wrong answer. Below 0: the model knows; 0: it cannot tell.
+    In logarithms, as no precision turns it into 0 there, and no finite model into nan.
     """
-    right = -paraphrased.nll / paraphrased.num_tokens
-    wrong = -perturbed.nll / perturbed.num_tokens
-    mean_wrong = np.array([wrong[question == q].mean() for q in range(len(right))])
-    return np.exp(mean_wrong - right)
+    right = paraphrased.log_probability
+    mean_wrong = np.bincount(question, weights=perturbed.log_probability, minlength=len(right)) / np.bincount(question)
+    return mean_wrong - right
+
+
+def right_share(right: Scores, wrong: Scores, question: np.ndarray) -> np.ndarray:
+    """The right answer's probability over that of all options together, [q] in [0, 1], computed in logarithms."""
+    from scipy.special import expit
+
+    together = np.full(len(right.nll), -np.inf)
+    np.logaddexp.at(together, question, wrong.log_probability)
+    return expit(right.log_probability - together)
+
+
+def cannot_tell(log_ratio: np.ndarray) -> np.ndarray:
+    """min(r, 1/r) of truth ratios, [q] in [0, 1]: 1 where right and wrong are equally likely."""
+    return np.exp(-np.abs(log_ratio))
+
+
+def can_tell(log_ratio: np.ndarray) -> np.ndarray:
+    """max(0, 1 - r) of truth ratios, [q] in [0, 1]: 1 where only the right answer is likely."""
+    return -np.expm1(np.minimum(log_ratio, 0.0))
+
+
+def ratios_of(log_ratio: np.ndarray) -> list[float]:
+    """The ratios, [q], for profiles: what compares with them reads their order alone, so that inf does no harm."""
+    with np.errstate(over="ignore"):
+        return np.exp(log_ratio).tolist()
 
 
 def ks_distance(ratios: np.ndarray, retrained: np.ndarray) -> float:

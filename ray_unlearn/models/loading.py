@@ -127,12 +127,16 @@ def _why(error: Exception) -> str:
     return f" ({first_line(error)}). Check the name or the folder"
 
 
-def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool) -> Any:
+def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool, seed: int = 0) -> Any:
     """The model with adapters around its linear layers, or with all but the named parameters frozen.
+
+    The seed decides where the adapters start, and nothing else does: not the device, nor how weights are sharded.
 
     Raises UserError where the pattern names nothing, or peft is missing.
     """
     if lora_rank:
+        import torch
+
         try:
             from peft import LoraConfig, get_peft_model
         except ImportError:
@@ -140,7 +144,9 @@ def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool
         config = LoraConfig(
             r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        model = get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU, wherever the model is
+            torch.default_generator.manual_seed(seed)
+            model = get_peft_model(model, config)
     if pattern:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         chosen = {name for name in trained if re.search(pattern, name)}

@@ -42,6 +42,7 @@ from ray_unlearn.files import Patience, crc32, write_file
 
 LEDGER = "ledger.jsonl"
 LOCK, WRITER = ".lock", ".writer.json"
+UNREADABLE = "cannot be read, no line of it is as it was written. Restore it from a copy"
 FORMAT = 1
 """Raised when a reader of an older format could not go on with a search."""
 Event = dict[str, Any]
@@ -89,6 +90,11 @@ class History:
             elif kind == "ended":
                 life.row, life.points, life.curve = event["row"], event["points"], event["curve"]
         return found
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether there is a ledger with no event in it that can be read."""
+        return not self.events and (self.is_cut or bool(self.damaged))
 
     @property
     def meta(self) -> dict[str, Any] | None:
@@ -142,6 +148,8 @@ class Ledger:
         Raises UserError where the ledger is of another format.
         """
         history = read_ledger(self._path.parent)
+        if history.damaged and history.is_unreadable:
+            raise UserError(f"{self._path}: {UNREADABLE}")
         _check_format(self._path, history.events)
         self._file, self._end = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644), history.size
         self.append("opened", format=FORMAT, version=__version__, at=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -179,9 +187,17 @@ def settings_hash(trial: Mapping[str, Any]) -> str:
 
 
 def read_ledger(folder: Path) -> History:
-    """What can be read of the folder's ledger; nothing where there is none."""
+    """What can be read of the folder's ledger; nothing where there is none.
+
+    Line ends may have become CR LF on the way here (git's autocrlf). Raises UserError where the file cannot be opened.
+    """
     path = folder / LEDGER
-    content = path.read_bytes() if path.exists() else b""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Mend that, or restore it from a copy") from None
     events: list[Event] = []
     damaged: list[int] = []
     whole, _, rest = content.rpartition(b"\n")
@@ -204,6 +220,7 @@ def read_ledger(folder: Path) -> History:
 def parse_line(line: bytes) -> Event | None:
     """None where the line is not what was written."""
     try:
+        line = line.removesuffix(b"\r")
         head, text = line[:9], line[9:]
         return dict(json.loads(text)) if head == f"{crc32(text)} ".encode() else None
     except (ValueError, TypeError):

@@ -46,7 +46,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_unlearn.config import UserError
-from ray_unlearn.files import Patience, crc32, write_file
+from ray_unlearn.files import Patience, crc32, visible, write_file
 from ray_unlearn.records.ledger import LEDGER, History, read_ledger
 
 CHECKSUM = "checksum"
@@ -255,6 +255,12 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     return pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()
 
 
+def is_own(path: Path, table: pa.Table) -> bool:
+    """Whether a file of a search has the name of the trial in it. Tools that copy folders leave a second file beside
+    one that both sides had, under another name; it counts for nobody."""
+    return not table.num_rows or table["trial_id"][0].as_py() == path.stem
+
+
 @dataclass(frozen=True)
 class SearchResults:
     """One search's folder, read: plain rows, and the files that could not be read, by name."""
@@ -278,12 +284,14 @@ def read_search(folder: Path) -> SearchResults:
     meta = _read_meta(folder, history, damaged)
 
     def tables(name: str, schema: pa.Schema | None = None) -> Iterator[tuple[Path, pa.Table]]:
-        for path in sorted((folder / name).rglob("*.parquet")):
+        for path in visible((folder / name).rglob("*.parquet"), folder):
             try:
                 # One file at a time: a damaged one must not take the others with it. Threads cost these small
                 # files half as much again as reading them.
                 table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
-                yield path, table if schema is None else table.select(schema.names).cast(schema)
+                table = table if schema is None else table.select(schema.names).cast(schema)
+                if is_own(path, table):
+                    yield path, table
             except (pa.ArrowException, OSError, KeyError, ValueError):
                 damaged.append(str(path.relative_to(folder)))
 

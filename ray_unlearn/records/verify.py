@@ -13,17 +13,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_unlearn.config import UserError
-from ray_unlearn.files import checksum
+from ray_unlearn.files import checksum, crc32, visible
 from ray_unlearn.records.ledger import LEDGER, History, read_ledger
-from ray_unlearn.records.tables import CHECKSUM, LOCAL, json_checksum, schema_of, trial_place, write_json, write_table
+from ray_unlearn.records.tables import (
+    CHECKSUM,
+    LOCAL,
+    is_own,
+    json_checksum,
+    schema_of,
+    trial_place,
+    write_json,
+    write_table,
+)
 
 DERIVED = ("report", "log.txt")
 """What `ray_unlearn report` writes again, and what nobody reads."""
 
+RECORDED = ("trials", "curves", "finals", "examples", "weights")
+"""Folders in which every Parquet file is named by the ledger."""
+TEXTS = (".json", ".txt", ".jinja", ".md")
+FOREIGN = "the ledger does not know it, a copy of another file perhaps; it counts for nothing. Remove it"
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One file that is not as it was written, or not there."""
+    """One file that is not as it was written, not there, or not the search's."""
 
     name: str
     """Within the search's folder."""
@@ -47,8 +61,11 @@ def describe_findings(folder: Path, findings: list[Finding]) -> str:
     if not findings:
         return f"{folder}: every file is as it was written"
     lines = [f"{f.name}: {f.what}{', written again' if f.is_repaired else ''}" for f in findings]
-    left = sum(not f.is_repaired for f in findings)
-    return "\n".join([*lines, f"{folder}: {left} file(s) damaged or missing; all others can be read"])
+    left = sum(not f.is_repaired and f.what != FOREIGN for f in findings)
+    foreign = sum(f.what == FOREIGN for f in findings)
+    counts = [f"{left} file(s) damaged or missing"] * (left > 0 or not foreign)
+    counts += [f"{foreign} file(s) that are not the search's"] * (foreign > 0)
+    return "\n".join([*lines, f"{folder}: {', '.join(counts)}; all others can be read"])
 
 
 def _check_ledger(history: History) -> Iterator[Finding]:
@@ -59,7 +76,7 @@ def _check_ledger(history: History) -> Iterator[Finding]:
 
 
 def _check_json(folder: Path) -> Iterator[Finding]:
-    for path in sorted([*folder.glob("*.json"), *(folder / "compare").glob("*.json")]):
+    for path in visible([*folder.glob("*.json"), *(folder / "compare").glob("*.json")], folder):
         try:
             values = dict(json.loads(path.read_text()))
             is_right = path.name == LOCAL or values.get(CHECKSUM) in (None, json_checksum(values))
@@ -76,16 +93,25 @@ def _check_files(folder: Path, history: History) -> Iterator[Finding]:
         path = folder / name
         if not path.is_file():
             yield Finding(name, "missing")
-        elif checksum(path) != expected:
+        elif expected not in (checksum(path), _checksum_of_text(path)):
             yield Finding(name, "damaged")
-    for path in sorted(folder.rglob("*.parquet")):
+    for path in visible(folder.rglob("*.parquet"), folder):
         name = str(path.relative_to(folder))
         if name in known or name.split("/")[0] in DERIVED:
             continue
         try:
-            pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
+            table = pq.ParquetFile(path, page_checksum_verification=True).read(use_threads=False)
         except (pa.ArrowException, OSError, ValueError):
             yield Finding(name, "damaged")
+            continue
+        is_whole = bool(history.events) and not history.damaged
+        if name.split("/")[0] in RECORDED and (is_whole or not is_own(path, table)):
+            yield Finding(name, FOREIGN)
+
+
+def _checksum_of_text(path: Path) -> str | None:
+    """Of a text file as it was before a tool changed its line ends (git's autocrlf does)."""
+    return crc32(path.read_bytes().replace(b"\r\n", b"\n")) if path.suffix in TEXTS else None
 
 
 def _repaired(folder: Path, history: History, findings: list[Finding]) -> list[Finding]:

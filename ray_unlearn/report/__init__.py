@@ -22,19 +22,19 @@ from ray_unlearn.report.frontier import describe_frontier, frontier, parameter_n
 __all__ = ["describe_frontier", "frontier", "write_files", "write_report"]
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Writes `folder`/report and returns the files. Raises UserError where `folder` holds no search.
+def write_report(folder: Path, out: Path | None = None) -> list[Path]:
+    """Writes `folder`/report, or `out`, and returns the files. Raises UserError where `folder` holds no search.
 
     A reproduction's folder gets its own report, beside its data.
     """
     if (folder / REPRODUCTION).is_file():
         from ray_unlearn.report.reproduction import write_reproduction
 
-        return write_reproduction(folder)
-    return write_files(read_search(folder))
+        return write_reproduction(folder, out)
+    return write_files(read_search(folder), out)
 
 
-def write_files(results: SearchResults) -> list[Path]:
+def write_files(results: SearchResults, out: Path | None = None) -> list[Path]:
     """The same of a search that has been read."""
     # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
     from ray_unlearn.report.figure import draw_figure
@@ -43,8 +43,8 @@ def write_files(results: SearchResults) -> list[Path]:
     from ray_unlearn.report.plain import render_csv, render_markdown
     from ray_unlearn.report.whole import write_whole
 
-    place = results.folder / "report"
-    place.mkdir(exist_ok=True)
+    place = out or results.folder / "report"
+    place.mkdir(parents=True, exist_ok=True)
     texts = {
         "report.html": render_page(results),
         "report.md": render_markdown(results),

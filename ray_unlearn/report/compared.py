@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ray_unlearn.config import MEASURES
 from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.tables import Column, Table, attack_of, metric_note, short_metric
 from ray_unlearn.report.text import count, is_number, method_label, score
 from ray_unlearn.report.verdicts import describe_difference
 from ray_unlearn.wording import listing
-
-MEASURES = ("objective", "forget", "utility")
 
 
 def _items(results: SearchResults, name: str) -> list[Mapping[str, Any]]:

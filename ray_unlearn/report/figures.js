@@ -139,6 +139,31 @@ const drawIntervals = () => {
   }
 };
 
+// ---- the expected best of n trials ----
+const drawBudgets = () => {
+  const place = byId("budgets");
+  if (!place) return;
+  const lines = data.budgets.filter((line) => shown[line.method]);
+  if (!lines.length) { clear(place); return; }
+  const [[, holder]] = panelsOf(place, [lines], () => "Expected best objective by trials a method");
+  const most = Math.max(2, ...lines.map((line) => line.points[line.points.length - 1][0]));
+  const top = Math.max(0.05, ...lines.flatMap((line) => line.points.map((p) => p[3]))) * 1.05;
+  const whole = Math.floor(Math.log2(most));
+  const doublings = Array.from({ length: whole + 1 }, (_, k) => [k, String(2 ** k)]);
+  if (Math.log2(most) - whole > 0.2) doublings.push([Math.log2(most), String(most)]);
+  const { small, X, Y } = frame(holder, {
+    height: 260, left: 40, xs: [0, Math.log2(most)], ys: [0, top], xTicks: doublings, yTicks: ticks(0, top, 4),
+    about: `Expected best objective: ${lines.map((line) => `${data.methods[line.method].label} ${line.points[line.points.length - 1][1].toPrecision(3)} of ${line.points.length} trials`).join(", ")}`,
+  });
+  for (const line of lines) {
+    const at = (k) => line.points.map((p) => [X(Math.log2(p[0])), Y(p[k])]);
+    const group = element("g", { class: `m${line.method}` }, small);
+    element("path", { class: "band", d: `${pathOf([...at(2), ...at(3).reverse()])}Z` }, group);
+    element("path", { class: "line best", d: pathOf(at(1)), ...dashed(line.method) }, group);
+  }
+  key(holder, lines.map((line) => line.method));
+};
+
 // ---- the weights of the forget loss ----
 const drawWeights = () => {
   const [first, second] = [byId("thirds-figure"), byId("epochs-figure")];

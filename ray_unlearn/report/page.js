@@ -300,6 +300,7 @@ const redraw = () => {
   drawPlot();
   drawCurves();
   drawParallel(pointLine);
+  drawBudgets();
   drawIntervals();
   drawWeights();
 };

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from ray_unlearn import __version__
 from ray_unlearn.config import FAILED
 from ray_unlearn.records.tables import SearchResults
-from ray_unlearn.report import compared, parameters, weighting
-from ray_unlearn.report.answers import SHOWN, answers
+from ray_unlearn.report import budgets, compared, parameters, weighting
+from ray_unlearn.report.answers import answers
 from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_utility, metric_names, runs
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import (
@@ -91,6 +91,8 @@ def render_page(results: SearchResults) -> str:
         warnings=compared.warnings(results.comparison),
         method_sentences=compared.method_sentences(results),
         method_warnings=compared.warnings(compared.over_searches(results)),
+        budget_caveat=budgets.CAVEAT,
+        budget_sentence=budgets.budget_sentence(results),
         intervals=bool(data["intervals"]),
         importance_words=parameters.importance_words(results),
         edges=parameters.edges(results),
@@ -99,7 +101,7 @@ def render_page(results: SearchResults) -> str:
         smoothing=weighting.smoothing_words(found),
         budget_words=budget_words(results),
         num_examples=told[1] if told else 0,
-        examples_shown=SHOWN,
+        examples_shown=len(told[0].rows) if told else 0,
         shared=shared_settings(results),
         metrics=[(short_metric(name), metric_note(results, name)) for name in metric_names(results)]
         or list(results.meta["metrics"].items()),
@@ -136,6 +138,7 @@ def _tables(results: SearchResults) -> dict[str, Table]:
         "budget": budget(results),
         "held-out": held_out(results),
         "robustness": robustness(results),
+        "budgets": budgets.best_by_budget(results),
         "searches": compared.searches(results),
         "finalists": compared.finalists(results),
         "differences": compared.differences(results),
@@ -209,6 +212,7 @@ def _data(results: SearchResults, looks: dict[str, Mark], order: list[Row], othe
         "floor": results.meta["config"]["utility_floor"],
         "curves": curves,
         "parallel": along,
+        "budgets": budgets.lines(results, place),
         "intervals": compared.intervals(results, place),
         "weighting": weighting.drawn(weighting.weightings(results), place),
     }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ray_unlearn.provenance import without_addresses
 from ray_unlearn.records.tables import SearchResults
-from ray_unlearn.report import compared, parameters, weighting
+from ray_unlearn.report import budgets, compared, parameters, weighting
 from ray_unlearn.report.answers import answers
 from ray_unlearn.report.frontier import describe_frontier
 from ray_unlearn.report.tables import (
@@ -63,6 +63,7 @@ def render_markdown(results: SearchResults) -> str:
         _list(describe_frontier(results)),
         "## The methods",
         markdown_table(best_of_methods(results)),
+        *_with_fewer_trials(results),
         *_over_searches(results),
         "## Over several seeds",
         *_over_seeds(results),
@@ -105,6 +106,14 @@ def render_markdown(results: SearchResults) -> str:
         "Versions: " + ", ".join(f"{markdown(n)} {markdown(str(v))}" for n, v in sorted(meta["versions"].items())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _with_fewer_trials(results: SearchResults) -> list[str]:
+    table = budgets.best_by_budget(results)
+    if table is None:
+        return []
+    told = [budgets.budget_sentence(results), budgets.CAVEAT]
+    return ["## With fewer trials", *map(markdown, filter(None, told)), markdown_table(table)]
 
 
 def _over_searches(results: SearchResults) -> list[str]:

@@ -73,14 +73,18 @@ class Panel:
         ]
 
 
-def write_reproduction(folder: Path) -> list[Path]:
-    """Write the report's files beside the data and return them. Raises UserError where the folder is not whole."""
+def write_reproduction(folder: Path, out: Path | None = None) -> list[Path]:
+    """Write the report's files beside the data, or into `out`, and return them.
+
+    Raises UserError where the folder is not whole.
+    """
     found = read_reproduction(folder)
     panels = [build_panel(found, experiment) for experiment in found.meta["experiments"]]
-    page, text = folder / "report.html", folder / "report.md"
+    place = out or folder
+    page, text = place / "report.html", place / "report.md"
     page.write_text(render_reproduction(found, panels), encoding="utf-8", newline="")
     text.write_text(reproduction_markdown(found), encoding="utf-8", newline="")
-    figures = [folder / "figure.png", folder / "figure.svg"]
+    figures = [place / "figure.png", place / "figure.svg"]
     save_figure(lambda: _compose(found, panels), figures)
     return [page, text, *figures]
 

@@ -20,6 +20,7 @@ from ray_unlearn.report.frontier import (
     scored,
     searched_names,
 )
+from ray_unlearn.report.held_out import ANCHORS, answer_faults
 from ray_unlearn.report.text import (
     NOTHING,
     count,
@@ -236,9 +237,6 @@ def held_out(results: SearchResults) -> Table | None:
     return table if any(row[-1] for row in rows) else table.without({"error"})
 
 
-ANCHORS = {"start": "Starting model", "retrained": "Retrained model"}
-
-
 def model_label(row: Row) -> str:
     return ANCHORS.get(row["trial_id"]) or method_label(row["method"])
 
@@ -431,7 +429,7 @@ def notices(results: SearchResults) -> list[tuple[str, str]]:
     if status != "running" and len(set(per_method.values())) > 1:
         text = listing([f"{method_label(method)} {number}" for method, number in per_method.items()])
         found.append(("Unequal budgets", f"The methods had different numbers of trials: {text}."))
-    return found
+    return found + [("Broken answers", text) for _, text in answer_faults(results)]
 
 
 def tally(results: SearchResults) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_unlearn.config import METHOD_TITLES, RECOMMENDED_UNITS
+from ray_unlearn.config import RECOMMENDED_UNITS
 from ray_unlearn.metrics.statistics import (
     CONFIDENCE,
     LEVEL,
@@ -15,6 +16,7 @@ from ray_unlearn.metrics.statistics import (
     fewest_units,
     miss_rate,
 )
+from ray_unlearn.report.text import method_label
 from ray_unlearn.wording import counted
 
 SEED, SEARCH = "seed", "search"
@@ -41,7 +43,7 @@ def describe_difference(item: Mapping[str, Any]) -> str:
 
 
 def _named(method: str, unit: str) -> str:
-    title = METHOD_TITLES.get(method, method)
+    title = method_label(method)
     return title if unit == SEARCH else f"the {title} setting of this search"
 
 
@@ -50,8 +52,9 @@ def counted_units(count: int, unit: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def describe_limits(count: int, unit: str, num_pairs: int) -> list[str]:
-    """What must be known about the verdicts of so many pairs over so many units."""
+def describe_limits(count: int, unit: str, num_methods: int) -> list[str]:
+    """What must be known about the verdicts on all pairs of so many methods over so many units."""
+    num_pairs = math.comb(num_methods, 2)
     many = UNITS[unit][1]
     found = []
     needed = fewest_units(num_pairs)
@@ -85,7 +88,7 @@ def describe_spreads(entries: Sequence[Mapping[str, Any]], measures: Sequence[st
             f"{name} {entry[name]['mean']:.3f} ({entry[name]['min']:.3f} to {entry[name]['max']:.3f})"
             for name in measures
         )
-        name = entry.get("trial_id") or METHOD_TITLES.get(str(entry["method"]), entry["method"])
+        name = entry.get("trial_id") or method_label(str(entry["method"]))
         failed = f", {entry['failed']} of them diverged" if entry.get("failed") else ""
         lines.append(f"{name} over {counted_units(entry['n'], unit)}{failed}: {scores}")
     return lines

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import CANDIDATES, COMPLETED, INTERPOLATED, METHOD_TITLES, SearchConfig
+from ray_unlearn.config import CANDIDATES, COMPLETED, INTERPOLATED, MEASURES, SearchConfig
 from ray_unlearn.failures import INF, MEMORY, NAN
 from ray_unlearn.metrics.fronts import hypervolume, pareto_front
 from ray_unlearn.metrics.ranking import Ranking
@@ -32,11 +33,11 @@ from ray_unlearn.metrics.statistics import (
     compare_pairs,
     corrected,
     describe_spread,
-    mean_interval,
     verdict,
 )
 from ray_unlearn.records.tables import write_table
 from ray_unlearn.report.parameters import describe_edge
+from ray_unlearn.report.text import method_label
 from ray_unlearn.report.verdicts import SEED, describe_difference, describe_limits, describe_spreads
 from ray_unlearn.search.space import Space
 
@@ -46,7 +47,8 @@ SEED_BASE = 1000
 MOST_UNEQUAL = {"trials": 1.0, "epochs": 1.1, "device_seconds": 3.0}
 """How many times the least-served method's budget another one's may be. Seconds differ by what methods compute (GA
 reads no retain set) and by what else the machine did; trials are dealt out evenly."""
-MEASURES = ("objective", "forget", "utility")
+JUDGED = "objective"
+"""The measure that verdicts are on; the others are described."""
 
 
 def comparison_seeds(config: SearchConfig, count: int) -> list[int]:
@@ -86,7 +88,7 @@ def describe_unequal(budgets: Mapping[str, Mapping[str, float]]) -> str:
     for name, most in MOST_UNEQUAL.items():
         values = {method: spent[name] for method, spent in budgets.items()}
         if values and max(values.values()) > most * min(values.values()):
-            counts = ", ".join(f"{METHOD_TITLES.get(method, method)} {value:.6g}" for method, value in values.items())
+            counts = ", ".join(f"{method_label(method)} {value:.6g}" for method, value in values.items())
             parts.append(f"{name.replace('_', ' ')} ({counts})")
     return "; ".join(parts)
 
@@ -119,6 +121,7 @@ def run_comparison(
     """
     from ray_unlearn.gangs.gangs import Gangs
     from ray_unlearn.gangs.session import park_seconds, ray_session
+    from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import (
         held_out_job,
         held_out_judge,
@@ -128,6 +131,7 @@ def run_comparison(
     )
     from ray_unlearn.training.outcome import finished
 
+    task = with_attacked_goals(config, task, say)
     schema, start_path = row_schema(config), folder / "compare" / "start.parquet"
     places = {
         (row["trial_id"], seed): folder / "compare" / "runs" / f"{row['trial_id']}-seed{seed}.parquet"
@@ -218,13 +222,12 @@ def summarise(
     for row in ran:
         best.setdefault(row["method"], row)
     budgets = count_budgets(trials)
-    num_pairs = len(best) * (len(best) - 1) // 2
-    warnings = describe_limits(len(seeds), SEED, num_pairs)
+    warnings = describe_limits(len(seeds), SEED, len(best))
     if unequal := describe_unequal(budgets):
         warnings.append(f"The methods had unequal budgets: {unequal}. Who had more had more chances to find something.")
     for method in config.methods:
         if method not in best:
-            warnings.append(f"No trial of {METHOD_TITLES.get(method, method)} completed; it is not compared.")
+            warnings.append(f"No trial of {method_label(method)} completed; it is not compared.")
     for row in ran:
         failed = [run for run in by_seed[row["trial_id"]].values() if run["status"] != COMPLETED]
         if failed:
@@ -311,16 +314,16 @@ def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[
             names = (first, second)
             if a.mean() < b.mean():
                 names, a, b = (second, first), b, a
-            interval = mean_interval(a - b)
+            difference = compare_pairs(a, b)
             found.append(
                 {
                     **{"better": names[0], "other": names[1], "measure": measure, "unit": unit},
-                    **{"value": interval.value, "low": interval.low, "high": interval.high},
-                    **{"n": len(places), "p": None, "corrected_p": None, "verdict": None},
+                    **asdict(difference.interval),
+                    **{"n": difference.n, "p": None, "corrected_p": None, "verdict": None},
                 }
             )
-            if measure == MEASURES[0]:
-                found[-1]["p"] = compare_pairs(a, b).p
+            if measure == JUDGED:
+                found[-1]["p"] = difference.p
     judged = [item for item in found if item["p"] is not None]
     for item, p in zip(judged, corrected([item["p"] for item in judged]), strict=True):
         item |= {"corrected_p": p, "verdict": verdict(item["value"], p)}

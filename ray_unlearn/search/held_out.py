@@ -16,7 +16,7 @@ from ray_unlearn.config import ATTACKS, COMPLETED, FAILED, SearchConfig
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import trial_schema
 from ray_unlearn.search.rows import trial_of
-from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.outcome import Failed, Outcome
 from ray_unlearn.training.trial import Job
 
@@ -30,7 +30,7 @@ def held_out_job(config: SearchConfig, seed: int) -> Job:
 def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
     """Train a results row's trial again with that seed, to the evaluation point that counted, and score it on the
     held-out split. With the search's own seed it is the same model again."""
-    trial = replace(trial_of(row, METHODS[row["method"]].parameters), seed=seed)
+    trial = replace(trial_of(row, find_method(row["method"]).parameters), seed=seed)
     return replace(
         held_out_job(config, seed),
         job_id=f"final-{trial.trial_id}-{seed}",
@@ -80,7 +80,7 @@ def _final_row(
 def row_schema(config: SearchConfig) -> pa.Schema:
     """Of the search's trials, and of its finalists."""
     benchmark = load_benchmark(config.loaded_from)
-    parameters = dict.fromkeys(p for name in config.methods for p in METHODS[name].parameters)
+    parameters = dict.fromkeys(p for name in config.methods for p in find_method(name).parameters)
     return trial_schema(
         benchmark.name, parameters, [*benchmark.metrics, *describe_metrics(benchmark, attacks_of(config))]
     )

@@ -99,12 +99,12 @@ class StudiesView:
         return trial
 
 
-def update_studies(results: SearchResults) -> None:
-    """Add what the view of a search's folder lacks: all of it, where there is none. Such trials end now, as far as
-    Optuna can tell; how long they took is right."""
+def update_studies(results: SearchResults, out: Path | None = None) -> None:
+    """Add what the view in a search's folder, or in `out`, lacks: all of it, where there is none. Such trials end now,
+    as far as Optuna can tell; how long they took is right."""
     config = results.meta["config"]
     spaces, is_pareto = read_spaces(results.meta), config["objective"] == "pareto"
-    view = StudiesView(results.folder, results.meta["name"], spaces, is_pareto, config["utility_floor"])
+    view = StudiesView(out or results.folder, results.meta["name"], spaces, is_pareto, config["utility_floor"])
     curves: dict[str, list[Mapping[str, Any]]] = {}
     for point in results.curves:
         curves.setdefault(point["trial_id"], []).append(point)

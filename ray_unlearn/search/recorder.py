@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from ray_unlearn.config import INTERPOLATED, TRIAL_SETTINGS, SearchConfig, TrialConfig
+from ray_unlearn.config import INTERPOLATED, SearchConfig, TrialConfig
 from ray_unlearn.failures import LOST
 from ray_unlearn.files import crc32
 from ray_unlearn.metrics.ranking import Ranking
@@ -22,8 +22,8 @@ from ray_unlearn.search.optuna_log import StudiesView
 from ray_unlearn.search.rows import curve_row, point_row, trial_of, trial_row
 from ray_unlearn.search.sampling import MethodStudy
 from ray_unlearn.search.scored import Scored
-from ray_unlearn.search.space import Space
-from ray_unlearn.training.losses import METHODS
+from ray_unlearn.search.space import Space, build_trial
+from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.outcome import Failed
 from ray_unlearn.training.trial import rung_epochs
 
@@ -113,7 +113,7 @@ class Recorder:
     def _recall_row(self, row: Mapping[str, Any], points: list[dict[str, Any]], curve: list[dict[str, Any]]) -> None:
         if row["status"] != INTERPOLATED:
             if row["trial_id"] not in self._asked[row["method"]]:  # its suggestion is in a damaged line
-                self._ask_again(trial_of(row, METHODS[row["method"]].parameters), row["number"])
+                self._ask_again(trial_of(row, find_method(row["method"]).parameters), row["number"])
             self._tell(row, curve)
         self.rows += [dict(row), *points]
         if not self.writer.has_trial(row):
@@ -151,19 +151,9 @@ class Recorder:
         """A new trial: its settings from the study, where they are not fixed."""
         taken = self._asked[method]
         trial_id = next(name for i in range(len(taken) + 1) if (name := f"{method}-{i:04d}") not in taken)
-        values = self._studies[method].ask(trial_id) | dict(self._spaces[method].fixed)
-        parameters = METHODS[method].parameters
-        settings: dict[str, Any] = {name: values[name] for name in TRIAL_SETTINGS if name in values}
-        if not METHODS[method].uses_retain:
-            settings["retain_weight"] = 0.0
         taken.add(trial_id)
-        return TrialConfig(
-            trial_id=trial_id,
-            method=method,
-            parameters={name: float(values.get(name, default)) for name, default in parameters.items()},
-            seed=self._config.seed,
-            **settings,
-        )
+        point = self._studies[method].ask(trial_id)
+        return build_trial(self._spaces[method], trial_id, self._config.seed, point)
 
     def running(self, tune_id: str) -> None:
         self.ledger.append("running", trial_id=self._open[tune_id].trial.trial_id)

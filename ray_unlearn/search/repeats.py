@@ -6,17 +6,20 @@ results/<search>/compare/searches/<search>-repeat<k>/   each a search of its own
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import COMPLETED, FAILED, METHOD_TITLES, SearchConfig, TrialConfig, UserError
+from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, TrialConfig, UserError
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import SearchResults, read_search
+from ray_unlearn.report.text import method_label
 from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_limits, describe_spreads
-from ray_unlearn.search.comparison import MEASURES, describe_units, difference_table, scored
+from ray_unlearn.search.attacked_goals import with_attacked_goals
+from ray_unlearn.search.comparison import describe_units, difference_table, scored
 from ray_unlearn.search.space import Space
 
 Row = Mapping[str, Any]
@@ -42,10 +45,16 @@ def repeats_of(config: SearchConfig, folder: Path, count: int) -> list[tuple[Pat
     return [
         (
             folder / "compare" / "searches" / (name := f"{config.name}-repeat{k}"),
-            replace(config, name=name, seed=config.seed + k * SEED_STEP, log_to=(), copy_to=None),
+            reseeded(replace(config, name=name, log_to=(), copy_to=None), config.seed + k * SEED_STEP),
         )
         for k in range(1, count)
     ]
+
+
+def reseeded(config: SearchConfig, seed: int) -> SearchConfig:
+    """The search with another seed: adapters start elsewhere, too."""
+    gang = replace(config.gang, seed=seed, adapter="") if config.gang.lora_rank else config.gang
+    return replace(config, seed=seed, gang=gang)
 
 
 def is_complete(folder: Path) -> bool:
@@ -60,7 +69,8 @@ def run_repeats(
     local: Callable[[SearchConfig], Mapping[str, Any]],
     say: Callable[[str], None],
 ) -> None:
-    """Run those that are not complete, or what is left of them, one after another on the same gangs.
+    """Run those that are not complete, or what is left of them, one after another on the same gangs where
+    all weights are trained.
 
     local: what later commands need of a search. Raises what `run_search` raises.
     """
@@ -71,7 +81,11 @@ def run_repeats(
         say(f"{len(repeats) - len(left)} of {len(repeats)} repeats are there already")
     if not left:
         return
-    with open_gangs(left[0][1], task, say, "the same command goes on") as gangs:
+    task = with_attacked_goals(left[0][1], task, say)
+    # Adapters start with the gang that has them: each search then has gangs of its own.
+    has_adapters = left[0][1].gang.lora_rank > 0
+    own = nullcontext(None) if has_adapters else open_gangs(left[0][1], task, say, "the same command goes on")
+    with own as gangs:
         for number, (folder, config) in enumerate(left, start=len(repeats) - len(left) + 1):
             folder.parent.mkdir(parents=True, exist_ok=True)
             say(f"repeat {number} of {len(repeats)}: seed {config.seed}")
@@ -141,7 +155,6 @@ def summarise_searches(found: Sequence[SearchResults]) -> dict[str, Any]:
     check_alike(found)
     methods = found[0].meta["config"]["methods"]
     units = {method: {k: _unit(results, method) for k, results in enumerate(found)} for method in methods}
-    pairs = len(methods) * (len(methods) - 1) // 2
     return {
         "searches": [results.meta["name"] for results in found],
         "seeds": [results.meta["config"]["seed"] for results in found],
@@ -153,7 +166,7 @@ def summarise_searches(found: Sequence[SearchResults]) -> dict[str, Any]:
             for method, rows in units.items()
         ],
         "differences": difference_table(units, SEARCH),
-        "warnings": describe_limits(len(found), SEARCH, pairs),
+        "warnings": describe_limits(len(found), SEARCH, len(methods)),
     }
 
 
@@ -170,5 +183,5 @@ def describe_searches(summary: Mapping[str, Any]) -> list[str]:
     lines += [describe_difference(item) for item in summary["differences"]]
     if len(summary["methods"]) == 1:
         only = summary["methods"][0]["method"]
-        lines.append(f"Only {METHOD_TITLES.get(only, only)} was searched: there is no pair to judge")
+        lines.append(f"Only {method_label(only)} was searched: there is no pair to judge")
     return lines + [f"Note: {warning}" for warning in summary["warnings"]]

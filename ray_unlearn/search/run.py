@@ -19,12 +19,12 @@ import ray
 from ray.exceptions import RayError
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.attacked import describe_metrics
+from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding
 from ray_unlearn.benchmarks.contract import Benchmark, Task
-from ray_unlearn.benchmarks.fingerprint import data_fingerprint
+from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.starts import check_start
-from ray_unlearn.config import SearchConfig, UserError
+from ray_unlearn.config import REACHABLE, SearchConfig, UserError
 from ray_unlearn.files import Patience
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import park_seconds, ray_session
@@ -33,6 +33,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.provenance import git_revision, package_versions, public_command, public_config
 from ray_unlearn.records.ledger import Event, History, Ledger
 from ray_unlearn.records.tables import LOCAL, Writer, curve_schema, read_search, write_json
+from ray_unlearn.search.attacked_goals import with_attacked_goals
 from ray_unlearn.search.finals import finals_are_done, run_finals
 from ray_unlearn.search.held_out import attacks_of, build_judge, metrics_of_profile, row_schema
 from ray_unlearn.search.optuna_log import StudiesView
@@ -142,6 +143,7 @@ def _run_gangs(
     shared: Gangs | None,
 ) -> str:
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
+    task = with_attacked_goals(config, task, watcher.stage)
     way_on = f"ray_unlearn tune --resume {recorder.writer.folder}"
     own = nullcontext(shared) if shared else open_gangs(config, task, watcher.stage, f"Go on with: {way_on}")
     with own as gangs, tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch:
@@ -156,9 +158,11 @@ def _run_gangs(
         else:
             whole = build_judge(replace(config, left_out=()), start.metrics, retrained)
             checked = check_start(config.loaded_from, whole, start, task.selection.retrained)
-            config = replace(config, left_out=checked.left_out)
-            _record_left_out(folder, config)
+            config = replace(config, left_out=checked.left_out, gang=replace(config.gang, adapter=report.adapter))
+            _record_start(folder, config)
             notes = [*checked.notes, *notes]
+        if "quantise" in attacks_of(config):
+            notes.append(describe_rounding(report.rounded_share))
         judge = build_judge(config, start.metrics, retrained)
         for note in notes:
             watcher.stage(note)
@@ -186,11 +190,12 @@ def _recorded_left_out(folder: Path) -> tuple[str, ...]:
     return tuple(json.loads((folder / "search.json").read_text())["config"].get("left_out", ()))
 
 
-def _record_left_out(folder: Path, config: SearchConfig) -> None:
-    """For later commands on the folder, which judge by the same rule."""
+def _record_start(folder: Path, config: SearchConfig) -> None:
+    """For later commands on the folder, which judge by the same rule and train from the same adapters."""
     if (folder / LOCAL).is_file():
         local = json.loads((folder / LOCAL).read_text())
-        write_json(folder / LOCAL, {**local, "config": {**local["config"], "left_out": config.left_out}})
+        known = {"left_out": config.left_out, "gang": {**local["config"]["gang"], "adapter": config.gang.adapter}}
+        write_json(folder / LOCAL, {**local, "config": {**local["config"], **known}})
 
 
 @contextmanager
@@ -248,6 +253,7 @@ def describe_search(
     if before is not None:
         now = {"command": words, "started": _now(), "versions": package_versions(), "git": git_revision()}
         return {**before, "config": public_config(config), "resumed": [*before.get("resumed", []), now]}
+    identity = describe_identity(task)
     return {
         "name": config.name,
         "status": "running",
@@ -258,7 +264,9 @@ def describe_search(
         "git": git_revision(),
         "objective_text": describe_objective(benchmark, Ranking.of_search(config), config.under),
         "metrics": {**benchmark.metrics, **describe_metrics(benchmark, attacks_of(config))},
-        "data_fingerprint": data_fingerprint(task),
+        "data_fingerprint": identity["data"],
+        "identity": identity,
+        "plugins": [asdict(plugin) for plugin in task.plugins],
         "start": None,
         "retrained": None,
         "spaces": {name: asdict(space) for name, space in spaces.items()},
@@ -271,7 +279,8 @@ def describe_anchors(judge: Judge) -> dict[str, Any]:
     start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start, is_last=False))}
     retrained = None
     if judge.retrained is not None:
-        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_last=False))}
+        is_attacked = judge.ranking.rule == REACHABLE
+        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_attacked))}
     return {"start": start, "retrained": retrained}
 
 

@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 
 from ray_unlearn.config import COMPLETED, GP, NSGA2, PRUNED, QMC, RANDOM, TPE
 from ray_unlearn.search.halving import best
-from ray_unlearn.search.space import Range, Space
+from ray_unlearn.search.space import Range, Space, warm_points
 
 FIRST_POINTS = 8
 """Trials of each method that come before the model-based ones: published settings, then quasi-random."""
@@ -66,8 +66,10 @@ class MethodStudy:
         self._first = min(FIRST_POINTS, max(1, trials // 2))
         self._study = self._new_study()
         self._distributions = build_distributions(space)
-        # QMC has nothing to wait for: its first points are all of its points.
-        self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, self._first), seed)
+        # QMC has nothing to wait for: its first points are all of its points. Where there are trials for them, all
+        # published ones run.
+        warm = min(len(space.warm_starts), trials)
+        self._points = first_points(space, {RANDOM: 0, QMC: trials}.get(sampler, max(self._first, warm)), seed)
         self._asked = 0
         self._open: dict[str, optuna.trial.Trial] = {}
         self._known = 0
@@ -75,8 +77,9 @@ class MethodStudy:
     def _new_study(self) -> optuna.Study:
         return optuna.create_study(directions=["maximize"] * (2 if self._pareto else 1))
 
-    def ask(self, trial_id: str, values: Mapping[str, float] | None = None) -> dict[str, float]:
-        """The next settings. values: those that were suggested for this trial before, by a search that now goes on.
+    def ask(self, trial_id: str, values: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """The next settings, and with a published point what it alone sets besides. values: those that were suggested
+        for this trial before, by a search that now goes on.
 
         They follow from the seed, the trial's place and what was told so far, and from nothing else: a search that
         goes on proposes what it would have proposed without the break.
@@ -86,14 +89,14 @@ class MethodStudy:
             known = {name: values[name] for name in self._distributions}
         kind = self._sampler
         if known is not None:
-            self._study.enqueue_trial(known)
+            self._study.enqueue_trial({name: known[name] for name in self._distributions})
             kind = NSGA2 if kind == NSGA2 else RANDOM  # NSGA-II marks its generations; the others have nothing to do
         seed = int(np.random.SeedSequence([self._seed, self._asked]).generate_state(1)[0])
         self._study.sampler = _build_sampler(kind, self._trials, self._first, seed, self._distributions)
         self._asked += 1
         trial = self._study.ask(self._distributions)
         self._open[trial_id] = trial
-        return dict(trial.params)
+        return {**(known or {}), **trial.params}
 
     def tell(self, trial_id: str, row: Mapping[str, Any]) -> None:
         """How a trial ended: its row of results (status; of a completed one objective, forget and utility)."""
@@ -154,14 +157,12 @@ def _build_sampler(
     return sampler
 
 
-def first_points(space: Space, count: int, seed: int) -> list[dict[str, float]]:
-    """Published settings (a missing key takes the middle of its range), then scrambled Sobol points."""
+def first_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """Published settings (see `warm_points`), then scrambled Sobol points."""
     from scipy.stats import qmc  # a second of every process's start
 
     ranges = _ordered(space)
-    points = [{name: warm.get(name, range_.at(0.5)) for name, range_ in ranges.items()} for warm in space.warm_starts][
-        :count
-    ]
+    points = warm_points(space)[:count]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the number of points need not be a power of 2
         shares = qmc.Sobol(len(ranges), seed=seed).random(count - len(points)) if count > len(points) else []

@@ -110,7 +110,7 @@ class Attacker:
         for name, metric in benchmark.leaks.items():
             if name in split.generations:
                 prompts = split.generations[name]
-                answers = [self._scorer.generate(prompts, (seed + 1) * 1000 + k) for k in range(settings.samples)]
+                answers = [self._scorer.generate(prompts, (seed + 1) * 1000 + k).texts for k in range(settings.samples)]
                 similarities = np.array([prompts.compare(a, benchmark.similarity) for a in answers])
                 result |= attacked("sample", {metric: worst_of(similarities)}, [metric])
         return result

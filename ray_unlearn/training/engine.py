@@ -151,35 +151,66 @@ def gather_trained(engine: Any, rank: int) -> dict[str, Tensor]:
 def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, every linear layer but the head has the weights `change` makes of them; after, its own again.
 
-    Adapters are merged into what is changed, and have no effect of their own inside. `change` takes and gives a
-    matrix, and must give the same on every worker. Every worker must enter it.
+    These are the layers that bitsandbytes and torchao quantise: heads, tied or not, embeddings and experts that lie
+    fused in one parameter are left as they are. Adapters are merged into whatever they are on, changed or not, and
+    have no effect of their own inside. `change` takes and gives a matrix, and must give the same on every worker. Every
+    worker must enter it. Raises RuntimeError where an adapter cannot be merged.
     """
     model = engine.module.model
-    head = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    adapted = {id(m.base_layer): m for m in model.modules() if hasattr(m, "base_layer")}
-    adapters = {id(part) for m in adapted.values() for part in m.modules() if part is not m.base_layer}
-    saved: list[tuple[Any, Tensor]] = []
-    for layer in layers:
-        if id(layer) in adapters:
-            continue
-        around = adapted.get(id(layer))
-        saved.append((layer.weight, _shard(layer.weight).detach().clone()))
-        needed = [*(around or layer).parameters()]
-        is_sharded = hasattr(layer.weight, "ds_id")
+    adapters = _adapters_by_weight(model)
+    changed = {id(weight) for weight in linear_weights(model)}
+    weights = {id(weight): weight for weight in [*linear_weights(model), *(w for w, _ in adapters.values())]}
+    saved = [(weight, _shard(weight).detach().clone()) for weight in weights.values()]
+    for key, weight in weights.items():
+        around = adapters[key][1] if key in adapters else []
+        needed = [weight, *(p for adapter in around for p in adapter.parameters() if p is not weight)]
+        is_sharded = hasattr(weight, "ds_id")
         with torch.no_grad(), deepspeed.zero.GatheredParameters(needed, modifier_rank=0, enabled=is_sharded):
             if rank == 0 or not is_sharded:
-                delta = sum(around.get_delta_weight(name) for name in around.active_adapters) if around else 0.0
-                layer.weight.data.copy_(change(layer.weight.data + delta))
+                value = weight.data
+                for adapter in around:
+                    for name in adapter.active_adapters:
+                        value = value + _delta(adapter, name, value)
+                weight.data.copy_(change(value) if key in changed else value)
     drop_gathered(engine)
     try:
-        with model.disable_adapter() if adapted else contextlib.nullcontext():
+        with model.disable_adapter() if adapters else contextlib.nullcontext():
             yield
     finally:
         drop_gathered(engine)
         with torch.no_grad():
             for weight, value in saved:
                 _shard(weight).copy_(value)
+
+
+def linear_weights(model: Any) -> list[Any]:
+    """The matrices of the model's own linear layers but the head; adapters are no layers of its own."""
+    head = model.get_output_embeddings()
+    wrappers = [m for m in model.modules() if hasattr(m, "get_delta_weight")]
+    parts = {id(part) for m in wrappers for name in m.adapter_layer_names for part in getattr(m, name).modules()}
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return [layer.weight for layer in layers if id(layer) not in parts]
+
+
+def _adapters_by_weight(model: nn.Module) -> dict[int, tuple[Any, list[Any]]]:
+    """By id of a parameter that has adapters on it, the parameter and they."""
+    found: dict[int, tuple[Any, list[Any]]] = {}
+    wrapper: Any
+    for wrapper in model.modules():
+        if hasattr(wrapper, "get_delta_weight"):
+            # On a layer's weight, or on one parameter of a module, as fused experts have them.
+            own = hasattr(wrapper, "get_param")
+            weight = wrapper.get_param() if own else wrapper.get_base_layer().weight
+            found.setdefault(id(weight), (weight, []))[1].append(wrapper)
+    return found
+
+
+def _delta(adapter: Any, name: str, value: Tensor) -> Tensor:
+    """What merging the adapter adds."""
+    delta = adapter.get_delta_weight(name)
+    if delta.shape != value.shape:
+        raise RuntimeError(f"an adapter on a {type(adapter.get_base_layer()).__name__} cannot be merged for the attack")
+    return delta
 
 
 def _shard(parameter: Any) -> Tensor:

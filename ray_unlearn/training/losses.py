@@ -21,6 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from ray_unlearn.config import METHOD_TITLES, UserError
 from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN, LOGPROBS
+from ray_unlearn.plugins import METHOD, installed, load_installed
 
 SEQUENCE, TOKEN = "sequence", "token"
 FORGET, ALTERNATE = "forget", "alternate"
@@ -425,9 +426,10 @@ FINETUNE = Method("finetune", "CE", nll, TOKEN, "", uses_retain=False)
 def find_method(name: str) -> Method:
     if name == FINETUNE.name:
         return FINETUNE
-    if name not in METHODS:
-        raise UserError(f"method {name}: unknown. Choose from: {', '.join(METHODS)}")
-    return METHODS[name]
+    method = METHODS.get(name) or load_installed(METHOD, name, Method)
+    if method is None:
+        raise UserError(f"method {name}: unknown. Choose from: {', '.join([*METHODS, *installed(METHOD)])}")
+    return method
 
 
 def zero(scored: Tensor) -> Tensor:

@@ -38,6 +38,10 @@ class Report:
     """Of the starting model where the job asks for it, nats a token of each forget sequence."""
     notes: tuple[str, ...] = ()
     """What the user should know about how this model is run."""
+    adapter: str = ""
+    """SHA-256 of where the gang's adapters start; empty where all weights are trained."""
+    rounded_share: float = 0.0
+    """Of the model's weights, what the attack `quantise` rounds."""
     hardware: Mapping[str, object] = field(default_factory=dict)
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import GangConfig
+from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.hardware import granted_cpus
 from ray_unlearn.models.batches import share
+from ray_unlearn.models.fingerprints import adapter_digest
 from ray_unlearn.models.loading import (
     choose_trained,
     load_model,
@@ -67,7 +68,16 @@ class Rank:
         if device.type == "cpu":
             torch.set_num_threads(gang.threads_per_worker if self.num_parameters > ONE_THREAD_PARAMETERS else 1)
         self.num_layers = len(decoder_layers(model))
-        model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing)
+        self.rounded_share = sum(map(engines.num_elements, engines.linear_weights(model))) / self.num_parameters
+        """Of the weights, what the attack `quantise` rounds."""
+        model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing, gang.seed)
+        self.adapter = adapter_digest(model) if gang.lora_rank else ""
+        """SHA-256 of where the adapters start; empty where all weights are trained."""
+        if gang.adapter not in ("", self.adapter):
+            raise UserError(
+                "the adapters do not start where this search's did: another version of peft or torch. Install those "
+                "that search.json names"
+            )
         scorer = AnswerScorer(model if is_sharded else model.to(device))
         build = engines.build_engine if gang.trains else engines.build_scoring
         self.engine = build(scorer, gang.zero_stage, gang.precision, gang.deepspeed)

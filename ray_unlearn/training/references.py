@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ class References:
         folder = Path(self._rank.gang.reference_folder)
         box: list[Any] = [None, None]
         if self._rank.number == 0:
-            key = reference_key(self._rank.task.model, sequences, self._rank.gang)
+            gang = replace(self._rank.gang, max_tokens=self._rank.max_tokens)  # a halving changes the packing
+            key = reference_key(self._rank.task.model, sequences, gang)
             box = [key, read_reference(folder, key, sequences)]
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:

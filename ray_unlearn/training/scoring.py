@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.contract import Benchmark, Probe, Profile, Prompts, Split
+from ray_unlearn.benchmarks.contract import Answers, Benchmark, Probe, Profile, Prompts, Split
+from ray_unlearn.benchmarks.generated import measure_answers
 from ray_unlearn.failures import NonFinite
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.memorisation import exact_memorisation
@@ -29,6 +30,7 @@ from ray_unlearn.training.losses import (
     FORGET,
     ScoredTokens,
 )
+from ray_unlearn.training.own_scorers import measure_own
 from ray_unlearn.training.rank import Rank, answer_offsets, token_rows
 
 GENERATION_BATCH = 32
@@ -48,21 +50,40 @@ class Scorer:
         """
         probes = {**split.probes, **(split.final_probes if complete else {})}
         scores = self._score_all(probes)
-        answers = {name: self.generate(prompts) for name, prompts in split.generations.items()} if complete else {}
-        profile = self._measure(scores, answers, split)
-        return replace(profile, examples=self._examples(split, scores, answers)) if complete else profile
+        always = {name for scorer in split.scorers if scorer.at_every_point for name in scorer.sets}
+        wanted = {name: prompts for name, prompts in split.generations.items() if complete or name in always}
+        given = {name: self.generate(prompts) for name, prompts in wanted.items()}
+        answers = {name: answer.texts for name, answer in given.items()}
+        profile = self._measure(scores, answers if complete else {}, split)
+        profile = self._with_own_scores(profile, split, answers)
+        if not complete:
+            return profile
+        known = measure_answers(given, split.generations)
+        sets = [name for name in dict.fromkeys([FORGET, *answers]) if name in split.probes]
+        examples = [row for name in sets for row in self._examples(name, split.probes[name], scores, answers)]
+        absent = {name: why for name, why in profile.absent.items() if name not in known}
+        return replace(profile, metrics={**profile.metrics, **known}, absent=absent, examples=examples)
+
+    def _with_own_scores(self, profile: Profile, split: Split, answers: Mapping[str, list[str]]) -> Profile:
+        """The profile with what the user's own scorers say of the answers."""
+        if not split.scorers:
+            return profile
+        asked = {name: (self._texts(split.generations[name]), split.generations[name].references) for name in answers}
+        metrics, errors = measure_own(split.scorers, asked, answers)
+        return replace(profile, metrics={**profile.metrics, **metrics}, errors={**profile.errors, **errors})
+
+    def _texts(self, prompts: Prompts) -> list[str]:
+        return self._rank.tokenizer.batch_decode(prompts.prompts, skip_special_tokens=True)
 
     def _examples(
-        self, split: Split, scores: Mapping[str, Scores], answers: Mapping[str, list[str]]
+        self, name: str, probe: Probe, scores: Mapping[str, Scores], answers: Mapping[str, list[str]]
     ) -> list[dict[str, Any]]:
-        """What people look at: every sequence (of questions, the right option) of the set to be forgotten."""
-        if FORGET not in split.probes:
-            return []
-        probe, score = split.probes[FORGET], scores[FORGET]
+        """What people look at: every sequence (of questions, the right option) of a set."""
+        score = scores[name]
         right = np.ones(len(probe.sequences), bool)
         if probe.is_correct is not None and probe.options is None:
             right = probe.is_correct
-        texts = answers.get(FORGET, [])
+        texts = answers.get(name, [])
         memorised = exact_memorisation(score)
         rows = []
         for example, i in enumerate(np.flatnonzero(right)):
@@ -74,7 +95,7 @@ class Scorer:
                 tokens = np.append(tokens[:start], probe.options[i, np.argmax(row)])
             rows.append(
                 {
-                    "set": FORGET,
+                    "set": name,
                     "example": example,
                     "num_tokens": int(score.num_tokens[place]),
                     "prompt": self._rank.tokenizer.decode(tokens[:start], skip_special_tokens=True),
@@ -183,11 +204,9 @@ class Scorer:
         return self._rank.sum_over_workers(result).numpy()
 
     @torch.no_grad()
-    def generate(self, prompts: Prompts, seed: int | None = None) -> list[str]:
+    def generate(self, prompts: Prompts, seed: int | None = None) -> Answers:
         """Answers in the prompts' order: greedy ones, or with a seed sampled at temperature 1 from the whole
-        distribution."""
-        if seed is not None:
-            torch.manual_seed(seed + self._rank.number)
+        distribution, each from a generator of its own: the same on any number of workers."""
         lengths = [len(p) for p in prompts.prompts]
         budget = GENERATION_BATCH * max(lengths)
         parts = share(lengths, self._rank.num_workers, budget)[self._rank.number]
@@ -196,7 +215,7 @@ class Scorer:
             if self._rank.tokenizer.pad_token_id is not None
             else self._rank.tokenizer.eos_token_id
         )
-        mine: dict[int, str] = {}
+        mine: dict[int, tuple[str, bool]] = {}
         # With checkpointing on, a model in training mode drops its cache, and the answers are wrong.
         model = self._rank.engine.module.model
         was_training = model.training
@@ -209,28 +228,43 @@ class Scorer:
             output = model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                do_sample=seed is not None,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
+                do_sample=False,
+                logits_processor=[] if seed is None else [_Gumbel(seed, part or [0], self._rank.device)],
                 max_new_tokens=prompts.batch_room(part or [0]),
                 pad_token_id=pad,
                 **({"eos_token_id": list(prompts.stop)} if prompts.stop else {}),
                 synced_gpus=self._rank.gang.zero_stage == 3 and self._rank.num_workers > 1,
             )
             for i, row in zip(part, output[:, width:].tolist(), strict=False):
-                answer = cut_at_stop(row[: prompts.room(i)], prompts.stop)
-                mine[i] = whole_text(self._rank.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+                room = row[: prompts.room(i)]
+                answer = cut_at_stop(room, prompts.stop)
+                text = whole_text(self._rank.tokenizer.decode(answer, skip_special_tokens=True)).strip()
+                mine[i] = text, len(answer) < len(room)
         model.train(was_training)
-        everyone: list[dict[int, str]] = [{} for _ in range(self._rank.num_workers)]
+        everyone: list[dict[int, tuple[str, bool]]] = [{} for _ in range(self._rank.num_workers)]
         dist.all_gather_object(everyone, mine)
-        merged = {i: text for part in everyone for i, text in part.items()}
-        return [merged[i] for i in range(len(lengths))]
+        merged = {i: answer for part in everyone for i, answer in part.items()}
+        texts, ended = zip(*(merged[i] for i in range(len(lengths))), strict=True)
+        return Answers(list(texts), list(ended))
 
     def forget_nll(self) -> list[float]:
         """Mean negative log-likelihood of each forget sequence's answer tokens, in nats."""
         scores = self.score(Probe(self._rank.task.forget))
         return (scores.nll / scores.num_tokens).tolist()
+
+
+class _Gumbel:
+    """Makes the likeliest next token a sampled one: argmax of log p + Gumbel noise is a draw from p."""
+
+    def __init__(self, seed: int, prompts: list[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed * 1_000_003 + number) for number in prompts]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """scores: [prompts, vocabulary], of the next token."""
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores.float() - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _token_scores(offsets: np.ndarray, table: np.ndarray) -> TokenScores:

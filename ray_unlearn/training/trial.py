@@ -123,6 +123,8 @@ def run_trial(worker: Worker, job: Job, report: Reporter) -> None:
             gradient_weights=worker.step.gradient_weights if is_asked else None,
             forget_nll=worker.scorer.forget_nll() if is_asked and trial is None else None,
             notes=tuple(worker.notes),
+            adapter=worker.rank.adapter,
+            rounded_share=worker.rank.rounded_share,
             hardware=worker.rank.hardware,
             peak_memory_bytes=worker.rank.peak_memory_bytes(),
             **losses,

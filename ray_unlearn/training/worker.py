@@ -9,6 +9,7 @@ import torch
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.plugins import check_here
 from ray_unlearn.training.attacks import Attacker
 from ray_unlearn.training.rank import Rank
 from ray_unlearn.training.references import References
@@ -20,6 +21,7 @@ class Worker:
     """Holds what learns (Step), what scores (Scorer) and what attacks (Attacker), all on one engine."""
 
     def __init__(self, task: Task, gang: GangConfig, device: torch.device) -> None:
+        check_here(task.plugins)
         self.rank = Rank(task, gang, device)
         self.references = References(self.rank)
         self.step = Step(self.rank, self.references)

@@ -585,8 +585,13 @@ def test_the_retrained_profile_beside_the_model_is_used_if_it_is_of_these_data(
     write_profile(tmp_path / "models" / "retrained", profiles, about)
     task = attach_retrained(load(None, target), None)
     assert task.selection.retrained == profiles["selection"]
+    assert task.notes[-1].startswith("What a model that never saw the forget set measures is known from the retrained")
+    other = attach_retrained(load(without("questions.keep"), target), None)
+    assert other.selection.retrained is None
+    assert "does not count" in other.notes[-1]
+    assert "was made for split data-" in other.notes[-1]
     with pytest.raises(UserError, match="was made for split data-"):
-        attach_retrained(load(without("questions.keep"), target), None)
+        attach_retrained(load(without("questions.keep"), target), tmp_path / "models" / "retrained")
 
 
 def test_utility_is_the_retain_set_s_and_the_kept_questions(tmp_path: Path) -> None:
@@ -626,7 +631,7 @@ def test_every_metric_that_is_measured_has_a_column(load: Load, tmp_path: Path) 
     finalist = worker.scorer.evaluate(task.report, complete=True).metrics
     assert set(finalist) == set(made.metrics)
     assert set(finalist) - set(at_a_point) == {
-        *(f"{name}_rouge_l_recall" for name in custom.SETS),
+        *(f"{name}_{what}" for name in custom.SETS for what in ("rouge_l_recall", "unended", "repeating")),
         "membership_auc_min_k",
     }
 

@@ -4,22 +4,25 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Profile
+from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep, Profile, Request
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.objective import Judge, relative, two_sided
 from ray_unlearn.benchmarks.starts import Start, check_start
 from ray_unlearn.benchmarks.tofu import MINI
-from ray_unlearn.config import FLOORED, SearchConfig, UserError
+from ray_unlearn.config import FLOORED, GangConfig, SearchConfig, UserError
 from ray_unlearn.metrics.errors import accuracy_error, ks_error, standard_error
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import write_json
-from ray_unlearn.search.run import _record_left_out, _recorded_left_out
+from ray_unlearn.search.run import _record_start, _recorded_left_out
+from ray_unlearn.training.in_process import build_models, local_worker
 
 TOFU = {
     **{f"{name}_probability": 0.6 for name in ("retain", "real_authors", "world_facts")},
@@ -117,8 +120,27 @@ def test_sampled_answers_that_do_not_leak_leave_nothing_to_attack():
     keep, aim = Keep("kept", 0.0), Aim("known", never_knew=0.0)
     benchmark = Benchmark("toy", "", "", {}, (aim,), (keep,), load=None, measure=None, leaks={"forget": "rouge"})
     start = Profile({"kept": 0.9, "known": 0.9, "sampled_rouge": 0.31})
-    judge = Judge.build(benchmark, start.metrics, {"rouge": 0.3}, Ranking(0.95), ("sample",))
+    judge = Judge.build(benchmark, start.metrics, {"rouge": 0.1, "sampled_rouge": 0.3}, Ranking(0.95), ("sample",))
     assert "Leave out --under sample" in refused(lambda: check_start("toy", judge, start, None))
+
+
+def test_of_sampled_measures_the_one_that_cannot_tell_is_left_out_and_never_perfect():
+    """Both models' answers have nothing of one measure (text in a script that it cannot read): that one is absent,
+    with its reason, and the other decides."""
+    leaks = {"forget": "rouge", "knowledge": "words"}
+    benchmark = Benchmark(
+        "toy", "", "", {}, (Aim("known", never_knew=0.0),), (Keep("kept", 0.0),), load=None, measure=None, leaks=leaks
+    )
+    start = Profile({"kept": 0.9, "known": 0.9, "sampled_rouge": 0.0, "sampled_words": 0.8})
+    retrained = dict.fromkeys(("rouge", "sampled_rouge"), 0.0) | dict.fromkeys(("words", "sampled_words"), 0.2)
+    build = partial(Judge.build, benchmark, start.metrics, retrained, Ranking(0.95), ("sample",))
+    found = check_start("toy", build(), start, None)
+    assert found.left_out == ("sampled_rouge",)
+    assert "sampled_rouge is 0, and the retrained model's answers have 0" in found.notes[-1]
+    assert found.notes[-1].endswith("it is left out.")
+    metrics = {"kept": 0.9, "known": 0.0, "sampled_rouge": 0.0}
+    assert build(left_out=found.left_out).verdict({**metrics, "sampled_words": 0.5}).forget == pytest.approx(0.5)
+    assert build(left_out=found.left_out).verdict({**metrics, "sampled_words": 0.8}).forget == 0.0
 
 
 def test_where_start_and_bound_are_equal_nothing_scores():
@@ -150,11 +172,22 @@ def test_what_a_search_goes_without_is_kept_for_the_commands_that_come_later(tmp
     asked |= {"objective": "combined", "utility_floor": 0.95, "seed": 0, "model": "m", "gang": {}, "robustness": {}}
     (tmp_path / "local.json").write_text(json.dumps({"config": asked, "request": {}}))
     assert SearchConfig.from_json(asked).left_out == ()
-    _record_left_out(tmp_path, replace(SearchConfig.from_json(asked), left_out=("world_facts_truth_ratio",)))
+    _record_start(tmp_path, replace(SearchConfig.from_json(asked), left_out=("world_facts_truth_ratio",)))
     local = json.loads((tmp_path / "local.json").read_text())
     assert SearchConfig.from_json(local["config"]).left_out == ("world_facts_truth_ratio",)
     write_json(tmp_path / "search.json", {"config": local["config"]})
     assert _recorded_left_out(tmp_path) == ("world_facts_truth_ratio",)
+
+
+@pytest.mark.parametrize("name", ["synthetic", "muse"])
+def test_a_miniature_s_untrained_network_cannot_be_judged(name):
+    task, benchmark = load_benchmark(name).load(Request("mini"), build_models), load_benchmark(name)
+    untrained = replace(task, model=str(Path(task.model).parent / "start"))
+    start = local_worker(untrained, GangConfig(zero_stage=0)).scorer.evaluate(task.selection)
+    judge = Judge.build(benchmark, start.metrics, task.selection.retrained.metrics, RANKING)
+    assert f"{name}: the starting model's " in refused(
+        lambda: check_start(name, judge, start, task.selection.retrained)
+    )
 
 
 # Through the command

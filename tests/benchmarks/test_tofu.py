@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -128,17 +130,23 @@ def recomputed(folder: Path, split: Split, retrained: Profile) -> dict[str, floa
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     for name, prompts in split.generations.items():
-        recalls = []
+        recalls, unended, repeating = [], [], []
         for prompt, reference in zip(prompts.prompts, prompts.references, strict=True):
             room = {"max_new_tokens": prompts.max_new_tokens, "pad_token_id": 0}
             output = model.generate(torch.tensor([prompt]), do_sample=False, **room)
             answer = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
             recalls.append(scorer.score(reference, answer)["rougeL"].recall)
+            unended.append(not set(prompts.stop) & set(output[0, len(prompt) :].tolist()))
+            words = re.findall(r"\w+", answer.lower())
+            pairs = set(itertools.pairwise(words))
+            repeating.append(len(words) > 2 and len(pairs) <= 0.8 * (len(words) - 1))
         expected[f"{name}_rouge_l_recall"] = float(np.mean(recalls))
+        expected[f"{name}_unended"], expected[f"{name}_repeating"] = float(np.mean(unended)), float(np.mean(repeating))
     six = [expected[f"{name}_{part}"] for name in sets[1:] for part in ("probability", "truth_ratio")]
     expected["teacher_forced_utility"] = float(hmean(six))
     expected["model_utility"] = float(hmean(six + [expected[f"{name}_rouge_l_recall"] for name in sets[1:]]))
     test = ks_2samp(ratios["forget"], retrained.arrays["forget_truth_ratio"])
+    expected["forget_ks_of_chance"] = np.sqrt(np.pi / 2) * np.log(2) * np.sqrt(2 / len(ratios["forget"]))
     expected["forget_ks_distance"], expected["forget_quality"] = float(test.statistic), float(test.pvalue)
 
     scored: dict[str, list[list[float]]] = {name: [] for name in tofu.METRICS if name.startswith("mia_")}

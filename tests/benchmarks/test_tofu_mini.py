@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Profile, Request, Task
 from ray_unlearn.benchmarks.miniatures.shapes import train_tokenizer
 from ray_unlearn.benchmarks.miniatures.tofu import DATA_SEED, RELATIONS, World, build_world
+from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.benchmarks.tofu import MINI, UTILITY_SETS
-from ray_unlearn.training.in_process import build_models
+from ray_unlearn.config import GangConfig, TrialConfig
+from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.training.in_process import build_models, local_worker
 
 pytestmark = pytest.mark.timeout(300)  # the first test that asks for the models may have to train them
 
@@ -129,6 +133,25 @@ def test_truth_ratios_in_bf16_are_close_to_those_in_fp32_and_not_all_1(task: Tas
     assert np.abs(rounded).min() > 0.0
     assert np.corrcoef(exact, rounded)[0, 1] > 0.99
     assert np.abs(exact - rounded).max() < 0.1 * max(1.0, np.abs(exact).max())
+
+
+@pytest.mark.parametrize("name", UTILITY_SETS)
+def test_utility_falls_step_by_step_with_each_kept_set_that_is_damaged(task: Task, name: str) -> None:
+    """Nothing is taught but to forget that one set: the others hide nothing."""
+    assert task.selection.retrained is not None
+    worker = local_worker(task, GangConfig(zero_stage=0))
+    start = worker.scorer.evaluate(task.selection)
+    ranking = Ranking()
+    judge = Judge.build(load_benchmark("tofu"), start.metrics, task.selection.retrained.metrics, ranking)
+    worker.references.add_set("damaged", task.selection.probes[name].sequences)
+    trial = TrialConfig("damage", "ga", retain_weight=0.0, learning_rate=1e-3, epochs=3, schedule="constant")
+    utilities = [judge.verdict(start.metrics).utility]
+    for epoch in range(3):
+        worker.step.train(trial, epoch, ("damaged",))
+        utilities.append(judge.verdict(worker.scorer.evaluate(task.selection).metrics).utility)
+    assert utilities[0] == 1.0
+    assert all(later < earlier for earlier, later in pairwise(utilities)), utilities
+    assert utilities[-1] < 0.9, utilities
 
 
 def test_loading_again_gives_the_same_data(task: Task) -> None:
