@@ -8,6 +8,7 @@ linear, 4 is the square. --against names a checkout of another version, which is
     finals   writing how finalists spread their forgetting: n forget rows x 10 epochs
     repair   `verify --repair` of n trials of which only the ledger is there
     copy     bytes that --copy-to sends for n trials, one after another, times the folder's bytes
+    together one report of ten searches of n trials each
     data     own data: n pairs to forget and n to retain, read for the first and for the second time
     texts    the same for plain texts of about 500 tokens
     read     n trials read by DuckDB, polars, pandas and pyarrow: the table at the end, and a file a trial
@@ -233,11 +234,12 @@ def measure_data(count: int, place: Path, kind: str = "pairs", again: bool = Tru
     write(place / "forget.jsonl", count, "Beck")
     before = resident_bytes()
     forget_peak()
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     task, first = load()
+    cpu = time.process_time() - cpu_began
     seconds, peak = time.perf_counter() - began, peak_bytes() - before
     tokens = len(task.forget.tokens) + len(task.retain.tokens)
-    figures = {"s": seconds, "us a row": 1e6 * seconds / (2 * count), "bytes a token": peak / tokens}
+    figures = {"s": seconds, "cpu s": cpu, "us a row": 1e6 * seconds / (2 * count), "bytes a token": peak / tokens}
     del task
     began = time.perf_counter()
     _, second = load()
@@ -251,11 +253,26 @@ def measure_texts(count: int, place: Path) -> Figures:
     return measure_data(count, place, "texts")
 
 
+def measure_together(count: int, place: Path) -> Figures:
+    """Ten searches of n trials each."""
+    from ray_unlearn.commands.report import report_together
+
+    folders = [place / f"search-{number}" for number in range(10)]
+    for folder in folders:
+        folder.mkdir()
+        build_writer(folder)
+        write_trials(folder, count, with_files=False)
+    began = time.perf_counter()
+    report_together(folders)
+    return {"s": time.perf_counter() - began}
+
+
 PARTS: dict[str, tuple[Callable[[int, Path], Figures], tuple[int, ...]]] = {
     "finals": (measure_finals, (10_000, 20_000, 40_000)),
     "repair": (measure_repair, (200, 400, 800)),
     "copy": (measure_copy, (500, 1000, 2000)),
     "read": (measure_read, (500, 1000, 2000)),
+    "together": (measure_together, (250, 500, 1000)),
     "data": (measure_data, (25_000, 50_000, 100_000)),
     "texts": (measure_texts, (2_500, 5_000, 10_000)),
 }
@@ -294,7 +311,7 @@ def main() -> None:
                 values = [each[key] for each in figures]
                 ratios = [b / a for a, b in pairwise(values)]
                 print(
-                    f"{part:<7} {name:<7} {key:<18} "
+                    f"{part:<8} {name:<7} {key:<18} "
                     f"{'  '.join(f'{count:,}: {value:.3g}' for count, value in zip(counts, values, strict=True))}"
                     f"   a doubling: {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
                     flush=True,
