@@ -27,17 +27,19 @@ def counts_shown(show: Show) -> Iterator[None]:
 @contextlib.contextmanager
 def counted(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Work of so many items; what it yields is told how many have been done."""
-    began, is_shown = time.monotonic(), False
+    began, shown = time.monotonic(), 0
 
     def count(done: int) -> None:
-        nonlocal is_shown
-        if _shows and (is_shown or time.monotonic() - began >= QUIET_SECONDS):
-            is_shown = True
+        nonlocal shown
+        if _shows and (shown or time.monotonic() - began >= QUIET_SECONDS):
+            shown = done
             _shows[-1](what, done, total)
 
-    yield count
-    if is_shown:
-        count(total)
+    try:
+        yield count
+    finally:
+        if 0 < shown < total:  # broken off
+            count(total)
 
 
 @contextlib.contextmanager

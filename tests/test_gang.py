@@ -359,12 +359,18 @@ def test_an_error_is_described_on_one_line():
 TRIAL = TrialConfig("a", "npo", {"beta": 0.1}, 1.0, 3e-3, epochs=3, batch_size=8, evaluations=3)
 
 
+BESIDE = ("ray::TrainContr", "ray::DatasetMan", "ray::PlacementG")
+"""As the system cuts their names."""
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(tiny_model, monkeypatch):
+    import psutil
     import ray
 
     from ray_unlearn.gangs import gangs as gangs_module
+    from ray_unlearn.gangs.gangs import find_places
     from ray_unlearn.gangs.session import ray_session
 
     config = GangConfig(num_workers=2, zero_stage=3, max_tokens=100)
@@ -396,6 +402,12 @@ def test_a_real_gang_serves_prunes_fails_survives_and_repeats_a_trial_exactly(ti
         broken = gangs.run(Job("broken", dataclasses.replace(TRIAL, parameters={"temperature": 1.0})))
         assert "TypeError" in broken.error
         assert scores("after a restart of the gang") == first
+
+        beside = {name: [p for p in psutil.Process().children(recursive=True) if name in p.name()] for name in BESIDE}
+        assert [len(found) for found in beside.values()] == [1, 0, 0]
+        beside["ray::TrainContr"][0].kill()
+        assert scores("after its controller's death") == first
+        assert len(find_places()) == 1, "the place of those who died is free"
 
 
 @pytest.mark.parametrize(("kinds", "moves"), [(JobState, JOB_MOVES), (GangState, GANG_MOVES)])

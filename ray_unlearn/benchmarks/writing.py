@@ -22,7 +22,7 @@ from ray_unlearn.counting import counted
 from ray_unlearn.metrics.rouge import ENGLISH, SCRIPT, choose_words
 from ray_unlearn.models.loading import load_config, load_stops, load_tokenizer
 from ray_unlearn.models.marks import encode_marked, end_marks, mark_special, special_pattern, start_marks, whole_text
-from ray_unlearn.models.pairs import ROWS_AT_ONCE, Encoded
+from ray_unlearn.models.pairs import Encoded
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
 from ray_unlearn.models.templates import Template, Turn
@@ -34,6 +34,9 @@ CONTINUED_TOKENS = 128
 """Tokens that a text is continued by."""
 LOOKED_AT = 1000
 """Rows of each set from which its language is told."""
+ROWS_AT_ONCE, CHARACTERS_AT_ONCE, LIST_CHARACTERS = 1000, 2**18, 500
+"""Rows that are tokenised in one call: it costs more than a short text's tokens, and gives them to all cores, but what
+it makes of them takes a hundred bytes a token. LIST_CHARACTERS: what a value counts as that is no text."""
 ANSWER_ROOM = (32, 512)
 """Least and most tokens that an answer may have; between them, twice its reference."""
 
@@ -84,7 +87,7 @@ class Writer:
         with counted(f"reading {source.table}", len(rows)) as count:
             rows.reverse()  # rows that have been written need no memory
             while rows:
-                batch = [rows.pop() for _ in range(min(ROWS_AT_ONCE, len(rows)))]
+                batch = _next_batch(rows)
                 try:
                     found += write(batch, source)
                 except UserError:
@@ -305,6 +308,16 @@ _WORDS_SAID = {
     SCRIPT: "words by script (characters where it writes no spaces), not rouge-score's a-z",
     "code": "names, numbers and operators of code, not rouge-score's a-z",
 }
+
+
+def _next_batch(rows: list[Row]) -> list[Row]:
+    """Rows off the end, as many as are tokenised in one call."""
+    batch: list[Row] = []
+    size = 0
+    while rows and len(batch) < ROWS_AT_ONCE and size < CHARACTERS_AT_ONCE:
+        batch.append(rows.pop())
+        size += sum(len(value) if isinstance(value, str) else LIST_CHARACTERS for value in batch[-1].values.values())
+    return batch
 
 
 def cut_texts(tokenizer: Any, texts: Sequence[str], width: int, places: Sequence[str]) -> list[list[np.ndarray]]:

@@ -12,7 +12,7 @@ from ray_unlearn.config import UserError
 from ray_unlearn.records.bucket import is_uri
 
 READS = ("benchmark", "model", "start", "data", "space", "deepspeed", "retrained", "harness_tasks", "what")
-WRITES = ("out", "profile", "folder")
+WRITES = ("out", "profile", "folder", "folders")
 """Parameters of the other commands that name files and folders."""
 SHARED = Path("/shared")
 """Where the manifest's pods have their common volume."""
@@ -35,7 +35,7 @@ class Command:
             value = self.parameters.get(name)
             values = value if isinstance(value, list | tuple) else [value]
             found += [(name, Path(v)) for v in values if v is not None]
-        flags = {"folder": "FOLDER", "what": "WHAT"}
+        flags = {"folder": "FOLDER", "folders": "FOLDER", "what": "WHAT"}
         return [(flags.get(name, f"--{name.replace('_', '-')}"), path) for name, path in found]
 
     @property

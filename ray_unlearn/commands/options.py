@@ -409,16 +409,18 @@ class Benchmarks:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write a search's or a reproduction's report again: HTML page, pictures, tables."""
+    """Write a search's or a reproduction's report again, or one of several searches: HTML page, pictures, tables."""
 
-    folder: Annotated[
-        str,
+    folders: Annotated[
+        Names,
         Argument(
-            metavar="FOLDER_OR_URI", help="The folder that `tune` or `reproduce` printed, or the copy of a search."
+            metavar="FOLDER_OR_URI...",
+            help="The folder that `tune` or `reproduce` printed, or the copy of a search; several: one report of all.",
         ),
     ]
     out: Annotated[
-        Path | None, Option(help="Folder for the report's files. (default: report/ in the search's folder)")
+        Path | None,
+        Option(help="Folder for the report's files. (default: report/ in the search's folder; together/report beside)"),
     ] = None
 
 

@@ -9,12 +9,21 @@ from ray_unlearn.commands.options import Report
 from ray_unlearn.commands.reopen import fetched
 from ray_unlearn.records.tables import REPRODUCTION, read_search
 from ray_unlearn.report import write_files, write_report
+from ray_unlearn.report.together import put_together
 
 
 def run(options: Report) -> int:
-    for path in report_again(fetched(options.folder), options.out):
+    first, *others = map(fetched, options.folders)
+    for path in report_together([first, *others], options.out) if others else report_again(first, options.out):
         print(path)
     return 0
+
+
+def report_together(folders: list[Path], out: Path | None = None) -> list[Path]:
+    """Write one report of several searches into `out`, or together/report beside the first one; the files."""
+    results = put_together([read_search(folder) for folder in folders], folders[0].absolute().parent / "together")
+    check_writable(out or results.folder / "report", *_way_out(out))
+    return write_files(results, out)
 
 
 def report_again(folder: Path, out: Path | None = None) -> list[Path]:

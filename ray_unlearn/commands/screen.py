@@ -5,16 +5,47 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ray_unlearn.counting import counts_shown
+
+LINE_SECONDS = 20.0
 
 
 def sayer(screen: IO[str]) -> Callable[[str], None]:
     """Prints a line as it is."""
     return Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+
+
+class Counter:
+    """Shows how far long work is: a bar on a terminal, elsewhere a line every LINE_SECONDS."""
+
+    def __init__(self, screen: IO[str]) -> None:
+        self._console = Console(file=screen, force_terminal=screen.isatty(), highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._said = -LINE_SECONDS
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._console.is_terminal:
+            if done == total or time.monotonic() - self._said >= LINE_SECONDS:
+                self._said = time.monotonic()
+                self._console.print(f"{what}: {done:,} of {total:,}", markup=False)
+            return
+        if self._bar is None:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._bar.add_task(what)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        if done == total:
+            self._bar.stop()
+            self._bar = None
 
 
 @contextlib.contextmanager
@@ -31,7 +62,8 @@ def noise_to(log: Path) -> Iterator[IO[str]]:
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)
-        yield screen
+        with counts_shown(Counter(screen)):
+            yield screen
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -109,6 +109,8 @@ class _Gang:
     """When it last had one (monotonic seconds)."""
     death: Failure | None = None
     """Why its last workers died."""
+    place: Any = None
+    """Where its workers are: Ray's placement group."""
 
     def move_to(self, state: GangState) -> None:
         if state not in GANG_MOVES[self.state] | {self.state}:
@@ -205,11 +207,21 @@ class Broker:
         """Jobs that this gang has begun."""
         return self._gangs[number].num_taken
 
+    async def free_place(self, number: int) -> None:
+        """The gang's controller has ended without a word, and nobody else would give back where its workers were."""
+        from ray.util import remove_placement_group
+
+        gang = self._gangs[number]
+        if gang.place is not None:
+            remove_placement_group(gang.place)
+            gang.place = None
+
     # For rank 0 of a gang
 
-    async def register(self, number: int) -> bool:
-        """A gang's workers have started; false when they have started too often for nothing."""
+    async def register(self, number: int, place: Any = None) -> bool:
+        """A gang's workers have started, at that place; false when they have started too often for nothing."""
         gang = self._gangs[number]
+        gang.place = place
         gang.num_starts += 1
         if gang.job_id is not None:  # the ones before them died over it
             job_id, gang.job_id = gang.job_id, None

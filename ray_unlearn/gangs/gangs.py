@@ -30,6 +30,8 @@ HURRY_SECONDS = 2.0
 """The same after an interruption."""
 CLOSE_SECONDS = 30.0
 """How long the end of a search waits for its gangs; then it goes without them, and Ray ends them."""
+LEFT_OUT = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+"""Of Ray Train's own callbacks."""
 WAIT_SECONDS = 60.0
 """Without any gang that works for so long, the user is told what they wait for."""
 
@@ -118,8 +120,7 @@ class Gangs:
         asked = {place: state for place, state in find_places().items() if place not in self._places_before}
         return describe_wait(list(asked.values()), self.count, wanted)
 
-    def _run(self, gang: int) -> None:
-        import ray
+    def _build_trainer(self, gang: int) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
         from ray.train.torch import TorchTrainer
 
@@ -136,7 +137,18 @@ class Gangs:
                 failure = Failure(kind_of_death(error), f"its workers died: {describe(error)}")
                 broker.workers_died.remote(gang, failure)
 
-        trainer = TorchTrainer(
+        class Trainer(TorchTrainer):
+            """Without two processes a gang of 130 MiB each: there are no datasets to manage, and the place of a
+            controller that has died is given back by the broker (in Ray, by an actor that watches the controller).
+
+            Where a later Ray calls its callbacks otherwise, the processes are there again and nothing else changes.
+            """
+
+            def _create_default_callbacks(self) -> list[Any]:
+                found = super()._create_default_callbacks()  # type: ignore[misc]
+                return [callback for callback in found if type(callback).__name__ not in LEFT_OUT]
+
+        return Trainer(
             gang_loop,
             train_loop_config={
                 "broker": broker,
@@ -158,7 +170,11 @@ class Gangs:
                 worker_runtime_env={} if self._config.gpus_per_worker else {"env_vars": WORKER_ENVIRONMENT},
             ),
         )
-        taken_before = -1
+
+    def _run(self, gang: int) -> None:
+        import ray
+
+        trainer, taken_before = self._build_trainer(gang), -1
         reason = f"the workers died {MAX_STARTS} times in a row"
         try:
             # Each round has its own budget of failures; a round in which no job was begun is the last.
@@ -173,6 +189,7 @@ class Gangs:
                     reason = describe(error)
                     if self._closed.is_set():
                         return  # a call to Ray would start it anew
+                    ray.get(self.broker.free_place.remote(gang))
             if not self._closed.is_set():
                 ray.get(self.broker.gang_ended.remote(gang, reason))
         except ray.exceptions.RayError:

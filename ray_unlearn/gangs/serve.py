@@ -48,7 +48,8 @@ def _serve(settings: Mapping[str, Any]) -> None:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    if not from_first(ray.get(broker.register.remote(gang)) if rank == 0 else None):
+    place = ray.util.get_current_placement_group()
+    if not from_first(ray.get(broker.register.remote(gang, place)) if rank == 0 else None):
         return
     try:
         worker = Worker(ray.get(ray.get(broker.task.remote())[0]), settings["config"], get_device())

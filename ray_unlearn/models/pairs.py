@@ -14,8 +14,6 @@ from ray_unlearn.models.marks import count_shared, encode_marked, start_marks
 
 Encoded = tuple[np.ndarray, int]
 """Token ids, int32, and the place where the answer starts."""
-ROWS_AT_ONCE = 1000
-"""Rows that are tokenised in one call: it costs more than a short text's tokens, and gives them to all cores."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@
         local.json      where model and data are on this machine, see again.py; no report reads it
         model/          the chosen model, as `transformers` loads it
         comparison.json the finalists over several seeds, with statistics, where they have been compared
-        report/         pages and pictures
+        report/         pages, pictures, and all trials, curves and finals as one table each, see report/whole.py
         optuna.log      the trials as Optuna's studies, see studies.py; nothing reads it back
         log/            what --log-to wrote, see trackers.py
         log.txt         what Ray and DeepSpeed had to say

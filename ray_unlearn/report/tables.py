@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import ATTACKS, COMPLETED, FAILED, INTERPOLATED, PRUNED, TRIAL_SETTINGS
@@ -422,6 +423,8 @@ def notices(results: SearchResults) -> list[tuple[str, str]]:
         found.append(("Still running", f"{len(runs(results)):,} of {planned:,} trials were in when this was written."))
     elif status != "complete":
         found.append(("Unfinished search", "It stopped before its last trial; this is what it had by then."))
+    if others := results.meta.get("not_compared"):
+        found.append(("Not compared", " ".join(others)))
     if results.damaged:
         text = f"{count(len(results.damaged), 'file')} could not be read; what was in them is missing here"
         found.append(("Damaged files", f"{text}: {', '.join(results.damaged)}"))
@@ -447,6 +450,8 @@ def tally(results: SearchResults) -> str:
 
 def again(results: SearchResults) -> str:
     """What else can be done with the search's folder, as one would type it."""
+    if folders := results.meta.get("put_together"):
+        return f"ray_unlearn report {shlex.join(f'results/{Path(folder).name}' for folder in folders)}"
     folder = shlex.quote(f"results/{results.folder.name}")
     chosen = shlex.quote(str(results.meta.get("chosen") or "best"))
     return f"ray_unlearn report {folder}\nray_unlearn compare {folder}\nray_unlearn export {folder} --trial {chosen}"

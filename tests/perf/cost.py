@@ -8,6 +8,8 @@ linear, 4 is the square. --against names a checkout of another version, which is
     finals   writing how finalists spread their forgetting: n forget rows x 10 epochs
     repair   `verify --repair` of n trials of which only the ledger is there
     copy     bytes that --copy-to sends for n trials, one after another, times the folder's bytes
+    together one report of ten searches of n trials each
+    gangs    processes beside the workers of n gangs, and their private memory (without Tune's actor)
     data     own data: n pairs to forget and n to retain, read for the first and for the second time
     texts    the same for plain texts of about 500 tokens
     read     n trials read by DuckDB, polars, pandas and pyarrow: the table at the end, and a file a trial
@@ -233,11 +235,12 @@ def measure_data(count: int, place: Path, kind: str = "pairs", again: bool = Tru
     write(place / "forget.jsonl", count, "Beck")
     before = resident_bytes()
     forget_peak()
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     task, first = load()
+    cpu = time.process_time() - cpu_began
     seconds, peak = time.perf_counter() - began, peak_bytes() - before
     tokens = len(task.forget.tokens) + len(task.retain.tokens)
-    figures = {"s": seconds, "us a row": 1e6 * seconds / (2 * count), "bytes a token": peak / tokens}
+    figures = {"s": seconds, "cpu s": cpu, "us a row": 1e6 * seconds / (2 * count), "bytes a token": peak / tokens}
     del task
     began = time.perf_counter()
     _, second = load()
@@ -251,11 +254,63 @@ def measure_texts(count: int, place: Path) -> Figures:
     return measure_data(count, place, "texts")
 
 
+def measure_together(count: int, place: Path) -> Figures:
+    """Ten searches of n trials each."""
+    from ray_unlearn.commands.report import report_together
+
+    folders = [place / f"search-{number}" for number in range(10)]
+    for folder in folders:
+        folder.mkdir()
+        build_writer(folder)
+        write_trials(folder, count, with_files=False)
+    began = time.perf_counter()
+    report_together(folders)
+    return {"s": time.perf_counter() - began}
+
+
+def private_mib(pid: int) -> float:
+    """Memory that the process shares with nobody."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def measure_gangs(count: int, place: Path) -> Figures:
+    """n gangs of one worker with a tiny model, each of which has done a job."""
+    import psutil
+    import ray
+
+    from ray_unlearn.config import GangConfig
+    from ray_unlearn.gangs.gangs import Gangs
+    from ray_unlearn.gangs.session import ray_session
+    from ray_unlearn.training.trial import Job
+    from tests.tiny import tiny_task, write_tiny_model
+
+    model = write_tiny_model(place / "model")
+    config = GangConfig(num_workers=1, zero_stage=0, max_tokens=100)
+    began = time.perf_counter()
+    with ray_session(config, count, None), Gangs(tiny_task(model), config, count, place / "storage") as gangs:
+        gangs.run(Job("first"))
+        seconds = time.perf_counter() - began
+        for job in [Job(f"job-{number}") for number in range(count)]:
+            ray.get(gangs.broker.submit.remote(job))
+        while ray.get(gangs.broker.drain_notes.remote())[1] < count:
+            time.sleep(0.5)
+        time.sleep(5)
+        children = [child for child in psutil.Process().children(recursive=True) if child.is_running()]
+        names = {child.pid: " ".join(child.cmdline())[:80] for child in children}
+        gang = ("TrainController", "DatasetManager", "PlacementGroupCleaner", "SynchronizationActor")
+        beside = {pid: name for pid, name in names.items() if any(part[:12] in name for part in gang)}
+        total = sum(map(private_mib, beside))
+    return {"processes": len(beside), "MiB": total, "MiB a gang": total / count, "s to the first report": seconds}
+
+
 PARTS: dict[str, tuple[Callable[[int, Path], Figures], tuple[int, ...]]] = {
     "finals": (measure_finals, (10_000, 20_000, 40_000)),
     "repair": (measure_repair, (200, 400, 800)),
     "copy": (measure_copy, (500, 1000, 2000)),
     "read": (measure_read, (500, 1000, 2000)),
+    "together": (measure_together, (250, 500, 1000)),
+    "gangs": (measure_gangs, (1, 2, 4)),
     "data": (measure_data, (25_000, 50_000, 100_000)),
     "texts": (measure_texts, (2_500, 5_000, 10_000)),
 }
@@ -294,7 +349,7 @@ def main() -> None:
                 values = [each[key] for each in figures]
                 ratios = [b / a for a, b in pairwise(values)]
                 print(
-                    f"{part:<7} {name:<7} {key:<18} "
+                    f"{part:<8} {name:<7} {key:<18} "
                     f"{'  '.join(f'{count:,}: {value:.3g}' for count, value in zip(counts, values, strict=True))}"
                     f"   a doubling: {', '.join(f'{ratio:.2f}' for ratio in ratios)}",
                     flush=True,

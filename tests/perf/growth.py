@@ -158,7 +158,10 @@ class InstantGangs:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def run(self, job: Any) -> dict[str, Any]:
+    def run_all(self, jobs: Any) -> Iterator[tuple[Any, Any, float]]:
+        return ((job, self.run(job), 0.0) for job in jobs)
+
+    def run(self, job: Any) -> Any:
         import ray
 
         ray.get(self.broker.submit.remote(job))
