@@ -288,9 +288,7 @@ class Prepare(Configured, Loads, Connects):
     batch_size: Annotated[int, _budget("Sequences in one optimizer step, over all workers.")] = 32
     learning_rate: Annotated[float, _budget("Peak learning rate.")] = 1e-5
     seed: Annotated[int, _budget("Seed of the order of the data.")] = 0
-    workers: Annotated[int | None, _hardware("Workers that train together. (default: as many as the model needs)")] = (
-        None
-    )
+    workers: Annotated[int | None, _hardware("Workers that train together. (default: what the model needs)")] = None
     gpus_per_worker: GpusPerWorker = None
     zero: Zero = None
 
@@ -313,9 +311,7 @@ class Evaluate(Configured, Loads, Attacks, Connects):
         _advanced("Tasks for lm-evaluation-harness itself, such as wmdp_bio,mmlu; needs [harness]."),
     ] = ()
     harness_tasks: Annotated[Path | None, _advanced("Folder with task files of your own for it.")] = None
-    workers: Annotated[int | None, _hardware("Workers that score together. (default: as many as the model needs)")] = (
-        None
-    )
+    workers: Annotated[int | None, _hardware("Workers that score together. (default: what the model needs)")] = None
     gpus_per_worker: GpusPerWorker = None
     zero: Zero = None
     utility_floor: Annotated[float, _advanced("Least utility, relative to the starting model.")] = UTILITY_FLOOR
