@@ -74,17 +74,16 @@ def check_job_folder(options: Any) -> None:
     if not in_uploaded_folder():
         return
     out = getattr(options, "out", None)
-    names = ["out", "profile", "resume"]
-    if hasattr(options, "folder") and out is None and type(options).__name__ != "Verify":  # written beside what is read
-        names.append("folder")
-    for name in names:
-        value = getattr(options, name, None)
-        if value is not None and not is_uri(str(value)) and not Path(value).is_absolute():
-            flag = "FOLDER" if name == "folder" else f"--{name}"
-            raise UserError(
-                f"{flag} {value}: lies in the job's own folder, which goes with the job. Give an absolute path on a "
-                "disk that stays"
-            )
+    places = {f"--{name}": [getattr(options, name, None)] for name in ("out", "profile", "resume")}
+    if out is None and type(options).__name__ != "Verify":  # written beside what is read
+        places["FOLDER"] = [getattr(options, "folder", None), *getattr(options, "folders", ())]
+    for flag, values in places.items():
+        for value in values:
+            if value is not None and not is_uri(str(value)) and not Path(value).is_absolute():
+                raise UserError(
+                    f"{flag} {value}: lies in the job's own folder, which goes with the job. Give an absolute path on "
+                    "a disk that stays"
+                )
     if out is not None and out == results_folder():
         print(
             f"Results: {out} (this job's own folder goes with it; RAY_UNLEARN_OUT or --out names another)", flush=True
