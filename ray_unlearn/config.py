@@ -237,6 +237,8 @@ class SearchConfig:
     after the trial as candidates of their own."""
     robustness: Robustness = field(default_factory=Robustness)
     """Attacks on the finalists."""
+    scores_alone: bool = False
+    """Whether finalists are measured by what the objective reads alone: of a repeat nobody reads more."""
     under: tuple[str, ...] = ()
     """Attacks on every trial: its forget score is then the worst over itself and these."""
     definition: str | None = None

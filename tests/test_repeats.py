@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from ray_unlearn.config import UserError
 from ray_unlearn.records.tables import SearchResults, read_search
 from ray_unlearn.report import write_report
+from ray_unlearn.search.held_out import held_out_job
 from ray_unlearn.search.repeats import SEED_STEP, check_alike, describe_searches, repeats_of, summarise_searches
 from tests.test_compare import CONFIG, row
 
@@ -92,6 +94,10 @@ def test_repeats_are_the_same_search_with_seeds_far_apart():
     assert [config.seed - CONFIG.seed for config in configs] == [SEED_STEP, 2 * SEED_STEP, 3 * SEED_STEP]
     assert len({config.name for config in configs}) == len(set(places)) == 3
     assert {config.trials for config in configs} == {CONFIG.trials}
+    jobs = [held_out_job(config, config.seed) for config in configs]
+    assert not any(job.complete or job.robustness.attacks for job in jobs), "nobody reads more than the scores"
+    (under,) = repeats_of(replace(CONFIG, under=("quantise",)), Path("s"), 2)
+    assert held_out_job(under[1], 0).robustness.attacks == ("quantise",)
 
 
 def test_one_method_searched_again_and_again_is_not_found_better_than_itself():

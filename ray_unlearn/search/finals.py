@@ -52,7 +52,8 @@ def run_finals(
         for row in best.values()
         if not _is_done(done.get(name := row["trial_id"]), writer.folder, name == keeps)
     }
-    report = finished(gangs.run(replace(held_out_job(config, config.seed), weights=True)), "the starting model")
+    is_whole = not config.scores_alone
+    report = finished(gangs.run(replace(held_out_job(config, config.seed), weights=is_whole)), "the starting model")
     start, start_nll = report.profiles["report"], report.forget_nll or []
     judge = held_out_judge(config, task, start.metrics)
 
@@ -63,11 +64,11 @@ def run_finals(
     for name, profile in zip(anchors, [start, *filter(None, [task.report.retrained])], strict=True):
         is_attacked = profile is not start and judge.ranking.rule == REACHABLE
         scores = asdict(judge.verdict(profile.metrics, is_attacked))
-        examples = [writer.write_examples("start", "report", start.examples)] if profile is start else []
+        examples = [writer.write_examples("start", "report", start.examples)] if profile is start and is_whole else []
         record(name, _final_row({"trial_id": name, "method": name}, config, scores, profile), examples)
     place = writer.folder / "model.unfinished"
     jobs = [
-        replace(rerun_job(config, row, config.seed), weights=True, save_to=str(place) if name == keeps else None)
+        replace(rerun_job(config, row, config.seed), weights=is_whole, save_to=str(place) if name == keeps else None)
         for name, row in left.items()
     ]
     names_of = {job.job_id: name for job, name in zip(jobs, left, strict=True)}
@@ -76,7 +77,7 @@ def run_finals(
         row = left[name]
         final = rerun_row(config, judge, row, job, outcome, seconds)
         names = []
-        if isinstance(outcome, Report):
+        if isinstance(outcome, Report) and is_whole:
             lengths = task.forget.answer_lengths.tolist()
             names.append(writer.write_examples(name, "report", outcome.profiles["report"].examples))
             names.append(writer.write_weights(name, outcome.gradient_weights or [], lengths, start_nll))

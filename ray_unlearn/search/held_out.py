@@ -23,8 +23,8 @@ from ray_unlearn.training.trial import Job
 
 def held_out_job(config: SearchConfig, seed: int) -> Job:
     """Score the starting model on the held-out split, as finalists are."""
-    attacks = replace(config.robustness, attacks=attacks_of(config))
-    return Job("start-report", evaluate=("report",), points=False, complete=True, robustness=attacks, seed=seed)
+    attacks, complete = replace(config.robustness, attacks=attacks_of(config)), not config.scores_alone
+    return Job("start-report", evaluate=("report",), points=False, complete=complete, robustness=attacks, seed=seed)
 
 
 def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:

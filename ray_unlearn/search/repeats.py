@@ -42,11 +42,13 @@ ALIKE = (
 
 
 def repeats_of(config: SearchConfig, folder: Path, count: int) -> list[tuple[Path, SearchConfig]]:
-    """The places and settings of `count` - 1 repeats: the search's own but for seed and name."""
+    """The places and settings of `count` - 1 repeats: the search's own but for seed and name, and of its finalists
+    only what the objective reads: no answers, no attacks but those that trials are judged under."""
+    scores = replace(config, scores_alone=True, robustness=replace(config.robustness, attacks=()))
     return [
         (
             folder / "compare" / "searches" / (name := f"{config.name}-repeat{k}"),
-            reseeded(replace(config, name=name, log_to=(), copy_to=None), config.seed + k * SEED_STEP),
+            reseeded(replace(scores, name=name, log_to=(), copy_to=None), config.seed + k * SEED_STEP),
         )
         for k in range(1, count)
     ]
