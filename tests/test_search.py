@@ -105,6 +105,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slowest
 def test_the_same_search_with_adapters_is_the_same_to_the_bit(tmp_path):
     """Twice from the command line, the second time interrupted by nothing but its end: equal trials, finals, weights,
     and an export that trains the model of a trial that was not kept."""
