@@ -293,8 +293,7 @@ def test_plug_ins_and_scorers_run_on_two_nodes(tmp_path, site, start_cluster, mo
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
     words = ("tune", "--benchmark", str(path), "--model", str(made / "target"), "--methods", "ga", *shared)
     assert "give --trust-code" in ray_unlearn(*words, "--out", str(tmp_path), expect=2).stderr
-    for command in (("benchmarks", str(path)), ("plan", "--benchmark", str(path), "--model", str(made / "target"))):
-        ray_unlearn(*command)
+    ray_unlearn("plan", "--benchmark", str(path), "--model", str(made / "target"))
     run = ray_unlearn(*words, "--trust-code", "--out", str(tmp_path))
     folder = tmp_path / run.stdout.splitlines()[-1]
     (row,) = ds.dataset(folder / "trials").to_table().to_pylist()

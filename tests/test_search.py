@@ -236,6 +236,7 @@ run()
 """
 
 
+@pytest.mark.slowest
 def test_two_searches_that_start_in_the_same_second_both_end_well(tmp_path):
     options = ("--benchmark", "synthetic", "--methods", "ga", "--trials", "1", "--concurrent", "1", "--out")
     command = [sys.executable, "-c", SAME_SECOND, "tune", *options, str(tmp_path), "--robustness", "none", "--seed"]
