@@ -39,6 +39,7 @@ ATTACKS = {
     "sample": "sampled",
 }
 """By attack, the first word of its metrics' names."""
+ATTACK_PREFIXES = tuple(f"{word}_" for word in ATTACKS.values())
 
 
 MEASURES = ("objective", "forget", "utility")

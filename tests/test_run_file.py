@@ -2,17 +2,20 @@
 
 import re
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
+from ray_unlearn.benchmarks.contract import Request
 from ray_unlearn.commands.options import Evaluate, Plan, Tune, default_of
 from ray_unlearn.commands.parser import parse
+from ray_unlearn.commands.reopen import describe_local
 from ray_unlearn.commands.run_file import FOR_THE_COMMAND_LINE, OF_ONE_MACHINE, RUN_FILE, write_run_file
 from ray_unlearn.config import UserError
-from ray_unlearn.records.tables import LOCAL
+from ray_unlearn.records.tables import LOCAL, write_json
+from tests.test_compare import CONFIG
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 WHOLE = """
@@ -120,10 +123,13 @@ def test_where_model_and_data_are_is_known_on_the_machine_of_the_search_alone(tm
     text = (tmp_path / RUN_FILE).read_text()
     assert not re.search("somebody|/data|ray://|/o", text)
     assert parse(["tune", "--config", str(tmp_path / RUN_FILE)])[1].model is None
-    local = '{"request": {"model": "/m"}, "config": {"data": "/data", "definition": "/own.toml"}, "retrained": null}'
-    (tmp_path / LOCAL).write_text(local)
+    config = replace(CONFIG, definition="/own.toml", data="/data")
+    write_json(tmp_path / LOCAL, describe_local(config, Request("full", "/m"), None))
     again = parse(["tune", "--config", str(tmp_path / RUN_FILE)])[1]
     assert (again.model, again.data, again.benchmark) == ("/m", Path("/data"), "wmdp")
+    (tmp_path / LOCAL).write_text("{}")
+    with pytest.raises(UserError, match=r"local.json: cannot be read"):
+        parse(["tune", "--config", str(tmp_path / RUN_FILE)])
 
 
 def shown_options() -> set[str]:

@@ -317,8 +317,8 @@ def describe_metrics(definition: Definition) -> dict[str, str]:
     for side in definition.questions:
         metrics[f"{side}_questions_accuracy"] = f"share of the {side} questions answered right"
         metrics[f"{side}_questions_above_chance"] = "the same, 0 at chance and 1 where all are right"
-    for scorer in definition.scorers:
-        said = f"what {scorer.file.name} says of greedy answers ({scorer.function})"
+    for scorer in scorers_of(definition):
+        said = f"what {scorer.file} says of greedy answers ({scorer.function})"
         metrics |= {f"{name}_{scorer.name}": f"{said}, {name.replace('_', ' ')}" for name in scorer.sets}
     if HOLD_OUT in definition.sets:
         metrics["forget_above_hold_out"] = "standard errors by which exact memorisation lies above the hold-out's"
@@ -338,33 +338,23 @@ def build_aims(definition: Definition) -> tuple[Aim, ...]:
     if "forget" in definition.questions:
         aims.append(Aim("forget_questions_above_chance", never_knew=0.0))
     aims += [
-        Aim(f"{FORGET}_{s.name}", s.aim, f"{HOLD_OUT}_{s.name}" if HOLD_OUT in s.sets else None)
-        for s in definition.scorers
-        if s.aim is not None
+        Aim(f"{FORGET}_{s.name}", table.aim, f"{HOLD_OUT}_{s.name}" if HOLD_OUT in s.sets else None)
+        for table in definition.scorers
+        if table.aim is not None
+        for s in [table.scorer]
     ]
     return (*aims, Aim("forget_extraction_strength", never_knew=0.0, only_if_alone=True))
 
 
 def build_keeps(definition: Definition) -> tuple[Keep, ...]:
     keep = (Keep("keep_questions_above_chance", useless=0.0),) if "keep" in definition.questions else ()
-    own = (Keep(f"{RETAIN}_{s.name}", useless=s.keep) for s in definition.scorers if s.keep is not None)
+    own = (Keep(f"{RETAIN}_{t.scorer.name}", useless=t.keep) for t in definition.scorers if t.keep is not None)
     return (Keep("retain_probability", useless=0.0), *keep, *own)
 
 
 def scorers_of(definition: Definition) -> tuple[OwnScorer, ...]:
     """By value, as workers run them."""
-    return tuple(
-        OwnScorer(
-            scorer.name,
-            scorer.file.name,
-            scorer.function,
-            scorer.source,
-            scorer.sha256,
-            scorer.sets,
-            at_every_point=scorer.aim is not None or scorer.keep is not None,
-        )
-        for scorer in definition.scorers
-    )
+    return tuple(table.scorer for table in definition.scorers)
 
 
 def describe_limits(definition: Definition) -> str:
@@ -416,7 +406,7 @@ def read_benchmark(path: Path) -> Benchmark:
         build_task=partial(build_task, definition),
         compare_with_itself=compare_with_itself,
         leaks=LEAKS,
-        code=tuple(Plugin(SCORER, s.name, s.file.name, "", s.sha256) for s in definition.scorers),
+        code=tuple(Plugin(SCORER, s.name, s.file, "", s.sha256) for s in scorers_of(definition)),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks import BENCHMARKS
+from ray_unlearn.benchmarks.contract import OwnScorer
 from ray_unlearn.benchmarks.readers import TEXT_COLUMN, Row, kind_of, read_rows
 from ray_unlearn.benchmarks.selecting import Selection
 from ray_unlearn.benchmarks.sources import read_hub
@@ -92,19 +93,11 @@ class Source:
 class ScorerTable:
     """[scorers.NAME]: a function over generated answers, and what its number is used for."""
 
-    name: str
-    file: Path
-    function: str
-    source: str
-    sets: tuple[str, ...]
+    scorer: OwnScorer
     aim: float | None = None
     """Its value for a model that never knew, where the forget set's is aimed at."""
     keep: float | None = None
     """Its value for a useless model, where the retain set's is kept."""
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.source.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -191,12 +184,13 @@ def _read_scorers(path: Path, tables: Any, sets: Iterable[str]) -> tuple[ScorerT
             if needed not in wanted:
                 raise UserError(f"{path}: {table} {key} needs the {needed} set. Add it to sets")
         aim, keep = (None if values.get(key) is None else float(values[key]) for key in ("aim", "keep"))
-        found.append(ScorerTable(name, file, function, source, wanted, aim, keep))
+        sha256, is_read = hashlib.sha256(source.encode()).hexdigest(), aim is not None or keep is not None
+        found.append(ScorerTable(OwnScorer(name, file, function, source, sha256, wanted, is_read), aim, keep))
     return tuple(found)
 
 
-def _read_function(path: Path, table: str, named: Any) -> tuple[Path, str, str]:
-    """(file, function, the file's text) of "module:function"."""
+def _read_function(path: Path, table: str, named: Any) -> tuple[str, str, str]:
+    """(file's name, function, the file's text) of "module:function"."""
     module, _, function = str(named).partition(":")
     if not module.isidentifier() or not function.isidentifier():
         raise UserError(f'{path}: {table} function = {named!r}. Write "module:function", of module.py beside this file')
@@ -210,7 +204,7 @@ def _read_function(path: Path, table: str, named: Any) -> tuple[Path, str, str]:
         raise UserError(f"{file}: cannot be read as Python ({error}). Mend it") from None
     if function not in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}:
         raise UserError(f"{path}: {table} function = {named!r}: {file.name} defines no such function. Correct the name")
-    return file, function, source
+    return file.name, function, source
 
 
 def _read_sets(path: Path, raw: Mapping[str, Any]) -> dict[str, Source]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
-from ray_unlearn.config import ATTACKS, UserError
+from ray_unlearn.config import ATTACK_PREFIXES, UserError
 from ray_unlearn.models.fingerprints import files_digest, hub_revision, weights_fingerprint
 from ray_unlearn.models.loading import TOKENIZER_OF
 from ray_unlearn.models.tokenizers import list_files
@@ -97,9 +97,8 @@ def _tokenizer_files(model: str) -> tuple[list[tuple[str, bytes]], list[tuple[st
 
 def _profile_digest(task: Task) -> str:
     """Of what the retrained model measures, attacks apart: those are measured here."""
-    words = tuple(f"{word}_" for word in ATTACKS.values())
     found = {
-        name: {key: value for key, value in sorted(profile.metrics.items()) if not key.startswith(words)}
+        name: {key: value for key, value in sorted(profile.metrics.items()) if not key.startswith(ATTACK_PREFIXES)}
         for name in ("selection", "report")
         if (profile := getattr(task, name).retrained) is not None
     }

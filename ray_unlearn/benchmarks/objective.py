@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_unlearn.benchmarks.contract import Aim, Benchmark, Keep
-from ray_unlearn.config import ATTACKS, REACHABLE
+from ray_unlearn.config import ATTACKS
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.truth_ratio import harmonic_mean
 from ray_unlearn.wording import listing
@@ -68,8 +68,7 @@ class Judge:
     @property
     def attacked_prefixes(self) -> dict[str, str]:
         """By attack, what its metrics' names begin with in the goals: by older rules those of no attack."""
-        is_reachable = self.ranking.rule == REACHABLE
-        return {attack: f"{ATTACKS[attack]}_" if is_reachable else "" for attack in self.under}
+        return {attack: f"{ATTACKS[attack]}_" if self.ranking.is_reachable else "" for attack in self.under}
 
     def goal(self, aim: Aim, prefix: str = "") -> float | None:
         """The value of a model that never knew: the retrained model's, else on a hold-out, else chance, else None.
@@ -78,7 +77,7 @@ class Judge:
         """
         if self.retrained is not None and aim.metric in self.retrained:
             goal = self.retrained[prefix + aim.metric]
-            if self.ranking.rule == REACHABLE and aim.of_chance is not None:
+            if self.ranking.is_reachable and aim.of_chance is not None:
                 goal = max(goal, self.start.get(aim.of_chance, goal))
             return goal
         if aim.hold_out is not None and aim.hold_out in self.start:
@@ -104,7 +103,7 @@ class Judge:
         )
 
     def _closeness(self, aim: Aim, value: float, goal: float) -> float:
-        if self.ranking.rule == REACHABLE and aim.of_chance is not None:
+        if self.ranking.is_reachable and aim.of_chance is not None:
             value = max(value, goal)
         return two_sided(value, self.start[aim.metric], goal)
 
@@ -125,8 +124,8 @@ def describe_objective(benchmark: Benchmark, ranking: Ranking, under: tuple[str,
         filter(
             None,
             [
-                _describe_forget(benchmark, ranking.rule == REACHABLE),
-                _describe_under(benchmark, under, ranking.rule == REACHABLE),
+                _describe_forget(benchmark, ranking.is_reachable),
+                _describe_under(benchmark, under, ranking.is_reachable),
                 _describe_utility(benchmark, ranking),
                 _describe_combined(ranking),
                 f"Privacy is measured and never searched on: {listing(benchmark.privacy)}."

@@ -98,7 +98,11 @@ def _to_goal(aim: Aim, judge: Judge, start: Profile, retrained: Profile | None) 
         return None
     value = judge.start[aim.metric]
     errors = [start.errors.get(aim.metric, 0.0), _error_of_goal(aim, judge.retrained, start.errors, retrained)]
-    return Distance(value, goal, goal - value if aim.rises else value - goal, _together(errors))
+    return _distance(aim, value, goal, _together(errors))
+
+
+def _distance(aim: Aim, value: float, goal: float, error: float = 0.0) -> Distance:
+    return Distance(value, goal, goal - value if aim.rises else value - goal, error)
 
 
 def _error_of_goal(
@@ -151,7 +155,7 @@ def _check_attacked(where: str, judge: Judge) -> None:
             if goal is None:
                 continue
             value = judge.start[aim.metric]
-            if not (distance := Distance(value, goal, goal - value if aim.rises else value - goal, 0.0)).is_clear:
+            if not (distance := _distance(aim, value, goal)).is_clear:
                 raise UserError(
                     f"{where}: the starting model's {aim.metric} is {value:.3g}, and the retrained model's {goal:.3g} "
                     f"once it is {ATTACKS[attack]}: {distance.describe()}, so no forgetting could be told. Leave out "

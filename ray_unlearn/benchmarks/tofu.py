@@ -189,15 +189,21 @@ class _Reader:
 
     def __init__(self, data: Path | None, tokenizer: Any, context: int, stops: Sequence[int] = ()) -> None:
         self._source, self._context = str(data or HUB_NAME), context
+        self._tables: dict[str, Any] = {}  # each is asked for by both splits
         self.template = Template(tokenizer, stops=stops)
         self.words = ENGLISH
         """What ROUGE counts: of the hub's TOFU as published, of a folder by its language."""
+
+    def _table(self, part: str) -> Any:
+        if part not in self._tables:
+            self._tables[part] = load_table(self._source, part, "train")
+        return self._tables[part]
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
         """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
         where = f"{self._source}: {part}"
         try:
-            table = load_table(self._source, part, "train")
+            table = self._table(part)
         except Exception as error:  # datasets raises a different type for each way that this can fail
             first = first_line(error)
             raise UserError(f"{where} cannot be read ({first}). Check --data, or that the hub can be reached") from None
@@ -222,7 +228,7 @@ class _Reader:
         from datasets import get_dataset_config_names
 
         try:
-            load_table(self._source, part, "train")
+            self._table(part)
             return True
         except Exception as error:  # datasets raises a different type for each way that this can fail
             reason = first_line(error)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_unlearn.commands.methods import CONVENTION
-from ray_unlearn.config import ATTACKS, MEASURES, SearchConfig
+from ray_unlearn.config import ATTACK_PREFIXES, ATTACKS, MEASURES, SearchConfig
 from ray_unlearn.report.text import markdown, markdown_block, method_label, score, setting
 from ray_unlearn.training.losses import find_method
 
@@ -49,8 +49,8 @@ def describe_model(
     unsaid = ("trial_id", "method", "parameters", "evaluations")
     names = [name for name, value in settings.items() if name not in unsaid and value != ""]
     metrics = [name for name in meta["metrics"] if name in run["metrics"]]
-    words = tuple(f"{word}_" for word in ATTACKS.values())
-    plain, attacked = [n for n in metrics if not n.startswith(words)], [n for n in metrics if n.startswith(words)]
+    attacked = [name for name in metrics if name.startswith(ATTACK_PREFIXES)]
+    plain = [name for name in metrics if name not in attacked]
     what = "LoRA adapter" if adapter else "Model"
     parts = [
         _head(base, method.name, adapter),

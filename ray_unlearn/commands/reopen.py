@@ -7,12 +7,13 @@ what was asked of the benchmark (model null: its own) and the retrained model's 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.contract import Request, Task
+from ray_unlearn.benchmarks.contract import Benchmark, Request, Task
 from ray_unlearn.benchmarks.identity import check_identity, describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.config import SearchConfig, UserError
@@ -62,15 +63,28 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
     if config.gang.trust_remote_code and not trusts_remote_code():  # the folder may come from somebody else
         raise UserError(f"{folder}: its model runs code of its own. Give --trust-remote-code again, if you trust it")
     benchmark, meta = load_benchmark(config.loaded_from), read_search(folder).meta
-    check_code(benchmark)
-    plugins = used_plugins(benchmark, config.methods)
-    check_unchanged(folder, meta.get("plugins", ()), plugins)
-    task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
+    task = load_as_then(folder, meta, benchmark, config.methods, request, retrained)
     then = meta.get("identity") or {"data": meta["data_fingerprint"]} if "data_fingerprint" in meta else {}
     if then:
         is_made_here = config.scale == "mini" and request.model is None
         check_identity(str(folder), then, describe_identity(task), "Put back what it was, or search anew", is_made_here)
     return config, task
+
+
+def load_as_then(
+    where: Path,
+    recorded: Mapping[str, Any],
+    benchmark: Benchmark,
+    methods: Sequence[str],
+    request: Request,
+    retrained: Path | None,
+) -> Task:
+    """The loaded task of what was recorded before. Raises UserError where its own code is not trusted, or not what it
+    was made with."""
+    check_code(benchmark)
+    plugins = used_plugins(benchmark, methods)
+    check_unchanged(where, recorded.get("plugins", ()), plugins)
+    return replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
 
 
 def read_local(folder: Path) -> tuple[SearchConfig, Request, Path | None]:

@@ -13,21 +13,18 @@ from typing import Any
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.identity import check_identity, describe_identity
-from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.commands.checks import absolute, check_data, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
 from ray_unlearn.commands.export import FORMAT, describe_run, run_job
 from ray_unlearn.commands.model_card import Measured
 from ray_unlearn.commands.options import Reproduce
+from ray_unlearn.commands.reopen import load_as_then
 from ray_unlearn.commands.resources import find_machine
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.loading import check_model, trusts_remote_code
-from ray_unlearn.plugins import check_unchanged
 from ray_unlearn.provenance import git_revision, package_versions
-from ray_unlearn.search.used_plugins import check_code, used_plugins
-from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.trial import Job
 
 TOLERANCE = 1e-4
@@ -109,10 +106,7 @@ def resolve_run(
             raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
     request = Request(values["scale"], model or run["model"], data, values["split"])
     benchmark = load_benchmark(str(definition or values["benchmark"]))
-    check_code(benchmark)
-    plugins = used_plugins(benchmark, [run["job"]["trial"]["method"]])
-    check_unchanged(path, run.get("plugins", ()), plugins)
-    task = replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
+    task = load_as_then(path, run, benchmark, [run["job"]["trial"]["method"]], request, retrained)
     fix = "Give what it was made from with --model, --data, --retrained and --benchmark"
     is_made_here = run["model"] is None and values["scale"] == "mini"
     check_identity(str(path), run["hashes"], describe_identity(task), fix, is_made_here)

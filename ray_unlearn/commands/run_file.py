@@ -131,18 +131,15 @@ def _beside(value: str, folder: Path, is_path: bool) -> str:
 
 def _places_beside(file: Path, kind: type) -> dict[str, Any]:
     """Where the search that wrote the file has its model and data."""
+    from ray_unlearn.commands.reopen import read_local
     from ray_unlearn.records.tables import LOCAL
 
-    place = file.parent / LOCAL
-    if file.name != RUN_FILE or not place.is_file():
+    if file.name != RUN_FILE or not (file.parent / LOCAL).is_file():
         return {}
-    local = json.loads(place.read_text())
-    known = {
-        **{"model": local["request"]["model"], "data": local["config"]["data"], "retrained": local["retrained"]},
-        "benchmark": local["config"]["definition"],
-    }
+    config, request, retrained = read_local(file.parent)
+    places = {"benchmark": config.definition, "model": request.model, "data": config.data, "retrained": retrained}
     names = {option.name for option in fields(kind)}
-    return {name: value for name, value in known.items() if value is not None and name in names}
+    return {name: str(place) for name, place in places.items() if place is not None and name in names}
 
 
 def write_run_file(folder: Path, options: Any, resolved: Mapping[str, Any], files: Mapping[str, Path]) -> None:

@@ -38,6 +38,11 @@ class Ranking:
         """Whether each kept part is measured against its own start."""
         return self.rule not in (FLOORED, SCALED)
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether goals are what a model that never knew reaches: by chance, and under the same attack."""
+        return self.rule == REACHABLE
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Ranking:
         """That of a search, from the configuration in its search.json."""

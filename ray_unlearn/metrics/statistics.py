@@ -36,13 +36,24 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one of two is, over `n` units that both went through."""
+    """How much better one of two is, over units that both went through."""
 
-    interval: Interval
-    """Of the mean of first - second."""
-    p: float
-    """Two-sided, of the exact sign-flip test, before any correction."""
-    n: int
+    differences: np.ndarray
+    """first - second, [n]."""
+
+    @property
+    def interval(self) -> Interval:
+        """Of their mean."""
+        return mean_interval(self.differences)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the exact sign-flip test, before any correction: computed where it is asked for."""
+        return float(sign_flip_p(self.differences))
+
+    @property
+    def n(self) -> int:
+        return len(self.differences)
 
 
 def verdict(value: float, corrected_p: float) -> str:
@@ -100,7 +111,7 @@ def compare_pairs(first: np.ndarray, second: np.ndarray) -> Difference:
     differences = np.asarray(first, float) - np.asarray(second, float)
     if not np.isfinite(differences).all():
         raise ValueError("a difference is not finite: give failed units a value")
-    return Difference(mean_interval(differences), float(sign_flip_p(differences)), len(differences))
+    return Difference(differences)
 
 
 def sign_flip_p(differences: np.ndarray) -> np.ndarray:

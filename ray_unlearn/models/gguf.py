@@ -81,7 +81,7 @@ def _convert(model: str, file: Path, folder: Path) -> None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(**place, **unpacked, output_loading_info=True)
         network, found = loaded
         tokenizer = AutoTokenizer.from_pretrained(**place)
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"--model {model}: cannot be converted ({first_line(error)}). {INSTEAD}") from None
     if found["missing_keys"]:
         name = sorted(found["missing_keys"])[0]

@@ -14,10 +14,11 @@ from pathlib import Path
 from ray_unlearn.benchmarks.contract import Profile, Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.benchmarks.profiles import read_profile, write_profile
-from ray_unlearn.config import ATTACKS, REACHABLE, SearchConfig, UserError
+from ray_unlearn.config import ATTACK_PREFIXES, SearchConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
+from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.fingerprints import weights_fingerprint
 from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.trial import Job
@@ -33,7 +34,7 @@ def with_attacked_goals(config: SearchConfig, task: Task, say: Callable[[str], N
     As it is where no attack is judged, or no retrained model is at hand, or an older rule holds. Raises UserError where
     the retrained model has a profile and no weights, RuntimeError where it could not be scored.
     """
-    if not config.under or config.ranking != REACHABLE or task.selection.retrained is None:
+    if not config.under or not Ranking.of_search(config).is_reachable or task.selection.retrained is None:
         return task
     if task.retrained_model is None:
         raise UserError(
@@ -74,6 +75,5 @@ def _joined(plain: Profile | None, attacked: Profile) -> Profile | None:
     """The profile with the attacked metrics of the other one."""
     if plain is None:
         return None
-    words = tuple(f"{word}_" for word in ATTACKS.values())
-    metrics = {name: value for name, value in attacked.metrics.items() if name.startswith(words)}
+    metrics = {name: value for name, value in attacked.metrics.items() if name.startswith(ATTACK_PREFIXES)}
     return replace(plain, metrics={**plain.metrics, **metrics})

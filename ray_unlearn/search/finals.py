@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import COMPLETED, REACHABLE, SearchConfig
+from ray_unlearn.config import COMPLETED, SearchConfig
 from ray_unlearn.files import checksum
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.metrics.ranking import Ranking
@@ -62,7 +62,7 @@ def run_finals(
         ledger.append("final", trial_id=trial_id, row=writer.as_written(row)[0], files=files, has_model=has_model)
 
     for name, profile in zip(anchors, [start, *filter(None, [task.report.retrained])], strict=True):
-        is_attacked = profile is not start and judge.ranking.rule == REACHABLE
+        is_attacked = profile is not start and judge.ranking.is_reachable
         scores = asdict(judge.verdict(profile.metrics, is_attacked))
         examples = [writer.write_examples("start", "report", start.examples)] if profile is start and is_whole else []
         record(name, _final_row({"trial_id": name, "method": name}, config, scores, profile), examples)

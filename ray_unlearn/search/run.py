@@ -24,7 +24,7 @@ from ray_unlearn.benchmarks.contract import Benchmark, Task
 from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.starts import check_start
-from ray_unlearn.config import REACHABLE, SearchConfig, UserError
+from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import Patience
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import park_seconds, ray_session
@@ -285,8 +285,8 @@ def describe_anchors(judge: Judge) -> dict[str, Any]:
     start = {"metrics": dict(judge.start), **asdict(judge.verdict(judge.start, is_last=False))}
     retrained = None
     if judge.retrained is not None:
-        is_attacked = judge.ranking.rule == REACHABLE
-        retrained = {"metrics": dict(judge.retrained), **asdict(judge.verdict(judge.retrained, is_attacked))}
+        verdict = judge.verdict(judge.retrained, is_last=judge.ranking.is_reachable)
+        retrained = {"metrics": dict(judge.retrained), **asdict(verdict)}
     return {"start": start, "retrained": retrained}
 
 

@@ -68,7 +68,8 @@ class Scorer:
         """The profile with what the user's own scorers say of the answers."""
         if not split.scorers:
             return profile
-        asked = {name: (self._texts(split.generations[name]), split.generations[name].references) for name in answers}
+        read = {name for scorer in split.scorers for name in scorer.sets if name in answers}
+        asked = {name: (self._texts(split.generations[name]), split.generations[name].references) for name in read}
         metrics, errors = measure_own(split.scorers, asked, answers)
         return replace(profile, metrics={**profile.metrics, **metrics}, errors={**profile.errors, **errors})
 
