@@ -10,7 +10,8 @@ whole trial's, because the samplers are not alike:
   there the pruned one also breaks a constraint: TPE takes infeasible trials for bad without reading their values.
 - GP reads completed and running trials alone. Its proposal follows from what it was told, so it would come back to
   where a trial was pruned: it is told nothing, and the pruned trial stays one whose outcome is awaited.
-- NSGA-II breeds from completed trials: who is pruned leaves no children. QMC and random learn from nothing.
+- NSGA-II breeds from completed trials that it proposed itself: who is pruned, or was a first point, leaves no
+  children. QMC and random learn from nothing.
 
 With two objectives the utility floor is a constraint for TPE, GP and NSGA-II; the combined objective has it inside.
 
@@ -90,7 +91,7 @@ class MethodStudy:
         kind = self._sampler
         if known is not None:
             self._study.enqueue_trial({name: known[name] for name in self._distributions})
-            kind = NSGA2 if kind == NSGA2 else RANDOM  # NSGA-II marks its generations; the others have nothing to do
+            kind = RANDOM  # nothing is left to be sampled, and Optuna's NSGA-II breeds from its own proposals alone
         seed = int(np.random.SeedSequence([self._seed, self._asked]).generate_state(1)[0])
         self._study.sampler = _build_sampler(kind, self._trials, self._first, seed, self._distributions)
         self._asked += 1
