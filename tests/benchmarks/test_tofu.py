@@ -15,6 +15,7 @@ import pytest
 
 from ray_unlearn.benchmarks import load_benchmark, tofu
 from ray_unlearn.benchmarks.contract import Profile, Request, Split, Task
+from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.objective import Judge
@@ -91,14 +92,70 @@ def token_table(model: Any, sequences: Any) -> list[tuple[np.ndarray, np.ndarray
     return result
 
 
-def recomputed(folder: Path, split: Split, retrained: Profile) -> dict[str, float]:
-    """Every metric from per-example values of the model in that folder, without anything of this package."""
+def generated(model: Any, tokenizer: Any, split: Split) -> dict[str, float]:
+    """What is measured of greedy answers, one prompt at a time."""
+    import torch
+    from rouge_score.rouge_scorer import RougeScorer
+
+    expected: dict[str, float] = {}
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    for name, prompts in split.generations.items():
+        recalls, unended, repeating = [], [], []
+        for prompt, reference in zip(prompts.prompts, prompts.references, strict=True):
+            room = {"max_new_tokens": prompts.max_new_tokens, "pad_token_id": 0}
+            output = model.generate(torch.tensor([prompt]), do_sample=False, **room)
+            answer = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
+            recalls.append(scorer.score(reference, answer)["rougeL"].recall)
+            unended.append(not set(prompts.stop) & set(output[0, len(prompt) :].tolist()))
+            words = re.findall(r"\w+", answer.lower())
+            pairs = set(itertools.pairwise(words))
+            repeating.append(len(words) > 2 and len(pairs) <= 0.8 * (len(words) - 1))
+        expected[f"{name}_rouge_l_recall"] = float(np.mean(recalls))
+        expected[f"{name}_unended"], expected[f"{name}_repeating"] = float(np.mean(unended)), float(np.mean(repeating))
+    return expected
+
+
+def attacked(model: Any, table: dict[str, Any], split: Split, retrained: Profile) -> dict[str, float]:
+    """The areas of the membership attacks."""
     import zlib
 
     import torch
-    from rouge_score.rouge_scorer import RougeScorer
-    from scipy.stats import hmean, ks_2samp
     from sklearn.metrics import roc_auc_score
+
+    expected: dict[str, float] = {}
+    scored: dict[str, list[list[float]]] = {name: [] for name in tofu.METRICS if name.startswith("mia_")}
+    for name in ("forget", "holdout"):
+        losses = [-row[0].mean() for row in table[name]]
+        texts, references = split.probes[name].texts, retrained.arrays[f"{name}_loss"]
+        scored["mia_loss"].append(losses)
+        packed = [len(zlib.compress(text.encode())) for text in texts]
+        scored["mia_zlib"].append([x / n for x, n in zip(losses, packed, strict=True)])
+        scored["mia_reference"].append([x - y for x, y in zip(losses, references, strict=True)])
+        lowest, standardised, norms = [], [], []
+        for logprobs, _, every in table[name]:
+            count = max(1, int(0.4 * len(logprobs)))
+            mu = (np.exp(every) * every).sum(1)
+            sigma = np.sqrt((np.exp(every) * every**2).sum(1) - mu**2)
+            lowest.append(-np.sort(logprobs)[:count].mean())
+            standardised.append(-np.sort((logprobs - mu) / np.maximum(sigma, 1e-3))[:count].mean())
+        for tokens, start in split.probes[name].sequences:
+            ids = torch.tensor(tokens[None].astype(np.int64))
+            labels = ids.clone()
+            labels[:, :start] = -100
+            model.zero_grad()
+            model(ids, labels=labels).loss.backward()
+            norms.append(sum(float(p.grad.double().norm() ** 2) for p in model.parameters()) ** 0.5)
+        scored["mia_min_k"].append(lowest)
+        scored["mia_min_k_plus_plus"].append(standardised)
+        scored["mia_gradient_norm"].append(norms)
+    for name, (members, others) in scored.items():  # as OpenUnlearning: losses as scores, the forget set has label 0
+        expected[name] = float(roc_auc_score([0] * len(members) + [1] * len(others), members + others))
+    return expected
+
+
+def recomputed(folder: Path, split: Split, retrained: Profile) -> dict[str, float]:
+    """Every metric from per-example values of the model in that folder, without anything of this package."""
+    from scipy.stats import hmean, ks_2samp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -128,20 +185,7 @@ def recomputed(folder: Path, split: Split, retrained: Profile) -> dict[str, floa
     shortest = [next(k for k in range(len(hits) + 1) if hits[k:].all()) / len(hits) for _, hits, _ in table["forget"]]
     expected["forget_extraction_strength"] = 1.0 - float(np.mean(shortest))
 
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    for name, prompts in split.generations.items():
-        recalls, unended, repeating = [], [], []
-        for prompt, reference in zip(prompts.prompts, prompts.references, strict=True):
-            room = {"max_new_tokens": prompts.max_new_tokens, "pad_token_id": 0}
-            output = model.generate(torch.tensor([prompt]), do_sample=False, **room)
-            answer = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True).strip()
-            recalls.append(scorer.score(reference, answer)["rougeL"].recall)
-            unended.append(not set(prompts.stop) & set(output[0, len(prompt) :].tolist()))
-            words = re.findall(r"\w+", answer.lower())
-            pairs = set(itertools.pairwise(words))
-            repeating.append(len(words) > 2 and len(pairs) <= 0.8 * (len(words) - 1))
-        expected[f"{name}_rouge_l_recall"] = float(np.mean(recalls))
-        expected[f"{name}_unended"], expected[f"{name}_repeating"] = float(np.mean(unended)), float(np.mean(repeating))
+    expected |= generated(model, tokenizer, split)
     six = [expected[f"{name}_{part}"] for name in sets[1:] for part in ("probability", "truth_ratio")]
     expected["teacher_forced_utility"] = float(hmean(six))
     expected["model_utility"] = float(hmean(six + [expected[f"{name}_rouge_l_recall"] for name in sets[1:]]))
@@ -149,33 +193,7 @@ def recomputed(folder: Path, split: Split, retrained: Profile) -> dict[str, floa
     expected["forget_ks_of_chance"] = np.sqrt(np.pi / 2) * np.log(2) * np.sqrt(2 / len(ratios["forget"]))
     expected["forget_ks_distance"], expected["forget_quality"] = float(test.statistic), float(test.pvalue)
 
-    scored: dict[str, list[list[float]]] = {name: [] for name in tofu.METRICS if name.startswith("mia_")}
-    for name in ("forget", "holdout"):
-        losses = [-row[0].mean() for row in table[name]]
-        texts, references = split.probes[name].texts, retrained.arrays[f"{name}_loss"]
-        scored["mia_loss"].append(losses)
-        packed = [len(zlib.compress(text.encode())) for text in texts]
-        scored["mia_zlib"].append([x / n for x, n in zip(losses, packed, strict=True)])
-        scored["mia_reference"].append([x - y for x, y in zip(losses, references, strict=True)])
-        lowest, standardised, norms = [], [], []
-        for logprobs, _, every in table[name]:
-            count = max(1, int(0.4 * len(logprobs)))
-            mu = (np.exp(every) * every).sum(1)
-            sigma = np.sqrt((np.exp(every) * every**2).sum(1) - mu**2)
-            lowest.append(-np.sort(logprobs)[:count].mean())
-            standardised.append(-np.sort((logprobs - mu) / np.maximum(sigma, 1e-3))[:count].mean())
-        for tokens, start in split.probes[name].sequences:
-            ids = torch.tensor(tokens[None].astype(np.int64))
-            labels = ids.clone()
-            labels[:, :start] = -100
-            model.zero_grad()
-            model(ids, labels=labels).loss.backward()
-            norms.append(sum(float(p.grad.double().norm() ** 2) for p in model.parameters()) ** 0.5)
-        scored["mia_min_k"].append(lowest)
-        scored["mia_min_k_plus_plus"].append(standardised)
-        scored["mia_gradient_norm"].append(norms)
-    for name, (members, others) in scored.items():  # as OpenUnlearning: losses as scores, the forget set has label 0
-        expected[name] = float(roc_auc_score([0] * len(members) + [1] * len(others), members + others))
+    expected |= attacked(model, table, split, retrained)
     expected["memorisation_score"] = float(hmean([1 - expected[name] for name in tofu.MEMORISED]))
     areas = [(expected[name], retrained.metrics[name]) for name in tofu.PRIVATE]
     expected["privacy_score"] = float(hmean([min(a / goal, (1 - a) / (1 - goal)) for a, goal in areas]))
@@ -215,7 +233,10 @@ def test_every_metric_of_a_trained_model_is_what_scipy_rouge_score_and_scikit_le
     monkeypatch.setattr(tofu, "SELECTION_ROWS", 8)
     task = tofu.build_task(Request("mini", str(made / "retrained"), made / "data"))
     expected = check(task, task.selection)
-    assert all(value > 0.0 for value in expected.values())  # or a harmonic mean would hide the rest
+    flaws = describe_answers(
+        task.selection.generations
+    )  # a trained model's answers may have none, and no mean has them
+    assert all(value > 0.0 for name, value in expected.items() if name not in flaws)  # or a mean would hide the rest
 
 
 @pytest.mark.timeout(120)
