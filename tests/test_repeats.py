@@ -118,9 +118,8 @@ def test_searches_are_repeated_on_the_same_gangs_and_not_again(tmp_path):
         return subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
     options = ("--scale", "mini", "--methods", "simnpo,npo", "--trials", "2", "--robustness", "none")
-    command("tune", "--benchmark", "synthetic", *options, "--out", str(tmp_path))
+    first = command("tune", "--benchmark", "synthetic", *options, "--searches", "2", "--out", str(tmp_path))
     folder = next(path.parent for path in tmp_path.glob("*/search.json"))
-    first = command("compare", str(folder), "--searches", "2")
     assert first.count("starting") == 1
     assert "No verdict over 1 pair is possible with 2 searches" in first
     repeats = sorted((folder / "compare" / "searches").iterdir())

@@ -18,8 +18,8 @@ MINI_BANNER = (
 )
 
 
-def check_numbers(trials: int, concurrent: int | None, trial_timeout: float | None) -> None:
-    for name, value in (("--trials", trials), ("--concurrent", concurrent)):
+def check_numbers(trials: int, searches: int, concurrent: int | None, trial_timeout: float | None) -> None:
+    for name, value in (("--trials", trials), ("--searches", searches), ("--concurrent", concurrent)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
     if trial_timeout is not None and trial_timeout < 0:

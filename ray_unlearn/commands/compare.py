@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ray_unlearn.commands.checks import check_writable
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import Compare
-from ray_unlearn.commands.reopen import describe_local, fetched, load_search, read_local
+from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.resources import find_machine, most_gangs
 from ray_unlearn.commands.screen import noise_to, sayer
-from ray_unlearn.config import RECOMMENDED_UNITS, UserError
+from ray_unlearn.commands.searches import check_several, record_searches, repeat
+from ray_unlearn.config import UserError
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.loading import trust_remote_code
@@ -42,7 +42,7 @@ def run(options: Compare) -> int:
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
     if options.searches is not None or options.against:
         return compare_searches(options)
-    _check_several("--seeds", options.seeds, "run")
+    check_several("--seeds", options.seeds, "run")
     place = fetched(options.folder)
     results = read_search(place)
     if (unequal := describe_unequal(count_budgets(results.trials))) and not options.allow_unequal:
@@ -61,6 +61,10 @@ def run(options: Compare) -> int:
     log = folder / "compare" / "log.txt"
     with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
         say = sayer(screen)
+        if address is None:
+            from ray_unlearn.gangs.session import start_ahead
+
+            start_ahead(config.gang, config.concurrent)
         _, task = load_search(folder)
         say(f"{len(finalists)} finalist(s) with {len(seeds)} seeds each: {len(finalists) * len(seeds)} runs")
         try:
@@ -81,27 +85,12 @@ def run(options: Compare) -> int:
     return PARTIAL if missing else 0
 
 
-def _check_several(option: str, count: int, what: str) -> None:
-    if count < 2:
-        raise UserError(f"{option} {count}: one {what} has no spread. Give at least 2, better {RECOMMENDED_UNITS}")
-
-
 def compare_searches(options: Compare) -> int:
     """Search again with other seeds as often as is asked for, and compare methods over all the searches."""
-    from ray_unlearn.search.repeats import (
-        check_alike,
-        describe_cost,
-        describe_searches,
-        is_complete,
-        repeats_of,
-        run_repeats,
-        summarise_searches,
-    )
+    from ray_unlearn.search.repeats import check_alike, describe_searches
 
-    if options.searches is not None and options.searches < 2:
-        raise UserError(
-            f"--searches {options.searches}: one search has no spread. Give at least 2, better {RECOMMENDED_UNITS}"
-        )
+    if options.searches is not None:
+        check_several("--searches", options.searches, "search")
     folder = fetched(options.folder).absolute()
     results = read_search(folder)
     check_writable(folder / "compare", "compare", IS_READ_ONLY)
@@ -112,25 +101,17 @@ def compare_searches(options: Compare) -> int:
         config = read_local(folder)[0]
         address = options.address or config.address
         config = replace(config, address=address, concurrent=options.concurrent or config.concurrent)
-        repeats = repeats_of(config, folder, options.searches)
-        left = sum(not is_complete(place) for place, _ in repeats)
         log = folder / "compare" / "log.txt"
         with copied(folder, config.copy_to, is_needed=False), noise_to(log) as screen, failures_named(log):
             say = sayer(screen)
-            if left:
-                say(describe_cost(results, left))
-            spaces, task = read_spaces(results.meta), load_search(folder)[1]
-            request, retrained = read_local(folder)[1:]
             try:
-                run_repeats(repeats, task, spaces, sys.argv[1:], lambda c: describe_local(c, request, retrained), say)
+                repeated = repeat(folder, config, lambda: load_search(folder)[1], options.searches, say)
             except KeyboardInterrupt:
                 say("interrupted; what has ended is kept, and the same command goes on with the rest")
                 return exit_code()
-        repeated = [read_search(place) for place, _ in repeats]
-    found = summarise_searches([results, *given, *repeated])
-    write_json(folder / "comparison.json", {**(results.comparison or {}), "searches": found})
+    summary = record_searches([results, *given, *repeated])
     write_report(folder)
-    for line in describe_searches(found):
+    for line in describe_searches(summary):
         print(line)
     print(f"\nReport:  {Path(options.folder) / 'report' / 'report.html'}")
     return 0

@@ -187,6 +187,9 @@ class Tune(Configured, Loads, Attacks, Connects):
     ] = None
     dry_run: Annotated[bool, _what("Check everything, say what would run, run nothing.", "--dry-run")] = False
     trials: Annotated[int | None, _budget(f"Trials of each method. (default: {DEFAULT_TRIALS})")] = None
+    searches: Annotated[
+        int, _budget("Search so many times, each with a seed of its own, and compare methods over all of them.")
+    ] = 1
     trial_timeout: Annotated[float | None, _budget("Seconds that one trial may take. (default: any)")] = None
     prune: Annotated[bool, _budget("Stop trials early that lag behind their method's others.")] = False
     sampler: Annotated[
@@ -262,17 +265,8 @@ class Tune(Configured, Loads, Attacks, Connects):
 
 
 RESUMABLE = {
-    *(
-        "resume",
-        "trials",
-        "concurrent",
-        "address",
-        "keep_model",
-        "trial_timeout",
-        "copy_to",
-        "trust_remote_code",
-        "trust_code",
-    )
+    *("resume", "trials", "searches", "concurrent", "address", "keep_model", "trial_timeout", "copy_to"),
+    *("trust_remote_code", "trust_code"),
 }
 """Options of `tune` that a search which goes on may change."""
 

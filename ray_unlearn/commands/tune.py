@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -44,6 +44,7 @@ from ray_unlearn.commands.resources import (
 )
 from ray_unlearn.commands.run_file import write_run_file
 from ray_unlearn.commands.screen import noise_to, sayer
+from ray_unlearn.commands.searches import record_searches, repeat
 from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
@@ -68,6 +69,9 @@ from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.training.placement import Asked, Machine, threads
+
+if TYPE_CHECKING:
+    from ray_unlearn.gangs.gangs import Gangs
 
 DEEPSPEED_FILE = "deepspeed.json"
 LINE = (0.25, 0.5, 0.75, 1.25)
@@ -129,11 +133,11 @@ def tune(options: Tune) -> int:
                 return 0
             say(f"layout: {search.config.placement}")
             write_run_file(folder, options, *resolved_options(options, search.config))
-            status = run_with_progress(search, folder, screen, options.keep_model, copies)
+            status = run_with_progress(search, folder, screen, options, copies)
     except UserError:
         _give_back(folder)
         raise
-    return show_results(options.out / folder.name, status, copies)
+    return show_results(options.out / folder.name, status, copies, options.searches)
 
 
 def _give_back(folder: Path) -> None:
@@ -155,7 +159,7 @@ def resume(place: Path, options: Tune) -> int:
     if (meta := history.meta) is None:
         raise UserError(f"{folder}: has no {LEDGER} that says what was searched. Restore it from a copy")
     check_writable(folder, "--resume", "Copy it to a place that can be, and go on there")
-    check_numbers(trials, options.concurrent, options.trial_timeout)
+    check_numbers(trials, options.searches, options.concurrent, options.trial_timeout)
     address = options.address or config.address
     timeout = config.trial_timeout if options.trial_timeout is None else options.trial_timeout
     asked = options.copy_to or copied_to(options.resume or "")
@@ -173,8 +177,8 @@ def resume(place: Path, options: Tune) -> int:
             start_ahead(config.gang, config.concurrent)
         _, task = load_search(folder)
         search = ResolvedSearch(config, task, read_spaces(meta), 0, describe_local(config, request, retrained))
-        status = run_with_progress(search, folder, screen, options.keep_model, copies)
-    return show_results(place, status, copies)
+        status = run_with_progress(search, folder, screen, options, copies)
+    return show_results(place, status, copies, options.searches)
 
 
 @dataclass(frozen=True)
@@ -277,21 +281,34 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
 
 
 def run_with_progress(
-    search: ResolvedSearch, folder: Path, screen: IO[str], keep_model: bool, copies: Copies | None
+    search: ResolvedSearch, folder: Path, screen: IO[str], options: Tune, copies: Copies | None
 ) -> str:
-    """Run it and write its report, also when it is interrupted; its status."""
-    from ray_unlearn.search.run import run_search
+    """Run it, and its repeats where several searches are asked for, and write its report, also when it is interrupted;
+    its status."""
+    from ray_unlearn.search.attacked_goals import with_attacked_goals
+    from ray_unlearn.search.repeats import shares_gangs
+    from ray_unlearn.search.run import open_gangs, run_search
 
-    interactive = screen.isatty()
+    config, interactive = search.config, screen.isatty()
     console = Console(file=screen, force_terminal=interactive)
-    total = search.config.trials * len(search.config.methods)
-    progress = (LiveProgress if interactive else PlainProgress)(console, total, Ranking.of_search(search.config))
-    way_on = f". Mend that, then go on with: ray_unlearn tune --resume {folder}"
-    with failures_named(folder / "log.txt", way_on), copies.told(progress.stage) if copies else nullcontext():
+    total = config.trials * len(config.methods)
+    progress = (LiveProgress if interactive else PlainProgress)(console, total, Ranking.of_search(config))
+    way_on = f"Go on with: {resume_command(folder, options.searches)}"
+    with failures_named(folder / "log.txt", f". {way_on}"), copies.told(progress.stage) if copies else nullcontext():
         try:
-            status = run_search(
-                search.config, search.task, search.spaces, folder, sys.argv[1:], progress, keep_model, search.local
-            )
+            task = search.task
+            shared: AbstractContextManager[Gangs | None] = nullcontext()
+            if options.searches > 1 and shares_gangs(config):
+                task = with_attacked_goals(config, task, progress.stage)
+                shared = open_gangs(config, task, progress.stage, way_on)
+            with shared as gangs:
+                status = run_search(
+                    config, task, search.spaces, folder, sys.argv[1:], progress, options.keep_model, search.local, gangs
+                )
+                progress.close()
+                if status == "complete" and options.searches > 1:
+                    found = repeat(folder, config, lambda: task, options.searches, sayer(screen), gangs)
+                    record_searches([read_search(folder), *found])
         except KeyboardInterrupt:
             status = "partial"
         finally:
@@ -301,7 +318,11 @@ def run_with_progress(
     return status
 
 
-def show_results(folder: Path, status: str, copies: Copies | None) -> int:
+def resume_command(folder: Path, searches: int) -> str:
+    return f"ray_unlearn tune --resume {folder}" + (f" --searches {searches}" if searches > 1 else "")
+
+
+def show_results(folder: Path, status: str, copies: Copies | None, searches: int) -> int:
     """Print the frontier and what to type next; the search's name comes last, alone on its line."""
     results = read_search(folder)
     print()
@@ -309,6 +330,10 @@ def show_results(folder: Path, status: str, copies: Copies | None) -> int:
         print(sentence)
     for sentence in describe_held_out(results):
         print(f"\n{sentence}")
+    if over := (results.comparison or {}).get("searches"):
+        from ray_unlearn.search.repeats import describe_searches
+
+        print("", *describe_searches(over), sep="\n")
     print(f"\nReport:  {folder / 'report' / 'report.html'}")
     if (folder / "model").is_dir():
         print(f"Model:   {folder / 'model'}")
@@ -318,7 +343,7 @@ def show_results(folder: Path, status: str, copies: Copies | None) -> int:
     if status != "complete":
         ended = sum(row["status"] != INTERPOLATED for row in results.trials)
         print(f"ray_unlearn: interrupted after {ended} trials; nothing of them is lost", file=sys.stderr)
-        print(f"ray_unlearn tune --resume {folder}", flush=True)
+        print(resume_command(folder, searches), flush=True)
         return exit_code()
     done = {row["method"] for row in results.trials if row["status"] == COMPLETED}
     missing = [method for method in results.meta["config"]["methods"] if method not in done]
@@ -343,7 +368,7 @@ def trials_of(options: Tune) -> int:
 def check_tune(options: Tune) -> None:
     """All that can be known from the options alone, before anything is imported or started."""
     benchmark = load_benchmark(named(options))
-    check_numbers(trials_of(options), options.concurrent, options.trial_timeout)
+    check_numbers(trials_of(options), options.searches, options.concurrent, options.trial_timeout)
     check_workers(options.workers_per_trial, options.gpus_per_worker, "--workers-per-trial", options.zero or 0)
     if options.gpu_memory is not None and options.gpu_memory <= 0:
         raise UserError(f"--gpu-memory {options.gpu_memory:g}: must be above 0. Give GiB, such as 80")

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.identity import check_identity
@@ -22,6 +22,9 @@ from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_li
 from ray_unlearn.search.attacked_goals import with_attacked_goals
 from ray_unlearn.search.comparison import describe_units, difference_table, scored
 from ray_unlearn.search.space import Space
+
+if TYPE_CHECKING:
+    from ray_unlearn.gangs.gangs import Gangs
 
 Row = Mapping[str, Any]
 SEED_STEP = 100_000
@@ -60,22 +63,29 @@ def reseeded(config: SearchConfig, seed: int) -> SearchConfig:
     return replace(config, seed=seed, gang=gang)
 
 
+def shares_gangs(config: SearchConfig) -> bool:
+    """Whether a search's repeats run on its gangs: adapters start with the gang that has them, from its own seed."""
+    return config.gang.lora_rank == 0
+
+
 def is_complete(folder: Path) -> bool:
     return (folder / "search.json").is_file() and read_search(folder).meta.get("status") == "complete"
 
 
 def run_repeats(
     repeats: Sequence[tuple[Path, SearchConfig]],
-    task: Task,
+    load: Callable[[], Task],
     spaces: Mapping[str, Space],
     command: Sequence[str],
     local: Callable[[SearchConfig], Mapping[str, Any]],
     say: Callable[[str], None],
+    gangs: Gangs | None = None,
 ) -> None:
     """Run those that are not complete, or what is left of them, one after another on the same gangs where
     all weights are trained.
 
-    local: what later commands need of a search. Raises what `run_search` raises.
+    load: gives the searches' task, if any is to be run. local: what later commands need of a search. gangs: of the
+    same task, to be used before any are started. Raises what `run_search` raises.
     """
     from ray_unlearn.search.run import open_gangs, run_search
 
@@ -84,10 +94,10 @@ def run_repeats(
         say(f"{len(repeats) - len(left)} of {len(repeats)} repeats are there already")
     if not left:
         return
-    task = with_attacked_goals(left[0][1], task, say)
-    # Adapters start with the gang that has them: each search then has gangs of its own.
-    has_adapters = left[0][1].gang.lora_rank > 0
-    own = nullcontext(None) if has_adapters else open_gangs(left[0][1], task, say, "the same command goes on")
+    first, task = left[0][1], load()
+    task = with_attacked_goals(first, task, say)
+    has_own = gangs is None and shares_gangs(first)
+    own = open_gangs(first, task, say, "the same command goes on") if has_own else nullcontext(gangs)
     with own as gangs:
         for number, (folder, config) in enumerate(left, start=len(repeats) - len(left) + 1):
             folder.parent.mkdir(parents=True, exist_ok=True)
