@@ -216,10 +216,10 @@ for word in "$@"; do
   case $before in --out) out=$word ;; esac
   case $word in --out=*) out=${word#--out=} ;; esac
   # What a search that goes on may be told anew.
-  case $before in --trials | --concurrent | --trial-timeout | --copy-to) again+=("$before" "$word") ;; esac
+  case $before in --trials | --searches | --concurrent | --trial-timeout | --copy-to) again+=("$before" "$word") ;; esac
   case $word in
-    --trials=* | --concurrent=* | --trial-timeout=* | --copy-to=*) again+=("$word") ;;
-    --keep-model | --no-keep-model | --trust-remote-code | --no-trust-remote-code) again+=("$word") ;;
+    --trials=* | --searches=* | --concurrent=* | --trial-timeout=* | --copy-to=*) again+=("$word") ;;
+    --keep-model | --no-keep-model | --trust-remote-code | --no-trust-remote-code | --trust-code) again+=("$word") ;;
   esac
   before=$word
 done

@@ -354,7 +354,7 @@ def test_the_searchs_temporary_files_lie_in_the_folder_that_is_cleaned(tmp_path)
 
 @pytest.mark.parametrize("out", [[], ["--out", "elsewhere"], ["--out=elsewhere"]])
 def test_a_job_that_is_started_again_goes_on_with_its_own_search(tmp_path, out):
-    words = ["--benchmark", "tofu", "--trials", "9", "--concurrent=2", "--no-keep-model", *out]
+    words = ["--benchmark", "tofu", "--trials", "9", "--searches=3", "--concurrent=2", "--no-keep-model", *out]
     folder = f"{'elsewhere' if out else 'results'}/job-{JOB}"
     job = Job(tmp_path, nodes=1, SLURM_RESTART_COUNT="0")
     job.run(*words)
@@ -362,7 +362,7 @@ def test_a_job_that_is_started_again_goes_on_with_its_own_search(tmp_path, out):
     shutil.rmtree(tmp_path / "bin")
     job = Job(tmp_path, nodes=1, SLURM_RESTART_COUNT="1")
     _, errors = job.run(*words)
-    resumed = f"tune --resume {folder}/tofu-20270102-030405 --trials 9 --concurrent=2 --no-keep-model"
+    resumed = f"tune --resume {folder}/tofu-20270102-030405 --trials 9 --searches=3 --concurrent=2 --no-keep-model"
     assert f"search {resumed} --address 10.0.0.1:{PORT}" in job.lines()
     assert "start number 2 of this job: going on" in errors
     command, options = parse(["ray_unlearn", *resumed.split()])
