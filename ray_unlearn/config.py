@@ -256,9 +256,11 @@ class SearchConfig:
     trial_timeout: float = 0.0
     """Seconds that one trial may take; 0: any."""
     copy_to: str | None = None
+    """URI of the place that the search's folder is copied to, see copies.py."""
     placement: str = ""
     """How the gang was chosen, in one line."""
-    """URI of the place that the search's folder is copied to, see copies.py."""
+    in_order: bool = False
+    """Whether proposals hang on places and never on timing, see search/order.py."""
 
     @property
     def loaded_from(self) -> str:

@@ -1,12 +1,16 @@
+import itertools
+
 import numpy as np
 
 from ray_unlearn.search.halving import Halving, best, spread_out
 from ray_unlearn.training.trial import rung_epochs
 
+NUMBERS = itertools.count()
+
 
 def verdicts(halving: Halving, scores: list, method: str = "simnpo", rung: int = 0) -> list[bool]:
     """The answers to trials that reach a rung one after another."""
-    return [halving.goes_on(method, rung, np.atleast_1d(score).tolist()) for score in scores]
+    return [halving.goes_on(method, rung, next(NUMBERS), np.atleast_1d(score).tolist()) for score in scores]
 
 
 def test_rungs_fall_on_shares_of_the_epochs_and_never_on_the_last():
@@ -41,6 +45,14 @@ def test_no_more_than_the_first_and_one_in_three_go_on_in_random_order():
 def test_of_equal_scores_the_earlier_ones_go_on():
     assert verdicts(Halving(3), [0.5, 0.5, 0.5, 0.5]) == [True, False, False, False]
     assert best(np.array([[0.2], [0.9], [0.2], [0.5]]), 3) == [1, 3, 0]
+
+
+def test_in_order_a_trial_is_compared_with_those_that_its_place_may_know():
+    halving = Halving(3)
+    assert halving.goes_on("npo", 0, 5, [0.9], last=2)
+    assert halving.goes_on("npo", 0, 3, [0.1], last=0), "5 arrived first, and comes later"
+    assert not halving.goes_on("npo", 0, 7, [0.5], last=5)
+    assert halving.goes_on("npo", 0, 6, [0.5], last=4)
 
 
 def test_methods_and_rungs_do_not_mix():

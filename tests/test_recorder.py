@@ -1,9 +1,13 @@
 """The recorder without Ray: reports go in, verdicts and rows come out."""
 
 import contextlib
+import heapq
+import itertools
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from ray_unlearn.config import GangConfig, SearchConfig
@@ -37,7 +41,7 @@ def recorder(tmp_path):
     """Builds a recorder on a folder; again on the same one, it goes on there."""
     stack = contextlib.ExitStack()
 
-    def build(**choices) -> Recorder:
+    def build(folder=tmp_path, **choices) -> Recorder:
         stack.close()  # the last one's process is gone
         config = SearchConfig(
             **{
@@ -49,10 +53,10 @@ def recorder(tmp_path):
         pareto = config.objective == "pareto"
         studies = {name: MethodStudy(SPACE, config.trials, pareto, 0, config.sampler) for name in config.methods}
         schemas = trial_schema("toy", [], ["accuracy"]), curve_schema("toy", ["accuracy"])
-        ledger = stack.enter_context(Ledger(tmp_path, Patience()))
+        ledger = stack.enter_context(Ledger(folder, Patience()))
         history = ledger.open()
         spaces, watcher = {name: replace(SPACE, method=name) for name in config.methods}, Told()
-        recorder = Recorder(config, studies, spaces, Writer(tmp_path, *schemas), ledger, watcher)
+        recorder = Recorder(config, studies, spaces, Writer(folder, *schemas), ledger, watcher)
         recorder.stopped = []
         recorder.attach(recorder.stopped.append)
         recorder.recall(history)
@@ -196,6 +200,64 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_been(recorder, sampl
         undisturbed.append(study.ask(str(i))["learning_rate"])
         study.tell(str(i), rows[i])
     assert seen == undisturbed
+
+
+def run_in_time(search: Recorder, draw: np.random.Generator, until: float = math.inf) -> None:
+    """Trials on as many gangs as the search has, each of a length of its own, up to a moment. A trial's scores follow
+    from its settings."""
+    running: list[tuple[float, int, str, list[Scored]]] = []
+    gangs, now, number = search._config.concurrent, 0.0, itertools.count()
+    while True:
+        while len(running) < gangs and not search.must_wait() and (trial := search.suggest(name := f"t{next(number)}")):
+            search.running(name)
+            scores = np.sin(np.array([3, 5, 7]) * math.log(trial.learning_rate)) / 2 + 0.5
+            heapq.heappush(running, (now + draw.exponential(), trial.seed, name, curve(*scores)))
+        if not running or running[0][0] > until:
+            return
+        now, _, name, (report, *rest) = heapq.heappop(running)
+        goes_on = report.done or search.goes_on(name, report)
+        search.reported(name, report)
+        if goes_on and rest:
+            heapq.heappush(running, (now + draw.exponential(), 0, name, rest))
+        else:
+            search.ended(name)
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"prune": True}, {"sampler": "nsga2", "objective": "pareto"}, {"concurrent": 4}]
+)
+def test_in_order_the_table_is_the_same_whichever_trial_ends_first(recorder, choices, tmp_path):
+    """Also where the search is killed twice."""
+    choices = {"prune": False, "trials": 8, "in_order": True, **choices}
+
+    found = []
+    for seed, moments in enumerate([(math.inf,), (2.0, 3.0, math.inf)]):
+        draw = np.random.default_rng(seed)
+        for until in moments:
+            search = recorder(tmp_path / str(seed), **choices)
+            run_in_time(search, draw, until)
+        assert search.num_left == 0
+        rows = sorted(search.rows, key=lambda row: row["number"])
+        found.append([(row["trial_id"], row["learning_rate"], row["objective"], row["status"]) for row in rows])
+    assert found[0] == found[1]
+
+
+def test_out_of_order_the_table_hangs_on_which_trial_ends_first(recorder, tmp_path):
+    found = set()
+    for seed in range(4):
+        search = recorder(tmp_path / str(seed), prune=False, concurrent=4)
+        run_in_time(search, np.random.default_rng(seed))
+        found.add(tuple(sorted((row["trial_id"], row["learning_rate"]) for row in search.rows)))
+    assert len(found) > 1
+
+
+def test_one_trial_at_a_time_is_the_same_in_order_and_not(recorder, tmp_path):
+    found = []
+    for name, in_order in (("one", True), ("two", False)):
+        search = recorder(tmp_path / name, prune=False, concurrent=1, in_order=in_order)
+        run_in_time(search, np.random.default_rng(0))
+        found.append([row["learning_rate"] for row in search.rows])
+    assert found[0] == found[1]
 
 
 def test_files_of_trials_that_a_kill_kept_back_are_written_when_the_search_goes_on(recorder, tmp_path):

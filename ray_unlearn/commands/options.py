@@ -200,6 +200,10 @@ class Tune(Configured, Loads, Attacks, Connects):
         ),
     ] = "tpe"
     seed: Annotated[int, _budget("Seed of the search and of every trial.")] = 0
+    in_order: Annotated[
+        bool | None,
+        _budget("Propose the same whichever trial ends first: one command, one table. (default: unless --prune)"),
+    ] = None
     concurrent: Annotated[int | None, _hardware("Trials at a time. (default: what the machine holds)")] = None
     workers_per_trial: Annotated[
         int | None, _hardware("Workers that train one trial together. (default: as many as the model needs)")

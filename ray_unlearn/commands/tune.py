@@ -260,6 +260,7 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
         utility_floor=options.utility_floor,
         sampler=options.sampler,
         prune=options.prune,
+        in_order=not options.prune if options.in_order is None else options.in_order,
         line=LINE if options.harvest else (),
         robustness=replace(options.attacks, metrics=judged_metrics(benchmark)),
         under=once(options.under),

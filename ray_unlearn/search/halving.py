@@ -4,8 +4,10 @@ A trial is judged at rungs, shares of its epochs. It goes on if it is among the 
 trials that have reached the rung so far, itself included (n of them: the best ceil(n / REDUCTION)); nobody waits for
 others. This is the stopping variant of ASHA (Li et al., arXiv:1810.05934): the first to arrive goes on, there being
 nothing to compare it with, the second goes on if it is the better one, and whoever is stopped stays stopped, even if
-later trials are worse. Methods never compete, so that all of them keep the same budget of trials. In a search of
-thousands, those of a rung that arrived longest ago are compared with no more.
+later trials are worse. In a search that goes in order (search/order.py) a trial is compared with those alone whose
+outcomes its proposal could know, so that no verdict hangs on who arrives first. Methods never compete, so that all of
+them keep the same budget of trials. In a search of thousands, those of a rung that arrived longest ago are compared
+with no more.
 
 With one score the order is that score's. With several it is by fronts: first those that no trial at the rung
 dominates, then those that only they dominate, and so on (MO-ASHA, Schmucker et al., arXiv:2106.12639); inside a front
@@ -14,7 +16,6 @@ by an epsilon-net (Salinas et al., arXiv:2106.05680), so that those who go on st
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,18 +36,20 @@ class Halving:
 
     def __init__(self, reduction: int = REDUCTION) -> None:
         self._reduction = reduction
-        self._told: dict[tuple[str, int], deque[Sequence[float]]] = {}
+        self._told: dict[tuple[str, int], dict[int, Sequence[float]]] = {}
 
-    def goes_on(self, method: str, rung: int, scores: Sequence[float]) -> bool:
-        """Whether the latest trial to reach the rung goes on from it.
+    def goes_on(self, method: str, rung: int, number: int, scores: Sequence[float], last: int | None = None) -> bool:
+        """Whether trial number `number`, the latest to reach the rung, goes on from it.
 
         Its scores (larger is better) are those of its best evaluation point so far: that one would count if it were
-        stopped here, and they say more about the best one at last than the latest do.
+        stopped here, and they say more about the best one at last than the latest do. last: the trials that it is
+        compared with have numbers up to this one; None: whatever has arrived.
         """
-        told = self._told.setdefault((method, rung), deque(maxlen=LOOKS_BACK))
-        told.append(scores)
-        quota = -(-len(told) // self._reduction)
-        return len(told) - 1 in best(np.array(told, float), quota)
+        told = self._told.setdefault((method, rung), {})
+        others = list(told.values()) if last is None else [told[n] for n in sorted(told) if n <= last]
+        told[number] = scores
+        seen = np.array([*others[1 - LOOKS_BACK :], scores], float)
+        return len(seen) - 1 in best(seen, -(-len(seen) // self._reduction))
 
 
 def best(scores: np.ndarray, count: int) -> list[int]:

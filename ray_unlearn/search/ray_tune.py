@@ -59,6 +59,8 @@ class _Suggestions(StaysHere, Searcher):
         self._recorder = recorder
 
     def suggest(self, trial_id: str) -> Any:
+        if self._recorder.must_wait():
+            return None  # Tune asks again
         trial = self._recorder.suggest(trial_id)
         return Searcher.FINISHED if trial is None else {"trial": json.dumps(trial.to_json())}
 

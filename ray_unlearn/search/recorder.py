@@ -19,6 +19,7 @@ from ray_unlearn.records.ledger import History, Ledger, settings_hash
 from ray_unlearn.records.tables import Writer
 from ray_unlearn.search.halving import RUNGS, Halving
 from ray_unlearn.search.optuna_log import StudiesView
+from ray_unlearn.search.order import lag
 from ray_unlearn.search.rows import curve_row, device_seconds, point_row, trial_of, trial_row
 from ray_unlearn.search.sampling import MethodStudy
 from ray_unlearn.search.scored import Scored
@@ -69,6 +70,9 @@ class Recorder:
         self._judged: dict[tuple[str, int], bool] = {}
         self._asked: dict[str, set[str]] = {name: set() for name in config.methods}
         self._next_number = 0
+        self._lag = lag(config)
+        self._untold: dict[int, Mapping[str, Any]] = {}
+        """Rows by number of trials that have ended and that no proposal may know yet."""
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, stop: Callable[[str], Any]) -> None:
@@ -91,7 +95,8 @@ class Recorder:
             elif event["event"] == "judged":
                 trial_id, rung = event["trial_id"], event["rung"]
                 if trial_id in waiting:
-                    self._halving.goes_on(waiting[trial_id].trial.method, rung, event["scores"])
+                    here = waiting[trial_id]
+                    self._halving.goes_on(here.trial.method, rung, here.number, event["scores"])
                 self._judged[trial_id, rung] = event["goes_on"]
             elif event["event"] == "ended":
                 waiting.pop(event["trial_id"], None)
@@ -106,6 +111,7 @@ class Recorder:
         self._watcher.resumed(self.rows)
 
     def _ask_again(self, trial: TrialConfig, number: int) -> None:
+        self._tell_before(number)
         self._studies[trial.method].ask(trial.trial_id, _searched(trial, self._spaces[trial.method]))
         self._asked[trial.method].add(trial.trial_id)
         self._next_number = max(self._next_number, number + 1)
@@ -129,6 +135,12 @@ class Recorder:
         ended = sum(row["status"] != INTERPOLATED for row in self.rows)
         return self._config.trials * len(self._config.methods) - ended
 
+    def must_wait(self) -> bool:
+        """Whether the next trial's proposal needs the outcome of one that still runs."""
+        if self._lag is None or self._waiting or not self._open:
+            return False
+        return min(here.number for here in self._open.values()) <= self._next_number - self._lag
+
     def suggest(self, tune_id: str) -> TrialConfig | None:
         """The next trial of the method that has had the fewest; None when all have had their number."""
         if self._waiting:
@@ -149,6 +161,7 @@ class Recorder:
 
     def _build_trial(self, method: str) -> TrialConfig:
         """A new trial: its settings from the study, where they are not fixed."""
+        self._tell_before(self._next_number)
         taken = self._asked[method]
         trial_id = next(name for i in range(len(taken) + 1) if (name := f"{method}-{i:04d}") not in taken)
         taken.add(trial_id)
@@ -177,7 +190,8 @@ class Recorder:
             names = ("forget", "utility") if self._config.objective == "pareto" else ("objective",)
             best = self._ranking.best_point([*(r for r in here.reports if isinstance(r, Scored)), report])
             scores = [getattr(best, name) for name in names]
-            verdict = self._halving.goes_on(here.trial.method, rung, scores)
+            last = None if self._lag is None else here.number - self._lag
+            verdict = self._halving.goes_on(here.trial.method, rung, here.number, scores, last)
             self.ledger.append("judged", trial_id=key[0], rung=rung, scores=scores, goes_on=verdict)
             self._judged[key] = verdict
         return self._judged[key]
@@ -233,9 +247,18 @@ class Recorder:
         self._watcher.finished(row)
 
     def _tell(self, row: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
-        self._studies[row["method"]].tell(row["trial_id"], row)
+        self._untold[row["number"]] = row
+        if self._lag is None:
+            self._tell_before(None)
         if self._view is not None:
             self._view.add(row, curve)
+
+    def _tell_before(self, number: int | None) -> None:
+        """Tell the studies what the proposal of the trial with this number may know; None: all that has ended."""
+        last = max(self._untold, default=0) if number is None else number - (self._lag or 1)
+        for known in sorted(n for n in self._untold if n <= last):
+            row = self._untold.pop(known)
+            self._studies[row["method"]].tell(row["trial_id"], row)
 
 
 def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """What becomes of a search when things break: real searches, real kills, one table.
 
-    python -m tests.faults.table [--only worker,driver] [--injections 4] [--seed 0] [--plain]
+    python -m tests.faults.table [--only worker,driver] [--injections 4] [--concurrent 2] [--seed 0] [--plain]
 
-The miniature synthetic benchmark, two methods of `--trials` trials each, settings from TPE, one trial at a time (with
-more, what TPE proposes depends on which trial ends first). First the undisturbed search. Then, for every fault, as
+The miniature synthetic benchmark, two methods of `--trials` trials each, settings from TPE, `--concurrent` trials at a
+time. First the undisturbed search. Then, for every fault, as
 many searches as it takes: the fault comes at random moments, `ray_unlearn tune --resume` goes on where the command has
 ended, and at last the table of results is compared with the undisturbed one: trials asked, finished, repeated though
 finished, lost, extra, and whether every setting and score is the same to the bit. Recovery is the time from the fault
@@ -34,7 +34,7 @@ import psutil
 from ray_unlearn.records.ledger import LEDGER, read_ledger
 from ray_unlearn.records.tables import read_search
 
-OPTIONS = ("--benchmark", "synthetic", "--scale", "mini", "--methods", "simnpo,ga", "--concurrent", "1")
+OPTIONS = ("--benchmark", "synthetic", "--scale", "mini", "--methods", "simnpo,ga")
 OPTIONS += ("--robustness", "none")
 VARYING = ("seconds", "peak_memory", "retries")
 """Parts of the names of columns that differ between two runs of one search."""
@@ -62,10 +62,12 @@ class Search:
     cluster: Any = None
     """Several nodes, where the fault is the loss of one."""
     limit = LIMIT
+    concurrent = 2
 
     def start(self) -> subprocess.Popen:
         """The next command, in a session of its own, as a terminal or a job would have it."""
-        options: tuple[str, ...] = (*OPTIONS, "--trials", str(self.trials), "--out", str(self.folder / "results"))
+        options: tuple[str, ...] = (*OPTIONS, "--trials", str(self.trials), "--concurrent", str(self.concurrent))
+        options += ("--out", str(self.folder / "results"))
         if self.results is not None:
             options = ("--resume", str(self.results))
         options += self.options
@@ -425,10 +427,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kinds of faults, comma-separated; all if not given")
     parser.add_argument("--injections", type=int, default=4, help="of each kind")
     parser.add_argument("--trials", type=int, default=5, help="of each of the two methods")
+    parser.add_argument("--concurrent", type=int, default=2, help="trials at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where to leave the searches' folders")
     parser.add_argument("--plain", action="store_true", help="put Ray Tune alone through it")
     options = parser.parse_args()
+    Search.concurrent = options.concurrent
     faults, kind = (PLAIN_FAULTS, PlainSearch) if options.plain else (FAULTS, Search)
     names = [name for name in options.only.split(",") if name] or list(faults)
     with tempfile.TemporaryDirectory(prefix="f") as temporary:

@@ -103,7 +103,7 @@ def replay(
         goes_on = True
         if rung is not None:
             objective, *both = trial.best(epoch, evaluations, rungs).tolist()
-            goes_on = halving.goes_on(trial.method, rung, both if pareto else [objective])
+            goes_on = halving.goes_on(trial.method, rung, number, both if pareto else [objective])
         if epoch < epochs and goes_on:
             heapq.heappush(running, (now + 1, number, epoch + 1, trial))
         else:
