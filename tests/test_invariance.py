@@ -48,7 +48,8 @@ def _rank(rank: int, num_workers: int, rendezvous: str, model: str, results) -> 
         for name, trial in METHODS.items():
             worker.restore()
             worker.references.prepare(find_method(name))
-            losses = [dataclasses.astuple(s) for epoch in range(trial.epochs) for s in worker.step.train(trial, epoch)]
+            epochs = [worker.step.train(trial, epoch)[0] for epoch in range(trial.epochs)]
+            losses = [dataclasses.astuple(step) for steps in epochs for step in steps]
             metrics = dict(worker.scorer.evaluate(task.selection).metrics)
             if name == "simnpo":
                 metrics |= every_score(worker)

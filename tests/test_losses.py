@@ -263,10 +263,21 @@ def test_ceu_pulls_the_softmax_towards_its_own_without_the_true_token():
     torch.testing.assert_close(logits.grad[0], softmax - teacher)
 
 
+def test_pdu_flattens_the_logits_whatever_the_true_token_is():
+    logits = torch.tensor([[3.0, 1.0, -1.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
+    for target in (0, 2):
+        tokens = dataclasses.replace(
+            scored([-1.0, -1.0]), targets=torch.tensor([target] * 2), log_distribution=logits.log_softmax(-1)
+        )
+        assert METHODS["pdu"].loss(tokens).tolist() == pytest.approx([4.0, 0.0])
+
+
 def test_rmu_steers_towards_one_fixed_direction_of_the_given_length():
     goal = 20.0 * rmu_direction(SIZE).double()
-    tokens = dataclasses.replace(scored([-1.0, -1.0]), hidden=torch.stack([goal, goal + 1.0]))
-    assert rmu(tokens, steering=20.0).tolist() == pytest.approx([0.0, 1.0], abs=1e-5)
+    tokens = dataclasses.replace(scored([-1.0], [-1.0, -1.0, -1.0]), hidden=goal + torch.arange(4.0)[:, None])
+    assert rmu(tokens, steering=20.0).tolist() == pytest.approx([0.0, (1 + 4 + 9) / 3], abs=1e-4), (
+        "sequence by sequence"
+    )
     assert rmu_direction(SIZE).norm().item() == pytest.approx(1.0)
 
 

@@ -112,9 +112,29 @@ def test_the_primal_dual_weight_follows_the_retain_loss(worker):
     assert strict < loose
 
 
+def test_the_primal_dual_weight_can_follow_every_step(worker):
+    """In exact arithmetic: the weight after an epoch is what the rule makes of that epoch's losses, one by one."""
+    rule = {"dual_step": 5.0, "retain_limit": 0.2, "dual_each_step": 1.0}
+    each = dataclasses.replace(trial("pdu", batch_size=2), parameters=rule)
+    worker.restore()
+    losses, after = worker.step.train(each, 0)
+    assert len(losses) > 1
+    expected = each.retain_weight
+    for step in losses:
+        expected = max(0.0, expected + 5.0 * (step.retain - 0.2))
+    assert after.retain_weight == pytest.approx(expected, rel=1e-6)
+    worker.restore()
+    whole, then = worker.step.train(dataclasses.replace(each, parameters=rule | {"dual_each_step": 0.0}), 0)
+    mean = sum(step.retain for step in whole) / len(whole)
+    assert then.retain_weight == pytest.approx(max(0.0, 1.0 + 5.0 * (mean - 0.2)), rel=1e-6)
+    assert whole[0] == losses[0]
+    assert whole[1:] != losses[1:], "the weight had moved by then"
+
+
 def _limited(limit: float) -> TrialConfig:
     return dataclasses.replace(
-        trial("pdu", epochs=4, learning_rate=1e-2), parameters={"dual_step": 5.0, "retain_limit": limit}
+        trial("pdu", epochs=4, learning_rate=1e-2),
+        parameters={"dual_step": 5.0, "retain_limit": limit, "dual_each_step": 0.0},
     )
 
 

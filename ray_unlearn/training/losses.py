@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ray_unlearn.config import METHOD_TITLES, UserError
+from ray_unlearn.config import METHOD_TITLES, TrialConfig, UserError
 from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN, LOGPROBS
 from ray_unlearn.plugins import METHOD, installed, load_installed
 
 SEQUENCE, TOKEN = "sequence", "token"
 FORGET, ALTERNATE = "forget", "alternate"
+EACH_STEP = "dual_each_step"
+"""A retain rule's parameter: whether it is applied after every step in place of every epoch."""
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,26 @@ def ceu(forget: ScoredTokens) -> Tensor:
     return -expectation(masked.softmax(-1), log_distribution)
 
 
-def rmu(forget: ScoredTokens, *, steering: float = 20.0) -> Tensor:
-    """RMU's forget term, [T]: mean squared distance of a layer's output to `steering` times a fixed direction.
+def pdu(forget: ScoredTokens) -> Tensor:
+    """PDU's logit-margin flattening, [T]: (largest logit - mean logit)^2 over the vocabulary (arXiv:2506.05314).
 
-    arXiv:2403.03218, equation 1, u a unit vector drawn once from the uniform distribution on [0, 1)^H with
-    a fixed seed; the mean is over the H components, as in the authors' code. The coefficient c is `steering`.
+    It is 0 where the distribution is uniform, whatever the true token. Only answer tokens count; code that averages
+    over prompts and padding computes something else.
+    """
+    logits = given(forget.log_distribution, "distributions")  # but for a constant, which the difference does without
+    return (logits.amax(-1) - logits.mean(-1)).square()
+
+
+def rmu(forget: ScoredTokens, *, steering: float = 20.0) -> Tensor:
+    """RMU's forget term, [S]: mean squared distance of a layer's output to `steering` times a fixed direction.
+
+    arXiv:2403.03218, equation 1: the mean over a sequence's tokens, then over sequences; u is a unit vector drawn once
+    from the uniform distribution on [0, 1)^H with a fixed seed. The mean is also over the H components, as in the
+    authors' code. The coefficient c is `steering`.
     """
     hidden = at_least_fp32(given(forget.hidden, "hidden states"))
-    return (hidden - steering * rmu_direction(hidden.shape[-1]).to(hidden)).square().mean(-1)
+    goal = steering * rmu_direction(hidden.shape[-1]).to(hidden)
+    return forget.mean((hidden - goal).square().mean(-1)) * forget.present
 
 
 def rmu_direction(size: int) -> Tensor:
@@ -187,16 +201,20 @@ def retain_kl(retain: ScoredTokens) -> Tensor:
 
 
 def retain_hidden(retain: ScoredTokens) -> Tensor:
-    """RMU's retain term, [T]: mean squared distance of a layer's output to the starting model's (equation 2)."""
+    """RMU's retain term, [S]: mean squared distance of a layer's output to the starting model's (equation 2)."""
     reference = at_least_fp32(given(retain.reference_hidden, "reference hidden states"))
-    return (at_least_fp32(given(retain.hidden, "hidden states")) - reference).square().mean(-1)
+    distance = (at_least_fp32(given(retain.hidden, "hidden states")) - reference).square().mean(-1)
+    return retain.mean(distance) * retain.present
 
 
-def primal_dual(weight: float, retain_loss: float, *, dual_step: float = 1.0, retain_limit: float = 1.0) -> float:
-    """PDU's rule for the retain weight of the next epoch: max(0, weight + dual_step (retain loss - retain_limit)).
+def primal_dual(
+    weight: float, retain_loss: float, *, dual_step: float = 1.0, retain_limit: float = 1.0, dual_each_step: float = 0.0
+) -> float:
+    """PDU's rule for the retain weight: max(0, weight + dual_step (retain loss - retain_limit)).
 
-    The retain loss is a constraint, its weight the multiplier: it grows while the loss is above
-    `retain_limit` (nats a token) and falls below it.
+    The retain loss is a constraint, its weight the multiplier: it grows while the loss is above `retain_limit` (nats a
+    token) and falls below it. It is renewed after every epoch, from the epoch's mean loss, or, where `dual_each_step`
+    is not 0, after every optimizer step, from the batch's.
     """
     return max(0.0, weight + dual_step * (retain_loss - retain_limit))
 
@@ -208,6 +226,8 @@ class RetainLoss:
     name: str
     loss: Callable[[ScoredTokens], Tensor]
     reads: str = LOGPROBS
+    reduction: str = TOKEN
+    """As a method's."""
 
 
 RETAIN_LOSSES = {
@@ -215,7 +235,7 @@ RETAIN_LOSSES = {
     for retain in (
         RetainLoss("nll", nll),
         RetainLoss("kl", retain_kl, reads=DISTRIBUTION),
-        RetainLoss("hidden", retain_hidden, reads=HIDDEN),
+        RetainLoss("hidden", retain_hidden, reads=HIDDEN, reduction=SEQUENCE),
     )
 }
 
@@ -244,7 +264,7 @@ class Method:
     retain_losses: tuple[str, ...] = ("nll", "kl")
     """The retain losses that go with it, its own first."""
     retain_rule: Callable[..., float] | None = None
-    """How the retain weight follows the retain loss from epoch to epoch; None: it stays."""
+    """How the retain weight follows the retain loss; None: it stays."""
     ranges: str = ""
     """What is known of good values."""
     elsewhere: str = ""
@@ -263,6 +283,10 @@ class Method:
     @property
     def rule_parameters(self) -> dict[str, float]:
         return keyword_arguments(self.retain_rule) if self.retain_rule else {}
+
+    def follows_each_step(self, trial: TrialConfig) -> bool:
+        """Whether the trial's retain weight follows the retain loss after every optimizer step."""
+        return bool(self.rule_parameters.get(EACH_STEP) is not None and trial.parameters.get(EACH_STEP))
 
 
 def keyword_arguments(function: Callable[..., object]) -> dict[str, float]:
@@ -347,12 +371,15 @@ METHODS = {
             "rmu",
             "||h - c u||^2 / H, at one layer",
             rmu,
-            TOKEN,
+            SEQUENCE,
             "arXiv:2403.03218",
             reads=HIDDEN,
             retain_losses=("hidden",),
             ranges="steering 5-300 by model; retain_weight 100-1200; three layers' down_proj are trained",
-            elsewhere="authors: steering_coeffs, alpha = retain weight, layer_id = hidden_layer",
+            elsewhere=(
+                "authors: steering_coeffs, alpha = retain weight, layer_id = hidden_layer. OpenUnlearning: "
+                "steering_coeff, module_regex; it divides every sequence's sum by every sequence's length"
+            ),
         ),
         Method(
             "wga",
@@ -393,13 +420,17 @@ METHODS = {
         ),
         Method(
             "pdu",
-            "-CE, retain weight += dual_step (retain loss - retain_limit) each epoch",
-            ga,
+            "(max logit - mean logit)^2, retain weight += dual_step (retain loss - retain_limit) each epoch or step",
+            pdu,
             TOKEN,
             "arXiv:2506.05314",
+            reads=DISTRIBUTION,
             retain_rule=primal_dual,
             ranges="retain_limit slightly above the starting model's retain loss",
-            elsewhere="OpenUnlearning: dual_step_size, retain_loss_eps; retain_weight is the first multiplier",
+            elsewhere=(
+                "OpenUnlearning: dual_step_size, retain_loss_eps, dual_update_upon; alpha / gamma is the first "
+                "multiplier (retain_weight), and its forget loss averages over prompts and padding, too"
+            ),
         ),
         Method(
             "simnpo_token",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -81,12 +82,11 @@ class Batch:
     @cached_property
     def forget_units(self) -> int:
         """Sequences or tokens that the forget loss is a mean over."""
-        lengths = [len(tokens) - start for tokens, start in (example[0] for example in self.examples)]
-        return max(1, sum(n > 0 for n in lengths) if self.method.reduction == SEQUENCE else sum(lengths))
+        return _count_units([example[0] for example in self.examples], self.method.reduction)
 
     @cached_property
     def retain_units(self) -> int:
-        return max(1, sum(len(tokens) - start for tokens, start in self.retain))
+        return _count_units(self.retain, self.retain_loss.reduction)
 
     @cached_property
     def _reads(self) -> list[tuple[str, bool]]:
@@ -107,6 +107,11 @@ class Batch:
         return any(of_start for _, of_start in self._reads)
 
 
+def _count_units(sequences: Iterable[tuple[np.ndarray, int]], reduction: str) -> int:
+    lengths = [len(tokens) - start for tokens, start in sequences]
+    return max(1, sum(n > 0 for n in lengths) if reduction == SEQUENCE else sum(lengths))
+
+
 class Step:
     """Learns: runs a trial's epochs on this worker's share of every batch."""
 
@@ -124,8 +129,9 @@ class Step:
         learn: tuple[str, ...] = (FORGET,),
         epoch_size: int = 0,
         weigh: bool = False,
-    ) -> list[StepLosses]:
-        """Run one epoch (0-based) of `epoch_size` sequences (0: of all); one record a step.
+    ) -> tuple[list[StepLosses], TrialConfig]:
+        """Run one epoch (0-based) of `epoch_size` sequences (0: of all); one record a step, and the trial as the next
+        epoch has it, whose retain weight may follow the retain loss.
 
         weigh: append to `gradient_weights` each forget sequence's gradient weight in this epoch, the factor that the
         forget loss puts on the gradient of its log-likelihood (SimNPO, equations 5 and 7; mean over tokens).
@@ -149,6 +155,10 @@ class Step:
             kept = torch.zeros(len(chosen), dtype=torch.float64) if weigh else None
             batch = Batch(trial, examples, [self._rank.task.retain[j] for j in retained], batch_references, kept)
             records.append(self.run(batch))
+            if method.follows_each_step(trial):
+                record = records[-1].clone()
+                dist.all_reduce(record)
+                trial = _followed(trial, float(record[1]))
             if kept is not None:
                 weighed[torch.from_numpy(chosen)] = self._rank.sum_over_workers(kept)
         if weigh:
@@ -161,7 +171,9 @@ class Step:
             raise NonFinite(f"the loss is not finite {where}", is_nan=bool(sums.isnan().any()))
         if self._rank.engine.skipped_steps:  # DeepSpeed leaves such steps out and goes on
             raise NonFinite(f"the gradient is not finite in {self._rank.engine.skipped_steps} step(s) {where}")
-        return losses
+        if method.retain_rule is not None and not method.follows_each_step(trial):
+            trial = _followed(trial, sum(step.retain for step in losses) / len(losses))
+        return losses, trial
 
     def set_learning_rate(self, trial: TrialConfig, step: int, total: int) -> None:
         rate = trial.learning_rate * schedule(step, total, trial.warmup_fraction, trial.schedule)
@@ -273,6 +285,14 @@ class Step:
             self._frozen = {name for name in self._trained_names if not moving.search(name)}
             if len(self._frozen) == len(self._trained_names):
                 raise ValueError(f"train_layers = {trial.train_layers}: no MLP output projection is among the weights")
+
+
+def _followed(trial: TrialConfig, retain_loss: float) -> TrialConfig:
+    """The trial with the retain weight that its method's rule has for such a retain loss."""
+    method = find_method(trial.method)
+    assert method.retain_rule is not None
+    rule = {name: trial.parameters.get(name, default) for name, default in method.rule_parameters.items()}
+    return replace(trial, retain_weight=method.retain_rule(trial.retain_weight, retain_loss, **rule))
 
 
 def schedule(step: int, total: int, warmup_fraction: float, kind: str) -> float:

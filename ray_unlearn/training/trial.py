@@ -148,12 +148,8 @@ def run_trial(worker: Worker, job: Job, report: Reporter) -> None:
     last = job.stop_after or trial.epochs
     points = evaluation_epochs(trial.epochs, trial.evaluations, job.rungs) if job.points else []
     for epoch in range(1, last + 1):
-        steps = worker.step.train(trial, epoch - 1, job.learn, job.epoch_size, job.weights)
+        steps, trial = worker.step.train(trial, epoch - 1, job.learn, job.epoch_size, job.weights)
         spend("train_seconds")
-        if method.retain_rule is not None:
-            rule = {name: trial.parameters[name] for name in method.rule_parameters}
-            kept = sum(s.retain for s in steps) / len(steps)
-            trial = replace(trial, retain_weight=method.retain_rule(trial.retain_weight, kept, **rule))
         if epoch == last or epoch in points:
             losses = {
                 "step": epoch * len(steps),
