@@ -202,7 +202,7 @@ class Tune(Configured, Loads, Attacks, Connects):
     seed: Annotated[int, _budget("Seed of the search and of every trial.")] = 0
     in_order: Annotated[
         bool | None,
-        _budget("Propose the same whichever trial ends first: one command, one table. (default: unless --prune)"),
+        _budget("Propose the same whichever trial ends first: one command, one table. (default: where that is cheap)"),
     ] = None
     concurrent: Annotated[int | None, _hardware("Trials at a time. (default: what the machine holds)")] = None
     workers_per_trial: Annotated[

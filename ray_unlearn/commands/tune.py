@@ -56,6 +56,7 @@ from ray_unlearn.records.ledger import LEDGER, UNREADABLE, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
 from ray_unlearn.report.held_out import describe_held_out
+from ray_unlearn.search.order import describe_order, goes_in_order
 from ray_unlearn.search.space import (
     ADAPTER_RATE,
     Space,
@@ -260,7 +261,9 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
         utility_floor=options.utility_floor,
         sampler=options.sampler,
         prune=options.prune,
-        in_order=not options.prune if options.in_order is None else options.in_order,
+        in_order=goes_in_order(options.prune, placement.concurrent, asked.trials)
+        if options.in_order is None
+        else options.in_order,
         line=LINE if options.harvest else (),
         robustness=replace(options.attacks, metrics=judged_metrics(benchmark)),
         under=once(options.under),
@@ -420,7 +423,7 @@ def describe_plan(search: ResolvedSearch) -> str:
         f"layout      {config.placement}",
         f"precision   {gang.precision}",
         f"objective   {config.objective}, utility floor {config.utility_floor:g}",
-        f"sampler     {config.sampler}, {'with' if config.prune else 'no'} pruning",
+        f"sampler     {config.sampler}, {'with' if config.prune else 'no'} pruning, {describe_order(config)}",
     ]
     for name, space in search.spaces.items():
         ranges = ", ".join(

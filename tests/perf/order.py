@@ -1,11 +1,11 @@
 """What it costs that proposals never hang on timing: idle gangs, and outcomes that a proposal may not know yet.
 
-    python -m tests.perf.order results/<search> ... [--seeds 20] [--gangs 2,4,8,24] [--trials 60]
+    python -m tests.perf.order results/<search> ... [--seeds 20] [--gangs 2,4,8,24] [--trials 20]
 
 The recorded trials give lengths (drawn again, method by method) and outcomes (the recorded trial nearest in the space).
 Each arm replays a whole search of all methods on so many gangs, which start a trial as soon as they may:
 `free`, whose proposals know whatever has ended by then; `n`, in order with a lag of as many places as gangs, the least
-there is; `2n-1`, as `tune` does; `3n-2`, as it does with --prune. Printed per arm: the search's length over `free`'s,
+there is; `2n`, as `tune` does; `3n`, as it does with --prune. Printed per arm: the search's length over `free`'s,
 and over searches, methods and seeds the mean of trials until 95 % of the recorded trials' best objective (not reached
 counts as all trials), with the standard error of the mean.
 """
@@ -23,8 +23,8 @@ from ray_unlearn.records.tables import read_search
 from ray_unlearn.search.sampling import MethodStudy
 from tests.perf.samplers import ENOUGH, Pool, read_pools
 
-ARMS = {"free": (0, 0), "n": (1, 0), "2n-1": (2, -1), "3n-2": (3, -2)}
-"""Lag: the first times the gangs, and the second."""
+ARMS = {"free": 0, "n": 1, "2n": 2, "3n": 3}
+"""Lag, in gangs."""
 
 
 def replay(
@@ -72,10 +72,9 @@ def main() -> None:
         searches.append((pools, seconds))
     for gangs in map(int, options.gangs.split(",")):
         free: list[float] = []
-        for arm, (times, more) in ARMS.items():
-            lag = times * gangs + more
+        for arm, times in ARMS.items():
             found = [
-                replay(pools, seconds, gangs, lag, options.trials, seed)
+                replay(pools, seconds, gangs, times * gangs, options.trials, seed)
                 for pools, seconds in searches
                 for seed in range(options.seeds)
             ]
