@@ -262,7 +262,8 @@ def ray_unlearn(*words: str, expect: int = 0) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.slowest
+@pytest.mark.timeout(900)
 def test_plug_ins_and_scorers_run_on_two_nodes(tmp_path, site, start_cluster, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     made = Path(load_benchmark("tofu").load(Request("mini"), build_models).model).parent

@@ -120,7 +120,7 @@ def test_searches_are_repeated_on_the_same_gangs_and_not_again(tmp_path):
     options = ("--scale", "mini", "--methods", "simnpo,npo", "--trials", "2", "--robustness", "none")
     first = command("tune", "--benchmark", "synthetic", *options, "--searches", "2", "--out", str(tmp_path))
     folder = next(path.parent for path in tmp_path.glob("*/search.json"))
-    assert first.count("starting") == 1
+    assert first.count("gang(s) of") == 1
     assert "No verdict over 1 pair is possible with 2 searches" in first
     repeats = sorted((folder / "compare" / "searches").iterdir())
     assert [read_search(path).meta["status"] for path in repeats] == ["complete"]

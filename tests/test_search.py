@@ -2,8 +2,10 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -12,6 +14,7 @@ import pytest
 
 from ray_unlearn.models.fingerprints import weights_digest
 from ray_unlearn.report.verdicts import describe_difference
+from tests.faults.table import FAULTS, Search, run_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -250,3 +253,17 @@ def test_two_searches_that_start_in_the_same_second_both_end_well(tmp_path):
     for name, seed in zip(names, (1, 2), strict=True):
         assert json.loads((tmp_path / name / "search.json").read_text())["config"]["seed"] == seed
         assert (tmp_path / name / "log.txt").is_file()
+
+
+@pytest.mark.slowest
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("concurrent", [2, 3])
+def test_the_same_command_gives_the_same_table_with_several_trials_at_a_time_also_after_a_kill(concurrent, monkeypatch):
+    monkeypatch.setattr(Search, "concurrent", concurrent)
+    with tempfile.TemporaryDirectory(prefix="o") as place:  # short, because Ray's sockets lie in it
+        tables = {
+            name: run_search(Search, fault, Path(place) / name, 6, random.Random(1)).table()
+            for name, fault in (("one", None), ("two", None), ("killed", FAULTS["everything"]))
+        }
+    assert len(tables["one"]) == 12
+    assert tables["one"] == tables["two"] == tables["killed"]

@@ -169,6 +169,7 @@ SEARCH = (
 
 
 @pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(300)
 def test_a_search_whose_ray_never_starts_ends_with_one_line_and_can_be_resumed(tmp_path):
     run = run_with_failing_starts(9, "tune", *SEARCH, "--out", str(tmp_path))

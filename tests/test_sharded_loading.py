@@ -60,7 +60,7 @@ def run(folder: Path, model: Path, is_sharded: bool, lora: int) -> tuple[list[di
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("lora", [pytest.param(0, marks=pytest.mark.slowest), 4])
 def test_a_trial_and_a_saved_model_are_those_of_whole_loading(tiny_model, tmp_path, lora):
     sharded, whole = (run(tmp_path / str(on), tiny_model, on, lora) for on in (True, False))
     assert sharded == whole
