@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ray_unlearn.config import SearchConfig
 
-MOST_UNKNOWN = 1 / 3
+MOST_UNKNOWN = 1 / 2
 """Of a search's trials, the largest lag that is taken unasked."""
 
 

@@ -35,7 +35,7 @@ from ray_unlearn.records.ledger import LEDGER, read_ledger
 from ray_unlearn.records.tables import read_search
 
 OPTIONS = ("--benchmark", "synthetic", "--scale", "mini", "--methods", "simnpo,ga")
-OPTIONS += ("--robustness", "none")
+OPTIONS += ("--robustness", "none", "--in-order")
 VARYING = ("seconds", "peak_memory", "retries")
 """Parts of the names of columns that differ between two runs of one search."""
 LIMIT, PLAIN_LIMIT = 400.0, 120.0
