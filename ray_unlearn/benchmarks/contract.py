@@ -180,6 +180,8 @@ class Task:
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
     plugins: tuple[Plugin, ...] = ()
     """Code from elsewhere that the search uses; each worker checks that it has the same."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """By repository of the hub, the commit that the data were read at."""
     notes: tuple[str, ...] = ()
     """What whoever starts a search should know about these data and the goal: shown before anything runs."""
 
@@ -194,6 +196,8 @@ class Request:
     split: str | None = None
     whole: bool = False
     """Whether Task.whole is wanted."""
+    sampled: bool = True
+    """Whether of a large corpus only blocks are read (sources.documents); older searches read it whole."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ from ray_unlearn.benchmarks.contract import (
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
-from ray_unlearn.benchmarks.kept import kept
+from ray_unlearn.benchmarks.kept import hub_commits, kept
 from ray_unlearn.benchmarks.profiles import available_splits
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
@@ -159,6 +159,7 @@ def _make_task(definition: Definition, request: Request, model: str) -> Task:
         split=f"data-{_digest(pieces, halves)}",
         refusals=writer.refusals(definition),
         measured_by="custom",
+        commits=hub_commits(definition),
         notes=_describe_data(definition, writer, documents, halves, notes),
     )
 

@@ -43,6 +43,7 @@ from ray_unlearn.config import COMPLETED, GangConfig, Robustness, UserError
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import trial_schema, write_json, write_table
@@ -186,6 +187,7 @@ def run(options: Evaluate) -> int:
     """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
 
     trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
     benchmark = load_benchmark(options.benchmark)
     check_code(benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)

@@ -119,6 +119,7 @@ class Loads:
     split: Annotated[
         str | None, _what("Which part to forget; `ray_unlearn benchmarks NAME` lists a benchmark's parts.")
     ] = None
+    revision: Annotated[Names, _advanced("Data at a commit, tag or branch: owner/name@revision, comma-separated.")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

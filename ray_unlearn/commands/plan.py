@@ -19,12 +19,14 @@ import numpy as np
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Probe, Request, Split
 from ray_unlearn.commands import options as options_of
+from ray_unlearn.commands.checks import check_data
 from ray_unlearn.commands.exit_codes import FAILED
 from ray_unlearn.commands.machine import quiet
 from ray_unlearn.commands.resources import GPU_BANDWIDTH, GPU_FLOPS, NODE_GPUS, describe_model
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.hardware import free_memory, granted_cpus
 from ray_unlearn.models.gguf import converted
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model
 from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
 from ray_unlearn.search.space import load_space
@@ -196,6 +198,8 @@ def needs(name: str, fit: Fit, model: Model, trained: int, machine: Machine) -> 
 
 def check_plan(options: options_of.Plan) -> None:
     check_model(options.model)
+    check_data(options.data)
+    pin_revisions(parse_pins("--revision", options.revision))
     for name, value, least in (
         ("--gpus", options.gpus, 0),
         ("--gpu-memory", options.gpu_memory, 1),

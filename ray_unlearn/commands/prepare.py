@@ -16,6 +16,7 @@ from ray_unlearn.commands.options import Prepare
 from ray_unlearn.commands.resources import find_machine, gang_config, place_gang
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.search.used_plugins import check_code
 from ray_unlearn.training.outcome import finished
@@ -76,6 +77,7 @@ def prepare_models(
 def run(options: Prepare) -> int:
     """Check, fine-tune the two models, say where they are; the exit code."""
     trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
     check_workers(options.workers, options.gpus_per_worker, "--workers")
     for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
         if value < 1:

@@ -48,6 +48,7 @@ from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, Us
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, check_pattern, load_config, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.records.copies import Copies, copied
@@ -77,6 +78,7 @@ LINE = (0.25, 0.5, 0.75, 1.25)
 def run(options: Tune) -> int:
     """A new search, or one that goes on; the exit code."""
     trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
     if options.resume is not None:
         if others := sorted(changed(options) - RESUMABLE):
             raise UserError(
