@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -268,3 +271,52 @@ def test_wmdp_s_gated_corpus_leaves_the_open_split(hub, monkeypatch, tmp_path, m
     assert data_fingerprint(local) == data_fingerprint(task)
     assert set(task.commits) == {"cais/wmdp", "cais/mmlu", "cais/wmdp-corpora"}
     assert not [file for file in hub.sent if "bio-" in file]
+
+
+# ---- what a command needs, before anything starts
+
+
+def test_every_repository_that_cannot_be_had_is_named_at_once(hub, monkeypatch, tmp_path):
+    from ray_unlearn.commands.access import check_repositories
+
+    hub.put("models/muse-bench/MUSE-News_target", {"config.json": b"{}", "model.safetensors": b"0"})
+    hub.put("models/meta-llama/Llama-2-7b-hf", {"tokenizer.json": b"{}"})
+    hub.put("datasets/muse-bench/MUSE-News", {"README.md": b"", "raw/forget-0.parquet": parquet([{"text": "a"}])})
+    benchmark, request = load_benchmark("muse"), Request("full")
+    models = {"--model": benchmark.start_of(request)}
+    check_repositories(benchmark, request, models)
+    hub.gated["models/meta-llama/Llama-2-7b-hf"] = 401
+    fails(
+        lambda: check_repositories(benchmark, request, models),
+        "--model muse-bench/MUSE-News_target takes its tokenizer from meta-llama/Llama-2-7b-hf",
+        *("https://huggingface.co/meta-llama/Llama-2-7b-hf", "hf auth login", "a folder with --model"),
+    )
+    hub.gated["datasets/muse-bench/MUSE-News"] = 403
+    fails(
+        lambda: check_repositories(benchmark, request, models),
+        *("2 of the 3 repositories", "(1) --model muse", "(2) muse-bench/MUSE-News: access", "--data DIR"),
+    )
+    assert not hub.bytes_of("models/meta-llama/Llama-2-7b-hf")
+
+
+def test_the_command_without_access_ends_before_anything_starts_and_names_the_open_split(hub, tmp_path, model):
+    from tests.benchmarks.test_wmdp import good_data, write_data
+
+    folder = write_data(tmp_path / "data", good_data())
+    for repository in ("wmdp", "mmlu", "wmdp-corpora", "wmdp-bio-forget-corpus"):
+        hub.put_folder(f"datasets/cais/{repository}", folder / repository)
+    hub.gated["datasets/cais/wmdp-bio-forget-corpus"] = 401
+    about = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    words = f"tune --benchmark wmdp --model {model} --out {tmp_path / 'out'} --gpus-per-worker 0"
+    run = subprocess.run(
+        [sys.executable, "-m", "ray_unlearn.cli", *words.split()],
+        env={**os.environ, **about, "RAY_UNLEARN_CACHE": str(tmp_path / "ours")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2, run.stderr
+    assert "--split cyber" in run.stderr
+    assert "hf auth login" in run.stderr
+    assert not any(file.suffix == ".parquet" for file in (tmp_path / "out").rglob("*"))
+    assert not any("-corpus/train" in asked for asked in hub.requests)

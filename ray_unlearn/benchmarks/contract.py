@@ -283,6 +283,9 @@ class Benchmark:
     benchmark makes its own models."""
     start_of: Callable[[Request], str | None] = field(default=lambda request: request.model)
     """The starting model of the full scale, before anything is loaded; None where only a user can name it."""
+    repositories: Callable[[Request], Mapping[str, str]] = field(default=lambda request: {})
+    """The hub's data that a request of the full scale reads: by name, what can be given in its place. Raises UserError
+    where the request's split or folder of data is none. Loads nothing."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
     keeps_before: tuple[Keep, ...] = ()

@@ -71,8 +71,11 @@ def _key(definition: Definition, request: Request) -> dict[str, Any] | None:
 
 def hub_commits(definition: Definition) -> dict[str, str]:
     """By repository, the commit that the tables on the hub are read at. Raises UserError where one cannot be had."""
-    hubs = [source.hub for source in (*definition.sets.values(), *definition.questions.values()) if source.hub]
-    return commits_of(*map(open_table, hubs))
+    return commits_of(*map(open_table, hub_tables(definition)))
+
+
+def hub_tables(definition: Definition) -> list[str]:
+    return [source.hub for source in (*definition.sets.values(), *definition.questions.values()) if source.hub]
 
 
 def _files(path: Path) -> list[Path]:

@@ -103,6 +103,7 @@ PARTS = {
     **{f"news-{c}-{k}": Part("News", c, f"forget_{k}") for c in ("scal", "sust") for k in (1, 2, 3, 4)},
 }
 DEFAULT_SPLIT = "news"
+INSTEAD = "a folder that holds a copy of it with --data DIR"
 
 MINI = muse_mini.Sizes()
 MINI_VERSION = 2
@@ -157,6 +158,11 @@ def _build(name: str, part: Part, request: Request, model: str, retain: Sequence
     )
 
 
+def repositories(request: Request) -> dict[str, str]:
+    source = _source(request.data, _part(request.split)[1].corpus)
+    return {} if request.data else {source: INSTEAD}
+
+
 def _source(data: Path | None, corpus: str) -> str:
     repository = f"MUSE-{corpus}"
     if data is None:
@@ -188,17 +194,15 @@ class _Reader:
 
     @cached_property
     def repository(self) -> Repository:
-        return open_repository(self._source, instead="a folder that holds a copy of it with --data DIR")
+        return open_repository(self._source, instead=INSTEAD)
 
     def rows(self, config: str, split: str, *columns: str) -> Sequence[Mapping[str, Any]]:
         where = self.where(config, split)
         # By name and not by the card's configs: what is wrong has a file then.
         files = self.repository.match(f"{config}/{split}[-.]*")
         if not files:
-            raise UserError(
-                f"{where} cannot be read: there is no such file. It must hold {config}/{split}-*.parquet or "
-                f"{config}/{split}.jsonl"
-            )
+            names = f"{config}/{split}-*.parquet or {config}/{split}.jsonl"
+            raise UserError(f"{where} cannot be read: there is no such file. It must hold {names}")
         table = read_files(self.repository, files, where)
         missing = [c for c in columns if c not in table.columns]
         if missing:
@@ -455,6 +459,7 @@ BENCHMARK = Benchmark(
     source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",
     start_of=start_of,
+    repositories=repositories,
     metrics={
         **{
             f"{name}_{measure}": f"{text}, {name} text"

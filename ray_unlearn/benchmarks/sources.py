@@ -24,6 +24,7 @@ from ray_unlearn.models.hub import Repository, open_repository
 from ray_unlearn.wording import first_line, listing
 
 README = "README.md"
+FILE_INSTEAD = "a copy of its files with file = ..."
 KINDS = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow", ".txt")
 KEYWORDS = {
     "train": ("train", "training"),
@@ -67,7 +68,7 @@ def read_hub(name: str, config: str | None, split: str) -> list[Row]:
 
 def open_table(name: str) -> Repository:
     """The repository of a table that is named in a TOML file."""
-    return open_repository(name, instead="a copy of its files with file = ...")
+    return open_repository(name, instead=FILE_INSTEAD)
 
 
 def read_table(repository: Repository, config: str | None, split: str) -> Table:

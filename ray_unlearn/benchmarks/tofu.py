@@ -69,6 +69,7 @@ from ray_unlearn.models.sizes import context_length
 from ray_unlearn.models.templates import Template
 
 HUB_NAME = "locuslab/TOFU"
+INSTEAD = "a copy of it with --data DIR"
 DEFAULT_SPLIT = "forget10"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 SELECTION_ROWS = 100
@@ -163,6 +164,11 @@ def _check_split(name: str | None) -> str:
     return split
 
 
+def repositories(request: Request) -> dict[str, str]:
+    _check_split(request.split)
+    return {} if request.data else {HUB_NAME: INSTEAD}
+
+
 def build_task(request: Request) -> Task:
     """The task on any model: the target, or the base model that target and retrained are made from."""
     assert request.model is not None
@@ -198,7 +204,7 @@ class _Reader:
 
     @cached_property
     def repository(self) -> Repository:
-        return open_repository(self._source, instead="a copy of it with --data DIR")
+        return open_repository(self._source, instead=INSTEAD)
 
     def _table(self, part: str) -> Table:
         if part not in self._tables:
@@ -462,6 +468,7 @@ BENCHMARK = Benchmark(
     measure=measure,
     spaces={"mini": tofu_mini.SPACES},
     build_task=build_task,
+    repositories=repositories,
     compare_with_itself=compare_with_itself,
     privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),
     remark="OpenUnlearning differs in two places: it adds 1e-10 to both sides of a truth ratio, which moves forget "

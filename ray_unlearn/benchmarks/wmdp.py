@@ -257,11 +257,22 @@ def start_of(request: Request) -> str:
     return request.model or DEFAULT_MODEL
 
 
-def load_full(request: Request) -> Task:
-    """The hub's data, or a folder laid out as the hub's repositories are."""
-    topic = request.split or "bio"
+def _topic(split: str | None) -> str:
+    topic = split or "bio"
     if topic not in SUBJECTS:
         raise UserError(f"--split {topic}: unknown. Choose one of: {', '.join(SUBJECTS)}")
+    return topic
+
+
+def repositories(request: Request) -> dict[str, str]:
+    needed = ["wmdp", "mmlu", "wmdp-corpora", *([GATED] if _topic(request.split) == "bio" else [])]
+    places = {name: _place(request.data, name) for name in needed}
+    return {} if request.data else {places[name]: OPEN if name == GATED else INSTEAD for name in needed}
+
+
+def load_full(request: Request) -> Task:
+    """The hub's data, or a folder laid out as the hub's repositories are."""
+    topic = _topic(request.split)
     model = start_of(request)
     tokenizer, context = load_tokenizer(model), context_length(load_config(model))
     asked, wmdp = read_questions(request.data, "wmdp", f"wmdp-{topic}", SUBJECTS[topic])
@@ -385,15 +396,19 @@ def cut_document(tokenizer: Any, text: str, prefix: list[int], width: int) -> li
     return [prefix + piece for i, piece in enumerate(pieces) if i == 0 or len(piece) >= MIN_CHUNK_TOKENS]
 
 
-def _open(data: Path | None, repository: str) -> Repository:
-    """A repository of the hub, or its copy in the folder. Raises UserError where it cannot be had."""
+def _place(data: Path | None, repository: str) -> str:
+    """The hub's name of a repository, or its copy in the folder. Raises UserError where there is none."""
     if data is None:
-        return open_repository(f"cais/{repository}", instead=OPEN if repository == GATED else INSTEAD)
+        return f"cais/{repository}"
     if not (data / repository).is_dir():
         raise UserError(
             f"--data {data}: it has no folder {repository}. Put a copy of the hub's cais/{repository} there"
         )
-    return open_repository(str(data / repository), instead=INSTEAD)
+    return str(data / repository)
+
+
+def _open(data: Path | None, repository: str) -> Repository:
+    return open_repository(_place(data, repository), instead=OPEN if repository == GATED else INSTEAD)
 
 
 BENCHMARK = Benchmark(
@@ -402,6 +417,7 @@ BENCHMARK = Benchmark(
     source="cais/wmdp, cais/mmlu, cais/wmdp-corpora and cais/wmdp-bio-forget-corpus on the hub; generated in the mini",
     scales=f"mini (a tiny model, no network); full with a GPU ({DEFAULT_MODEL}), or any model named",
     start_of=start_of,
+    repositories=repositories,
     metrics={
         "forget_accuracy": "share of hazardous questions answered right (chance 0.25)",
         "forget_probability": "mean probability of the right option among the four, hazardous questions",

@@ -25,6 +25,7 @@ from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
 from ray_unlearn.benchmarks.starts import check_start
+from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
     absolute,
@@ -210,13 +211,14 @@ def run(options: Evaluate) -> int:
     # Without attacks on the weights nothing is ever trained.
     gang = replace(gang, trains=bool(options.attacks.attacks))
     asked_gang = Asked(gang, options.workers, options.zero, lora=0)
+    request = Request(scale, None, options.data, options.split, whole=True)
+    check_repositories(benchmark, request, {f"--{who}": absolute(name) for who, name in models.items()})
     place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = take_folder(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
-        request = Request(scale, None, options.data, options.split, whole=True)
         tasks = {
             who: attach_retrained(
                 benchmark.load(replace(request, model=absolute(model)), build_models), options.retrained

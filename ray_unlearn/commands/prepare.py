@@ -10,6 +10,7 @@ from pathlib import Path
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Request
 from ray_unlearn.benchmarks.profiles import available_splits, write_profile
+from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import absolute, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import Prepare
@@ -99,6 +100,8 @@ def run(options: Prepare) -> int:
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
     machine = find_machine(options.address)
     gang = gang_config(options.gpus_per_worker, options.zero, machine, workers=options.workers)
+    request = Request("full", absolute(options.model), options.data, options.split)
+    check_repositories(benchmark, request, {"--model": request.model})
     placement = place_gang(Asked(gang, options.workers, options.zero, lora=0), options.model, machine)
     trial = TrialConfig(
         "finetune",
@@ -109,7 +112,6 @@ def run(options: Prepare) -> int:
         evaluations=options.epochs,
         seed=options.seed,
     )
-    request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = sayer(screen)
         say(f"layout: {placement.says}")

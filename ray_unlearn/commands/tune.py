@@ -18,6 +18,7 @@ from ray_unlearn.benchmarks.attacked import judged_metrics
 from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.objective import describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained
+from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
     absolute,
@@ -103,6 +104,7 @@ def tune(options: Tune) -> int:
     benchmark, request = load_benchmark(named(options)), request_of(options, scale)
     # Before any data are read: what fits nowhere is refused at once.
     start = benchmark.start_of(request) if scale == "full" else request.model
+    check_repositories(benchmark, request, {"--model": start})
     if start is not None:
         first = place_gang(asked, start, machine)
         gang, concurrent = first.gang, first.concurrent
