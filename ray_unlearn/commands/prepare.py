@@ -48,7 +48,7 @@ def prepare_models(
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(gang, 1, address, say=log),
-        Gangs(task, gang, 1, Path(scratch)) as gangs,
+        Gangs(task, gang, 1, Path(scratch), log, shared=[out]) as gangs,
     ):
         for name, learn in jobs.items():
             measured = name == "retrained"
@@ -102,6 +102,7 @@ def run(options: Prepare) -> int:
     gang = gang_config(options.gpus_per_worker, options.zero, machine, workers=options.workers)
     request = Request("full", absolute(options.model), options.data, options.split)
     check_repositories(benchmark, request, {"--model": request.model})
+    gang = replace(gang, through_driver=options.through_driver)
     placement = place_gang(Asked(gang, options.workers, options.zero, lora=0), options.model, machine)
     trial = TrialConfig(
         "finetune",

@@ -165,6 +165,8 @@ def resume(place: Path, options: Tune) -> int:
     asked = options.copy_to or copied_to(options.resume or "")
     copy_to = None if asked == "none" else asked or config.copy_to
     config = replace(config, trials=trials, address=address, trial_timeout=timeout, copy_to=copy_to)
+    if options.through_driver:
+        config = replace(config, gang=replace(config.gang, through_driver=True))
     if options.concurrent is not None:
         machine = find_machine(address, config.gang.accelerator, config.grow_to)
         gang = replace(config.gang, threads_per_worker=threads(config.gang, machine, options.concurrent))
@@ -219,6 +221,7 @@ def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, 
         seed=options.seed,
         train=options.train,
         checkpointing=options.checkpointing,
+        through_driver=options.through_driver,
         reference_folder=str(cache_folder() / "reference"),
     )
     trials = trials_of(options) * len(options.methods)
