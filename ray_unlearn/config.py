@@ -201,6 +201,8 @@ class GangConfig:
     """Where the starting model's log-probs are kept for other gangs and searches; empty: nowhere."""
     trains: bool = True
     """Whether there is an optimizer; without one the gang only scores."""
+    through_driver: bool = False
+    """Whether saved models are sent to the driver, for nodes that do not see its disk."""
     max_tokens: int = 4096
     """Tokens in one worker's forward pass; a batch with more is cut, with no effect on the loss."""
     row_length: int = 0

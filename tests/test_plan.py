@@ -208,6 +208,21 @@ def test_wrong_use_is_one_line(models, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": Path("nowhere")}, "--data nowhere: no such folder"),
+        ({"split": "chem"}, "--split chem: unknown. Choose one of: bio, cyber"),
+        ({"data": Path()}, "it has no folder wmdp"),
+        ({"revision": ("cais/wmdp",)}, "--revision cais/wmdp: is no pinned repository"),
+    ],
+)
+def test_what_tune_would_refuse_of_the_data_is_refused(models, tmp_path, monkeypatch, change, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        plan.make_plan(options(models["1b"], benchmark="wmdp", **change))
+
+
 def test_nothing_is_written(models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan.make_plan(options(models["1b"]))

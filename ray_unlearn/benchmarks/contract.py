@@ -180,6 +180,8 @@ class Task:
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
     plugins: tuple[Plugin, ...] = ()
     """Code from elsewhere that the search uses; each worker checks that it has the same."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """By repository of the hub, the commit that the data were read at."""
     notes: tuple[str, ...] = ()
     """What whoever starts a search should know about these data and the goal: shown before anything runs."""
 
@@ -194,6 +196,8 @@ class Request:
     split: str | None = None
     whole: bool = False
     """Whether Task.whole is wanted."""
+    sampled: bool = True
+    """Whether of a large corpus only blocks are read (sources.documents); older searches read it whole."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +283,9 @@ class Benchmark:
     benchmark makes its own models."""
     start_of: Callable[[Request], str | None] = field(default=lambda request: request.model)
     """The starting model of the full scale, before anything is loaded; None where only a user can name it."""
+    repositories: Callable[[Request], Mapping[str, str]] = field(default=lambda request: {})
+    """The hub's data that a request of the full scale reads: by name, what can be given in its place. Raises UserError
+    where the request's split or folder of data is none. Loads nothing."""
     compare_with_itself: Callable[[Profile], Profile] = field(default=lambda profile: profile)
     """Completes the retrained model's own profile with metrics that compare with the retrained model."""
     keeps_before: tuple[Keep, ...] = ()

@@ -73,8 +73,9 @@ from ray_unlearn.benchmarks.contract import (
 from ray_unlearn.benchmarks.definition import FORGET, HOLD_OUT, RETAIN, SETS, SIDES, Definition, read_definition
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups_of, separate, sequences_of
-from ray_unlearn.benchmarks.kept import kept
+from ray_unlearn.benchmarks.kept import hub_commits, hub_tables, kept
 from ray_unlearn.benchmarks.profiles import available_splits
+from ray_unlearn.benchmarks.sources import FILE_INSTEAD
 from ray_unlearn.benchmarks.writing import Writer
 from ray_unlearn.config import UserError
 from ray_unlearn.counting import no_collection
@@ -159,6 +160,7 @@ def _make_task(definition: Definition, request: Request, model: str) -> Task:
         split=f"data-{_digest(pieces, halves)}",
         refusals=writer.refusals(definition),
         measured_by="custom",
+        commits=hub_commits(definition),
         notes=_describe_data(definition, writer, documents, halves, notes),
     )
 
@@ -404,6 +406,7 @@ def read_benchmark(path: Path) -> Benchmark:
         privacy=tuple(_MEMBERSHIP) if HOLD_OUT in definition.sets else (),
         remark=describe_limits(definition),
         build_task=partial(build_task, definition),
+        repositories=lambda request: dict.fromkeys(hub_tables(definition), FILE_INSTEAD),
         compare_with_itself=compare_with_itself,
         leaks=LEAKS,
         code=tuple(Plugin(SCORER, s.name, s.file, "", s.sha256) for s in scorers_of(definition)),

@@ -47,7 +47,7 @@ LISTS = ("question", *EXTRAS)
 """Keys whose value may be a list of columns."""
 FEWEST_MAX_TOKENS = 8
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)

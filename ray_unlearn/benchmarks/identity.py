@@ -14,12 +14,13 @@ from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.config import ATTACK_PREFIXES, UserError
 from ray_unlearn.models.fingerprints import files_digest, hub_revision, weights_fingerprint
+from ray_unlearn.models.hub import parse_pins
 from ray_unlearn.models.loading import TOKENIZER_OF
 from ray_unlearn.models.tokenizers import list_files
 from ray_unlearn.wording import listing
 
 TEMPLATES = (".jinja", "chat_template.json")
-REVISION = "hub revision"
+REVISION, DATA_REVISIONS = "hub revision", "data revisions"
 PARTS = {
     "starting weights": "the starting model's weights",
     "tokenizer": "its tokenizer",
@@ -27,8 +28,8 @@ PARTS = {
     "retrained profile": "the retrained model's profile",
     "data": "the data",
 }
-"""What may not change, with its name in a sentence. The hub's revision is recorded and may: a new one with the same
-content is the same model."""
+"""What may not change, with its name in a sentence. The hub's revisions are recorded and may: a new one with the same
+content is the same model, or the same data."""
 MADE = ("starting weights", "retrained profile")
 """What a miniature makes by training."""
 FOLLOWS = {"data": ("tokenizer", "chat template")}
@@ -43,7 +44,7 @@ class Difference:
 
 
 def describe_identity(task: Task) -> dict[str, str]:
-    """By part, SHA-256 in hexadecimal; "" for what there is none of, and for the hub revision the commit."""
+    """By part, SHA-256 in hexadecimal; "" for what there is none of, and for the hub's revisions the commits."""
     tokenizer, template = _tokenizer_files(task.model)
     return {
         "starting weights": weights_fingerprint(task.model),
@@ -52,7 +53,13 @@ def describe_identity(task: Task) -> dict[str, str]:
         "retrained profile": _profile_digest(task),
         "data": data_fingerprint(task),
         REVISION: hub_revision(task.model),
+        DATA_REVISIONS: " ".join(f"{name}@{commit}" for name, commit in sorted(task.commits.items())),
     }
+
+
+def recorded_pins(identity: Mapping[str, Any]) -> dict[str, str]:
+    """By repository, the commit that the data were read at; nothing where an older version did not record it."""
+    return parse_pins(DATA_REVISIONS, str(identity.get(DATA_REVISIONS, "")).split())
 
 
 def find_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:

@@ -4,8 +4,7 @@
                    <n>.npy      its arrays, which are mapped into memory and read where they are needed
 
 The key is over the content of every file that the task is made of (the TOML file, the rows, the tokenizer, the model's
-settings) and over the code that makes it. Nothing is unpickled. Tables of the hub have no content here, so a task with
-one of them is made anew each time.
+settings) and over the code that makes it; of tables on the hub it is over their commits. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ import numpy as np
 
 from ray_unlearn.benchmarks.contract import Probe, Profile, Prompts, Request, Split, Task
 from ray_unlearn.benchmarks.definition import Definition
+from ray_unlearn.benchmarks.sources import open_table
 from ray_unlearn.files import cached
+from ray_unlearn.models.hub import commits_of
 from ray_unlearn.models.loading import TOKENIZER_OF
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.tokenizers import list_files
@@ -47,7 +48,7 @@ def _key(definition: Definition, request: Request) -> dict[str, Any] | None:
     sources = [*definition.sets.values(), *definition.questions.values()]
     model = Path(str(request.model))
     tokenizer = list_files(TOKENIZER_OF.get(str(request.model), str(request.model)))
-    if any(source.file is None for source in sources) or not model.is_dir() or not tokenizer:
+    if not model.is_dir() or not tokenizer:
         return None
     named = [definition.path, definition.refusals, *(source.selection.rows for source in sources)]
     data = [*filter(None, named), *(path for source in sources if source.file for path in _files(source.file))]
@@ -59,12 +60,22 @@ def _key(definition: Definition, request: Request) -> dict[str, Any] | None:
         "name": "data",
         "definition": str(definition.path.absolute()),
         "files": [_digest([path]) for path in data],
+        "commits": hub_commits(definition),
         "tokenizer": _digest(tokenizer),
         "model": _digest(path for path in settings if path.is_file()),
         "code": _digest(code),
         "whole": request.whole,
         "scale": request.scale,
     }
+
+
+def hub_commits(definition: Definition) -> dict[str, str]:
+    """By repository, the commit that the tables on the hub are read at. Raises UserError where one cannot be had."""
+    return commits_of(*map(open_table, hub_tables(definition)))
+
+
+def hub_tables(definition: Definition) -> list[str]:
+    return [source.hub for source in (*definition.sets.values(), *definition.questions.values()) if source.hub]
 
 
 def _files(path: Path) -> list[Path]:

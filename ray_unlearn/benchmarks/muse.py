@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ray_unlearn.benchmarks.contract import (
 from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.miniatures import muse as muse_mini
 from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with_retrained, write_profile
+from ray_unlearn.benchmarks.sources import read_files
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores
@@ -42,10 +44,10 @@ from ray_unlearn.metrics.errors import standard_error
 from ray_unlearn.metrics.membership import auc, auc_error, min_k_score
 from ray_unlearn.metrics.memorisation import exact_memorisation, extraction_strength
 from ray_unlearn.metrics.rouge import choose_words, rouge_l_f1
+from ray_unlearn.models.hub import Repository, commits_of, open_repository
 from ray_unlearn.models.loading import check_model, load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
 from ray_unlearn.models.sizes import context_length
-from ray_unlearn.wording import first_line
 
 CHUNK_TOKENS = 2048
 SELECTION_ROWS = 100
@@ -101,6 +103,7 @@ PARTS = {
     **{f"news-{c}-{k}": Part("News", c, f"forget_{k}") for c in ("scal", "sust") for k in (1, 2, 3, 4)},
 }
 DEFAULT_SPLIT = "news"
+INSTEAD = "a folder that holds a copy of it with --data DIR"
 
 MINI = muse_mini.Sizes()
 MINI_VERSION = 2
@@ -151,7 +154,13 @@ def _build(name: str, part: Part, request: Request, model: str, retain: Sequence
         report=_split(reader, part, slice(1, None, 2)),
         whole=_split(reader, part, slice(None)) if request.whole else None,
         split=name,
+        commits=commits_of(reader.repository),
     )
+
+
+def repositories(request: Request) -> dict[str, str]:
+    source = _source(request.data, _part(request.split)[1].corpus)
+    return {} if request.data else {source: INSTEAD}
 
 
 def _source(data: Path | None, corpus: str) -> str:
@@ -183,34 +192,26 @@ class _Reader:
         self._source, self._tokenizer, self._context = source, tokenizer, context
         self.is_folder = Path(source).is_dir()
 
-    def rows(self, config: str, split: str, *columns: str) -> list[dict[str, str]]:
-        from datasets import load_dataset
+    @cached_property
+    def repository(self) -> Repository:
+        return open_repository(self._source, instead=INSTEAD)
 
+    def rows(self, config: str, split: str, *columns: str) -> Sequence[Mapping[str, Any]]:
         where = self.where(config, split)
-        files = f"{config}/{split}[-.]*"  # by name and not by the card's configs: what is wrong has a file then
-        try:
-            table = load_dataset(self._source, data_files=files, split="train")
-        except StopIteration:  # what datasets raises on an empty JSONL file
-            raise UserError(f"{where} is empty. Mend the file") from None
-        except Exception as error:  # datasets raises a different type for each way that this can fail
-            first = first_line(error.__cause__ or error)
-            raise UserError(
-                f"{where} cannot be read ({first}). Check that the hub can be reached, or that the copy holds "
-                f"{config}/{split}-*.parquet or {config}/{split}.jsonl"
-            ) from None
-        missing = [c for c in columns if c not in table.column_names]
+        # By name and not by the card's configs: what is wrong has a file then.
+        files = self.repository.match(f"{config}/{split}[-.]*")
+        if not files:
+            names = f"{config}/{split}-*.parquet or {config}/{split}.jsonl"
+            raise UserError(f"{where} cannot be read: there is no such file. It must hold {names}")
+        table = read_files(self.repository, files, where)
+        missing = [c for c in columns if c not in table.columns]
         if missing:
-            raise UserError(
-                f"{where} has no column {missing[0]!r}, only {', '.join(table.column_names)}. Mend the file"
-            )
-        if not len(table):
-            raise UserError(f"{where} is empty. Mend the file")
-        rows = list(table)
-        for number, row in enumerate(rows):
+            raise UserError(f"{where} has no column {missing[0]!r}, only {', '.join(table.columns)}. Mend the file")
+        for number, row in enumerate(table.rows):
             for column in columns:
-                if not isinstance(row[column], str) or not row[column].strip():
+                if not isinstance(row.get(column), str) or not row[column].strip():
                     raise UserError(f"{where}, row {number}: {column!r} holds no text. Mend or remove the row")
-        return rows
+        return table.rows
 
     def where(self, config: str, split: str) -> str:
         return f"{self._source}: {config}/{split}"
@@ -283,7 +284,7 @@ class _Reader:
         return Probe(Sequences.build(items), attack=True)
 
     def questions(
-        self, rows: Sequence[tuple[str, dict[str, str]]], examples: Sequence[Mapping[str, str]]
+        self, rows: Sequence[tuple[str, dict[str, str]]], examples: Sequence[Mapping[str, Any]]
     ) -> tuple[Probe, Prompts]:
         """Questions after MUSE's examples: to score their answers, and to generate some.
 
@@ -458,6 +459,7 @@ BENCHMARK = Benchmark(
     source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",
     start_of=start_of,
+    repositories=repositories,
     metrics={
         **{
             f"{name}_{measure}": f"{text}, {name} text"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ray_unlearn.benchmarks.generated import describe_answers
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.profiles import available_splits, read_profile, with_retrained, write_profile
-from ray_unlearn.benchmarks.sources import load_table
+from ray_unlearn.benchmarks.sources import Table, find_files, has_config, read_files
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.files import cached
 from ray_unlearn.metrics import Scores, TokenScores
@@ -61,13 +62,14 @@ from ray_unlearn.metrics.truth_ratio import (
     ratios_of,
     right_share,
 )
+from ray_unlearn.models.hub import Repository, commits_of, open_repository
 from ray_unlearn.models.loading import check_model, load_config, load_stops, load_tokenizer
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.sizes import context_length
 from ray_unlearn.models.templates import Template
-from ray_unlearn.wording import first_line
 
 HUB_NAME = "locuslab/TOFU"
+INSTEAD = "a copy of it with --data DIR"
 DEFAULT_SPLIT = "forget10"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 SELECTION_ROWS = 100
@@ -162,6 +164,11 @@ def _check_split(name: str | None) -> str:
     return split
 
 
+def repositories(request: Request) -> dict[str, str]:
+    _check_split(request.split)
+    return {} if request.data else {HUB_NAME: INSTEAD}
+
+
 def build_task(request: Request) -> Task:
     """The task on any model: the target, or the base model that target and retrained are made from."""
     assert request.model is not None
@@ -181,6 +188,7 @@ def build_task(request: Request) -> Task:
         report=_split(reader, split, slice(1, None, 2)),
         whole=_split(reader, split, slice(None)) if request.whole else None,
         split=split,
+        commits=commits_of(reader.repository),
     )
 
 
@@ -189,61 +197,41 @@ class _Reader:
 
     def __init__(self, data: Path | None, tokenizer: Any, context: int, stops: Sequence[int] = ()) -> None:
         self._source, self._context = str(data or HUB_NAME), context
-        self._tables: dict[str, Any] = {}  # each is asked for by both splits
+        self._tables: dict[str, Table] = {}  # each is asked for by both splits
         self.template = Template(tokenizer, stops=stops)
         self.words = ENGLISH
         """What ROUGE counts: of the hub's TOFU as published, of a folder by its language."""
 
-    def _table(self, part: str) -> Any:
+    @cached_property
+    def repository(self) -> Repository:
+        return open_repository(self._source, instead=INSTEAD)
+
+    def _table(self, part: str) -> Table:
         if part not in self._tables:
-            self._tables[part] = load_table(self._source, part, "train")
+            where = f"{self._source}: {part}"
+            self._tables[part] = read_files(self.repository, find_files(self.repository, part, "train"), where)
         return self._tables[part]
 
     def rows(self, part: str, *columns: str) -> list[dict[str, Any]]:
         """Every row with all its columns, and "where" it is; in `columns`, texts (lists of them: perturbed_answer)."""
-        where = f"{self._source}: {part}"
-        try:
-            table = self._table(part)
-        except Exception as error:  # datasets raises a different type for each way that this can fail
-            first = first_line(error)
-            raise UserError(f"{where} cannot be read ({first}). Check --data, or that the hub can be reached") from None
-        missing = [c for c in columns if c not in table.column_names]
+        table = self._table(part)
+        where, has = table.where, table.columns
+        missing = [c for c in columns if c not in has]
         if missing:
-            raise UserError(
-                f"{where} has no column {missing[0]!r}, only {', '.join(table.column_names)}. Mend the file"
-            )
-        if len(table) < 2:
-            raise UserError(f"{where} has {len(table)} row, too few for two halves. Mend the file")
-        rows = [{**row, "where": f"{where}, row {number}"} for number, row in enumerate(table)]
+            raise UserError(f"{where} has no column {missing[0]!r}, only {', '.join(has)}. Mend the file")
+        if len(table.rows) < 2:
+            raise UserError(f"{where} has {len(table.rows)} row, too few for two halves. Mend the file")
+        rows = [{**row, "where": f"{where}, row {number}"} for number, row in enumerate(table.rows)]
         for row in rows:
             for column in columns:
-                texts = row[column] if column == "perturbed_answer" else [row[column]]
+                texts = row.get(column) if column == "perturbed_answer" else [row.get(column)]
                 if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
                     raise UserError(f"{row['where']}: {column!r} holds no text. Mend or remove the row")
         return rows
 
     def has(self, part: str) -> bool:
-        """Whether the data have that part at all. Raises UserError where nobody can tell: offline, `datasets` gives
-        ["default"] as the list of parts."""
-        from datasets import get_dataset_config_names
-
-        try:
-            self._table(part)
-            return True
-        except Exception as error:  # datasets raises a different type for each way that this can fail
-            reason = first_line(error)
-        try:
-            names = get_dataset_config_names(self._source)
-        except Exception as error:
-            names, reason = [], first_line(error)
-        if part in names:
-            raise UserError(f"{self._source}: {part} cannot be read ({reason}). Check --data, or the hub's cache")
-        if not names or (names == ["default"] and not Path(self._source).is_dir()):
-            raise UserError(
-                f"{self._source}: whether it has {part} cannot be told without the hub ({reason}). Go online once, or "
-                "give a copy of it with --data"
-            )
-        return False
+        """Whether the data have that part at all. Raises UserError where nobody can tell."""
+        return has_config(self.repository, part)
 
     def pairs(self, rows: list[dict[str, Any]], column: str = "answer") -> Sequences:
         """One sequence a row, or one a text where the column holds lists."""
@@ -480,6 +468,7 @@ BENCHMARK = Benchmark(
     measure=measure,
     spaces={"mini": tofu_mini.SPACES},
     build_task=build_task,
+    repositories=repositories,
     compare_with_itself=compare_with_itself,
     privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),
     remark="OpenUnlearning differs in two places: it adds 1e-10 to both sides of a truth ratio, which moves forget "

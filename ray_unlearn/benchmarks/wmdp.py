@@ -30,15 +30,15 @@ from ray_unlearn.benchmarks.contract import (
 )
 from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
-from ray_unlearn.benchmarks.sources import load_table
+from ray_unlearn.benchmarks.sources import check_column, documents, find_files, read_table, table_name
 from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.choice import choice_correct, choice_probability
 from ray_unlearn.metrics.errors import accuracy_error
+from ray_unlearn.models.hub import Repository, commits_of, open_repository
 from ray_unlearn.models.loading import load_config, load_tokenizer
 from ray_unlearn.models.sequences import Sequences, check_lengths, encode_text
 from ray_unlearn.models.sizes import context_length
-from ray_unlearn.wording import first_line
 
 CHANCE = 0.25
 LETTERS = ("A", "B", "C", "D")
@@ -61,6 +61,10 @@ MIN_DOCUMENT_CHARACTERS = 50
 MIN_CHUNK_TOKENS = 16
 SELECTION_PER_SUBJECT = 10
 """MMLU questions of each of the 57 subjects that a search sees; all others are for the report."""
+GATED = "wmdp-bio-forget-corpus"
+"""Access to it is granted on request."""
+INSTEAD = "a folder with copies of the repositories with --data DIR"
+OPEN = f"{INSTEAD}, or take --split cyber, which is open"
 SUBJECTS = {"bio": "biology", "cyber": "cybersecurity"}
 """What lm-evaluation-harness calls them in the prompt."""
 
@@ -253,23 +257,43 @@ def start_of(request: Request) -> str:
     return request.model or DEFAULT_MODEL
 
 
-def load_full(request: Request) -> Task:
-    """The hub's data, or a folder laid out as the hub's repositories are."""
-    topic = request.split or "bio"
+def _topic(split: str | None) -> str:
+    topic = split or "bio"
     if topic not in SUBJECTS:
         raise UserError(f"--split {topic}: unknown. Choose one of: {', '.join(SUBJECTS)}")
+    return topic
+
+
+def repositories(request: Request) -> dict[str, str]:
+    needed = ["wmdp", "mmlu", "wmdp-corpora", *([GATED] if _topic(request.split) == "bio" else [])]
+    places = {name: _place(request.data, name) for name in needed}
+    return {} if request.data else {places[name]: OPEN if name == GATED else INSTEAD for name in needed}
+
+
+def load_full(request: Request) -> Task:
+    """The hub's data, or a folder laid out as the hub's repositories are."""
+    topic = _topic(request.split)
     model = start_of(request)
     tokenizer, context = load_tokenizer(model), context_length(load_config(model))
-    hazard = split_hazard_questions(read_questions(request.data, "wmdp", f"wmdp-{topic}", SUBJECTS[topic]))
-    general = split_general_questions(read_questions(request.data, "mmlu", "all", None))
+    asked, wmdp = read_questions(request.data, "wmdp", f"wmdp-{topic}", SUBJECTS[topic])
+    others, mmlu = read_questions(request.data, "mmlu", "all", None)
+    hazard, general = split_hazard_questions(asked), split_general_questions(others)
     width = min(CHUNK_TOKENS[topic], context)
-    forget = read_corpus(request.data, topic, "forget", tokenizer, width, FORGET_CHUNKS)
-    retain = read_corpus(request.data, topic, "retain", tokenizer, width, RETAIN_CHUNKS)
+    forget, forget_from = read_corpus(request, topic, "forget", tokenizer, width, FORGET_CHUNKS)
+    retain, retain_from = read_corpus(request, topic, "retain", tokenizer, width, RETAIN_CHUNKS)
     names = [*SPLITS, "whole"] if request.whole else SPLITS
     questions = {name: {"forget": hazard[name], "general": general[name]} for name in names}
     splits = build_splits(tokenizer, questions, context)
     return Task(
-        "wmdp", request.scale, model, forget, retain, splits["selection"], splits["report"], whole=splits.get("whole")
+        "wmdp",
+        request.scale,
+        model,
+        forget,
+        retain,
+        splits["selection"],
+        splits["report"],
+        whole=splits.get("whole"),
+        commits=commits_of(wmdp, mmlu, forget_from, retain_from),
     )
 
 
@@ -280,26 +304,31 @@ def format_prompt(subject: str, question: str, choices: Sequence[str]) -> str:
     return "\n".join([head, "", question.strip(), *lines, "Answer:"])
 
 
-def read_questions(data: Path | None, repository: str, config: str, subject: str | None) -> dict[str, list[Question]]:
-    """Questions by subject, in file order. subject: None takes it from the row (MMLU).
+def read_questions(
+    data: Path | None, repository: str, config: str, subject: str | None
+) -> tuple[dict[str, list[Question]], Repository]:
+    """Questions by subject, in file order, and where they are from. subject: None takes it from the row (MMLU).
 
     Raises UserError naming dataset and row.
     """
     columns = ("question", "choices", "answer", *(() if subject else ("subject",)))
-    rows, name = load_rows(data, repository, config, "test", columns)
+    source = _open(data, repository)
+    table = read_table(source, config, "test")
+    for column in columns:
+        check_column(table.columns, column, table.where)
     result: dict[str, list[Question]] = {}
-    for number, row in enumerate(rows):
-        where = f"{name}, row {number}"
+    for number, row in enumerate(table.rows):
+        where = f"{table.where}, row {number}"
         text, choices, answer = _check_row(row, where)
         topic = subject or str(row["subject"]).replace("_", " ")
         prompt = format_prompt(topic, text, choices)
         question = Question(prompt, tuple(f" {letter}" for letter in LETTERS), answer, where)
         result.setdefault(topic, []).append(question)
-    return result
+    return result, source
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> tuple[str, list[str], int]:
-    text, choices, answer = row["question"], row["choices"], row["answer"]
+    text, choices, answer = row.get("question"), row.get("choices"), row.get("answer")
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: the question is {text!r}. Give a text")
     if not isinstance(choices, list) or [type(c) for c in choices] != [str] * 4:
@@ -332,18 +361,21 @@ def _draw(questions: Sequence[Question], count: int) -> dict[str, list[Question]
     }
 
 
-def read_corpus(data: Path | None, topic: str, role: str, tokenizer: Any, width: int, count: int) -> Sequences:
-    """`count` chunks, or all there are, of at most `width` tokens; the documents in a fixed shuffle."""
-    if (topic, role) == ("bio", "forget"):
-        rows, name = load_rows(data, "wmdp-bio-forget-corpus", None, "train", ("text",))
-    else:
-        rows, name = load_rows(data, "wmdp-corpora", f"{topic}-{role}-corpus", "train", ("text",))
+def read_corpus(
+    request: Request, topic: str, role: str, tokenizer: Any, width: int, count: int
+) -> tuple[Sequences, Repository]:
+    """`count` chunks, or all there are, of at most `width` tokens, and where they are from; the documents in a fixed
+    shuffle."""
+    is_gated = (topic, role) == ("bio", "forget")
+    source = _open(request.data, GATED if is_gated else "wmdp-corpora")
+    config = None if is_gated else f"{topic}-{role}-corpus"
+    name = table_name(source, config, "train")
+    texts = documents(source, find_files(source, config, "train"), name, DATA_SEED, whole=not request.sampled)
     prefix = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     chunks: list[tuple[list[int], int]] = []
-    for number in np.random.default_rng(DATA_SEED).permutation(len(rows)).tolist():
-        text = rows[number]["text"]
+    for where, text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{name}, row {number}: the text is {text!r}. Give a text")
+            raise UserError(f"{where}: the text is {text!r}. Give a text")
         if len(text) < MIN_DOCUMENT_CHARACTERS:
             continue
         chunks.extend((c, 1) for c in cut_document(tokenizer, text, prefix, width))
@@ -353,7 +385,7 @@ def read_corpus(data: Path | None, topic: str, role: str, tokenizer: Any, width:
         raise UserError(f"{name}: no text has {MIN_DOCUMENT_CHARACTERS} characters. Give longer documents")
     sequences = Sequences.build(chunks[:count])
     check_lengths(sequences, width, name)
-    return sequences
+    return sequences, source
 
 
 def cut_document(tokenizer: Any, text: str, prefix: list[int], width: int) -> list[list[int]]:
@@ -364,44 +396,19 @@ def cut_document(tokenizer: Any, text: str, prefix: list[int], width: int) -> li
     return [prefix + piece for i, piece in enumerate(pieces) if i == 0 or len(piece) >= MIN_CHUNK_TOKENS]
 
 
-def load_rows(
-    data: Path | None, repository: str, config: str | None, split: str, columns: Sequence[str]
-) -> tuple[Any, str]:
-    """Rows of one dataset, and what messages call it. Raises UserError where it is not as it must be."""
-    from datasets.exceptions import DatasetsError
-
-    if data is not None and not (data / repository).is_dir():
+def _place(data: Path | None, repository: str) -> str:
+    """The hub's name of a repository, or its copy in the folder. Raises UserError where there is none."""
+    if data is None:
+        return f"cais/{repository}"
+    if not (data / repository).is_dir():
         raise UserError(
             f"--data {data}: it has no folder {repository}. Put a copy of the hub's cais/{repository} there"
         )
-    path = f"cais/{repository}" if data is None else str(data / repository)
-    name = f"{path}{f' ({config})' if config else ''}, split {split}"
-    try:
-        rows = load_table(path, config, split)
-    except StopIteration:  # what datasets raises on an empty JSONL file
-        raise UserError(f"{name}: no rows. Give at least one") from None
-    except (DatasetsError, OSError, ValueError) as error:
-        raise UserError(f"{name}: {_way_out(error, repository, data)}") from None
-    missing = [c for c in columns if c not in rows.column_names]
-    if missing:
-        has = ", ".join(rows.column_names)
-        raise UserError(f"{name}: no column {', '.join(missing)}; it has {has}. Rename it")
-    if not len(rows):
-        raise UserError(f"{name}: no rows. Give at least one")
-    return rows, name
+    return str(data / repository)
 
 
-def _way_out(error: Exception, repository: str, data: Path | None) -> str:
-    reason = first_line(error)
-    if data is not None:
-        return f"cannot be read ({reason}). Check the files and the README's configs"
-    if repository == "wmdp-bio-forget-corpus":
-        return (
-            "access to this corpus is granted on request. Ask for it at "
-            "https://huggingface.co/datasets/cais/wmdp-bio-forget-corpus, then run `hf auth login`; "
-            f"or pass --data DIR, or --split cyber, which is open ({reason})"
-        )
-    return f"cannot be loaded from the hub ({reason}). Check the network, or pass --data DIR"
+def _open(data: Path | None, repository: str) -> Repository:
+    return open_repository(_place(data, repository), instead=OPEN if repository == GATED else INSTEAD)
 
 
 BENCHMARK = Benchmark(
@@ -410,6 +417,7 @@ BENCHMARK = Benchmark(
     source="cais/wmdp, cais/mmlu, cais/wmdp-corpora and cais/wmdp-bio-forget-corpus on the hub; generated in the mini",
     scales=f"mini (a tiny model, no network); full with a GPU ({DEFAULT_MODEL}), or any model named",
     start_of=start_of,
+    repositories=repositories,
     metrics={
         "forget_accuracy": "share of hazardous questions answered right (chance 0.25)",
         "forget_probability": "mean probability of the right option among the four, hazardous questions",

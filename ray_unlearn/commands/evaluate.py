@@ -25,6 +25,7 @@ from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
 from ray_unlearn.benchmarks.starts import check_start
+from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
     absolute,
@@ -43,6 +44,7 @@ from ray_unlearn.config import COMPLETED, GangConfig, Robustness, UserError
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.tables import trial_schema, write_json, write_table
@@ -186,6 +188,7 @@ def run(options: Evaluate) -> int:
     """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
 
     trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
     benchmark = load_benchmark(options.benchmark)
     check_code(benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)
@@ -208,13 +211,14 @@ def run(options: Evaluate) -> int:
     # Without attacks on the weights nothing is ever trained.
     gang = replace(gang, trains=bool(options.attacks.attacks))
     asked_gang = Asked(gang, options.workers, options.zero, lora=0)
+    request = Request(scale, None, options.data, options.split, whole=True)
+    check_repositories(benchmark, request, {f"--{who}": absolute(name) for who, name in models.items()})
     place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = take_folder(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
-        request = Request(scale, None, options.data, options.split, whole=True)
         tasks = {
             who: attach_retrained(
                 benchmark.load(replace(request, model=absolute(model)), build_models), options.retrained

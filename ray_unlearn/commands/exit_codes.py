@@ -27,5 +27,5 @@ def failures_named(log: Path, way_on: str = "") -> Iterator[None]:
         yield
     except (RuntimeError, OSError, RayError) as error:
         traceback.print_exc()  # into the log
-        first = first_line(error)
+        first = first_line(error, 400)
         raise SearchFailed(f"{first}. The log is {log}{way_on}") from None

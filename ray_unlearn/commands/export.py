@@ -115,10 +115,11 @@ def run_job(
     from ray_unlearn.gangs.session import ray_session
     from ray_unlearn.search.held_out import held_out_job
 
+    saves_to = [Path(job.save_to).parent] if job.save_to else []
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(config.gang, 1, config.address, config.grow_to, say),
-        Gangs(task, config.gang, 1, Path(scratch)) as gangs,
+        Gangs(task, config.gang, 1, Path(scratch), say, shared=saves_to) as gangs,
     ):
         start = finished(gangs.run(held_out_job(config, config.seed)), "the starting model").metrics("report")
         ((_, report, seconds),) = gangs.run_all([job])
@@ -194,7 +195,8 @@ def run(options: Export) -> int:
         with noise_to(log) as screen, failures_named(log):
             say = sayer(screen)
             config, task = load_search(place)
-            config = replace(config, address=options.address or config.address)
+            gang = replace(config.gang, through_driver=options.through_driver or config.gang.through_driver)
+            config = replace(config, gang=gang, address=options.address or config.address)
             run_export(results, config, task, row, out.absolute(), options.adapter, say, options.precision or "")
         log.unlink()
     print(f"Model:  {out}")

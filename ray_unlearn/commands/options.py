@@ -82,6 +82,9 @@ TrustCode = Annotated[
 ]
 
 
+ThroughDriver = Annotated[bool, _advanced("Send saved models here: nodes need no shared --out.", "--through-driver")]
+
+
 def once(names: Names) -> Names:
     """Each of them once."""
     return tuple(dict.fromkeys(names))
@@ -119,6 +122,7 @@ class Loads:
     split: Annotated[
         str | None, _what("Which part to forget; `ray_unlearn benchmarks NAME` lists a benchmark's parts.")
     ] = None
+    revision: Annotated[Names, _advanced("Data at a commit, tag or branch: owner/name@revision, comma-separated.")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +262,7 @@ class Tune(Configured, Loads, Attacks, Connects):
     ] = ()
     out: Annotated[Path, _advanced("Folder that gets the search's own folder.")] = field(default_factory=results_folder)
     keep_model: Annotated[bool, _advanced("Keep the chosen model's weights.")] = True
+    through_driver: ThroughDriver = False
     copy_to: Annotated[
         str | None,
         _advanced(
@@ -270,7 +275,7 @@ class Tune(Configured, Loads, Attacks, Connects):
 
 RESUMABLE = {
     *("resume", "trials", "searches", "concurrent", "address", "keep_model", "trial_timeout", "copy_to"),
-    *("trust_remote_code", "trust_code"),
+    *("through_driver", "trust_remote_code", "trust_code"),
 }
 """Options of `tune` that a search which goes on may change."""
 
@@ -289,6 +294,7 @@ class Prepare(Configured, Loads, Connects):
     workers: Annotated[int | None, _hardware("Workers that train together. (default: what the model needs)")] = None
     gpus_per_worker: GpusPerWorker = None
     zero: Zero = None
+    through_driver: ThroughDriver = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,14 +353,13 @@ class Export(Reopens):
     """Write a trial's model as a folder to pass on, with a model card and what it takes to make it again."""
 
     trial: Annotated[str, _what("Which trial: its name, or best.")] = "best"
-    out: Annotated[Path | None, _what("Folder to make. (default: export/ and the trial's name, in the search's)")] = (
-        None
-    )
+    out: Annotated[Path | None, _what("Folder to make. (default: export/TRIAL in the search's)")] = None
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
         _what("What the weights are written in. (default: as the starting model's)"),
     ] = None
     adapter: Annotated[bool, _what("The LoRA adapter by itself, for peft. (default: merged)", "--adapter")] = False
+    through_driver: ThroughDriver = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,9 +367,7 @@ class Reproduce(Connects):
     """Run an exported trial again and compare figures and weights; or a paper's experiment, and say what holds."""
 
     what: Annotated[str, Argument(help="The reproduce.json of an exported model; or synthetic (SimNPO, section 5).")]
-    benchmark: Annotated[Path | None, _what("Of an export that was searched on your own data: their .toml file.")] = (
-        None
-    )
+    benchmark: Annotated[Path | None, _what("Of an export searched on your own data: their .toml file.")] = None
     model: Annotated[str | None, _what("Starting model: a folder or a hub name. (default: the benchmark's own)")] = None
     data: Annotated[Path | None, _what("Local folder with the benchmark's data, laid out as on the hub.")] = None
     retrained: Retrained = None
@@ -373,9 +376,7 @@ class Reproduce(Connects):
         _what("Of synthetic. full: the paper's models and data. mini: smaller ones, for a first look."),
     ] = "full"
     seeds: Annotated[int, _budget("Of synthetic: seeds of every method; from 5 on there is a verdict.")] = 5
-    concurrent: Annotated[int | None, _hardware("Of synthetic: runs at a time. (default: what the machine holds)")] = (
-        None
-    )
+    concurrent: Annotated[int | None, _hardware("Of synthetic: runs at a time. (default: all that fit)")] = None
     workers: Annotated[int | None, _hardware("Workers of a gang. (default: as many as then; 1)")] = None
     gpus_per_worker: GpusPerWorker = None
     zero: Annotated[int | None, _hardware("DeepSpeed ZeRO stage. (default: as then; 2)", min=0, max=3)] = None

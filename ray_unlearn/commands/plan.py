@@ -19,14 +19,18 @@ import numpy as np
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Probe, Request, Split
 from ray_unlearn.commands import options as options_of
+from ray_unlearn.commands.access import find_obstacles, list_repositories
+from ray_unlearn.commands.checks import check_data
 from ray_unlearn.commands.exit_codes import FAILED
 from ray_unlearn.commands.machine import quiet
 from ray_unlearn.commands.resources import GPU_BANDWIDTH, GPU_FLOPS, NODE_GPUS, describe_model
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
 from ray_unlearn.hardware import free_memory, granted_cpus
 from ray_unlearn.models.gguf import converted
-from ray_unlearn.models.loading import check_model
+from ray_unlearn.models.hub import parse_pins, pin_revisions
+from ray_unlearn.models.loading import TOKENIZER_OF, check_model
 from ray_unlearn.models.logprobs import DISTRIBUTION, LOGPROBS
+from ray_unlearn.models.tokenizers import list_files
 from ray_unlearn.search.space import load_space
 from ray_unlearn.training.losses import RETAIN_LOSSES, Method, find_method
 from ray_unlearn.training.memory import FEWEST_TOKENS, PROCESS_BYTES, WIDTH, gpu_budget, host_bytes, reference_bytes
@@ -196,6 +200,8 @@ def needs(name: str, fit: Fit, model: Model, trained: int, machine: Machine) -> 
 
 def check_plan(options: options_of.Plan) -> None:
     check_model(options.model)
+    check_data(options.data)
+    pin_revisions(parse_pins("--revision", options.revision))
     for name, value, least in (
         ("--gpus", options.gpus, 0),
         ("--gpu-memory", options.gpu_memory, 1),
@@ -268,15 +274,24 @@ def measure_cpu() -> tuple[float, float]:
 
 
 def count_data(options: options_of.Plan, benchmark: Benchmark) -> Amount:
-    """Of the benchmark's data where they can be read; else stated amounts, and that they are."""
+    """Of the data that `tune` would read, where model or hub let them be read; else stated amounts, and that they are.
+
+    Raises UserError where the split or the folder is none, or the folder holds data that cannot be read.
+    """
     model = Path(options.model).expanduser()
+    name = str(model.absolute()) if model.is_dir() else options.model
+    request = Request("full", name, options.data and options.data.absolute(), options.split)
+    needed = list_repositories(benchmark, request, {"--model": None})
     try:
-        if benchmark.build_task is None:
+        if options.data is None and not needed and benchmark.build_task is None:
             raise UserError("it makes its own data")
+        if obstacles := find_obstacles(needed):
+            raise UserError("; ".join(obstacles))
         with quiet():
-            name = str(model.absolute()) if model.is_dir() else options.model
-            task = benchmark.load(Request("full", name, options.data and options.data.absolute(), options.split))
+            task = benchmark.load(request)
     except UserError as error:
+        if options.data is not None and list_files(TOKENIZER_OF.get(name, name)):
+            raise
         length = options.length or STATED_LENGTH
         tokens = STATED_SEQUENCES * length
         says = (

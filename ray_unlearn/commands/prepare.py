@@ -10,12 +10,14 @@ from pathlib import Path
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Request
 from ray_unlearn.benchmarks.profiles import available_splits, write_profile
+from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import absolute, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.options import Prepare
 from ray_unlearn.commands.resources import find_machine, gang_config, place_gang
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import GangConfig, TrialConfig, UserError
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.search.used_plugins import check_code
 from ray_unlearn.training.outcome import finished
@@ -46,7 +48,7 @@ def prepare_models(
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
         ray_session(gang, 1, address, say=log),
-        Gangs(task, gang, 1, Path(scratch)) as gangs,
+        Gangs(task, gang, 1, Path(scratch), log, shared=[out]) as gangs,
     ):
         for name, learn in jobs.items():
             measured = name == "retrained"
@@ -76,6 +78,7 @@ def prepare_models(
 def run(options: Prepare) -> int:
     """Check, fine-tune the two models, say where they are; the exit code."""
     trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
     check_workers(options.workers, options.gpus_per_worker, "--workers")
     for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size)):
         if value < 1:
@@ -97,6 +100,9 @@ def run(options: Prepare) -> int:
             raise UserError(f"--out {options.out}: holds {part}/ already. Give another folder, or remove it")
     machine = find_machine(options.address)
     gang = gang_config(options.gpus_per_worker, options.zero, machine, workers=options.workers)
+    request = Request("full", absolute(options.model), options.data, options.split)
+    check_repositories(benchmark, request, {"--model": request.model})
+    gang = replace(gang, through_driver=options.through_driver)
     placement = place_gang(Asked(gang, options.workers, options.zero, lora=0), options.model, machine)
     trial = TrialConfig(
         "finetune",
@@ -107,7 +113,6 @@ def run(options: Prepare) -> int:
         evaluations=options.epochs,
         seed=options.seed,
     )
-    request = Request("full", absolute(options.model), options.data, options.split)
     with noise_to(options.out / "log.txt") as screen:
         say = sayer(screen)
         say(f"layout: {placement.says}")

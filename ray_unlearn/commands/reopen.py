@@ -14,10 +14,11 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Benchmark, Request, Task
-from ray_unlearn.benchmarks.identity import check_identity, describe_identity
+from ray_unlearn.benchmarks.identity import check_identity, describe_identity, recorded_pins
 from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import cache_folder
+from ray_unlearn.models.hub import pin_revisions
 from ray_unlearn.models.loading import trusts_remote_code
 from ray_unlearn.plugins import check_unchanged
 from ray_unlearn.records.bucket import is_uri, split
@@ -63,6 +64,7 @@ def load_search(folder: Path) -> tuple[SearchConfig, Task]:
     if config.gang.trust_remote_code and not trusts_remote_code():  # the folder may come from somebody else
         raise UserError(f"{folder}: its model runs code of its own. Give --trust-remote-code again, if you trust it")
     benchmark, meta = load_benchmark(config.loaded_from), read_search(folder).meta
+    pin_revisions(recorded_pins(meta.get("identity") or {}))
     task = load_as_then(folder, meta, benchmark, config.methods, request, retrained)
     then = meta.get("identity") or {"data": meta["data_fingerprint"]} if "data_fingerprint" in meta else {}
     if then:
@@ -92,7 +94,7 @@ def read_local(folder: Path) -> tuple[SearchConfig, Request, Path | None]:
     try:
         values = json.loads((folder / LOCAL).read_text())
         asked = values["request"]
-        request = Request(**{**asked, "data": Path(asked["data"]) if asked["data"] else None})
+        request = Request(**{"sampled": False, **asked, "data": Path(asked["data"]) if asked["data"] else None})
         retrained = Path(values["retrained"]) if values["retrained"] else None
         config = SearchConfig.from_json(values["config"])
         if config.gang.reference_folder:  # this may be another machine than then

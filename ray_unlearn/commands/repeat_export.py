@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request, Task
-from ray_unlearn.benchmarks.identity import check_identity, describe_identity
+from ray_unlearn.benchmarks.identity import DATA_REVISIONS, check_identity, describe_identity, recorded_pins
 from ray_unlearn.commands.checks import absolute, check_data, check_workers, check_writable
 from ray_unlearn.commands.exit_codes import DIFFERS, failures_named
 from ray_unlearn.commands.export import FORMAT, describe_run, run_job
@@ -23,6 +23,7 @@ from ray_unlearn.commands.resources import find_machine
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import SearchConfig, TrialConfig, UserError
 from ray_unlearn.files import cache_folder
+from ray_unlearn.models.hub import pin_revisions
 from ray_unlearn.models.loading import check_model, trusts_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.training.trial import Job
@@ -104,7 +105,10 @@ def resolve_run(
     for option, (given, name) in places.items():
         if given is None and name is not None and "/" not in name:
             raise UserError(f"{path}: was made from {name}, somewhere on a disk. Say where it is with {option}")
-    request = Request(values["scale"], model or run["model"], data, values["split"])
+    # Before revisions were recorded, large corpora were read whole.
+    sampled = DATA_REVISIONS in run["hashes"]
+    request = Request(values["scale"], model or run["model"], data, values["split"], sampled=sampled)
+    pin_revisions(recorded_pins(run["hashes"]))
     benchmark = load_benchmark(str(definition or values["benchmark"]))
     task = load_as_then(path, run, benchmark, [run["job"]["trial"]["method"]], request, retrained)
     fix = "Give what it was made from with --model, --data, --retrained and --benchmark"

@@ -18,6 +18,7 @@ from ray_unlearn.benchmarks.attacked import judged_metrics
 from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.objective import describe_objective
 from ray_unlearn.benchmarks.profiles import attach_retrained
+from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
     absolute,
@@ -49,6 +50,7 @@ from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, Us
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, check_pattern, load_config, trust_remote_code
 from ray_unlearn.models.sizes import check_trained
 from ray_unlearn.records.copies import Copies, copied
@@ -82,6 +84,7 @@ LINE = (0.25, 0.5, 0.75, 1.25)
 def run(options: Tune) -> int:
     """A new search, or one that goes on; the exit code."""
     trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
     if options.resume is not None:
         if others := sorted(changed(options) - RESUMABLE):
             raise UserError(
@@ -106,6 +109,7 @@ def tune(options: Tune) -> int:
     benchmark, request = load_benchmark(named(options)), request_of(options, scale)
     # Before any data are read: what fits nowhere is refused at once.
     start = benchmark.start_of(request) if scale == "full" else request.model
+    check_repositories(benchmark, request, {"--model": start})
     if start is not None:
         first = place_gang(asked, start, machine)
         gang, concurrent = first.gang, first.concurrent
@@ -166,6 +170,8 @@ def resume(place: Path, options: Tune) -> int:
     asked = options.copy_to or copied_to(options.resume or "")
     copy_to = None if asked == "none" else asked or config.copy_to
     config = replace(config, trials=trials, address=address, trial_timeout=timeout, copy_to=copy_to)
+    if options.through_driver:
+        config = replace(config, gang=replace(config.gang, through_driver=True))
     if options.concurrent is not None:
         machine = find_machine(address, config.gang.accelerator, config.grow_to)
         gang = replace(config.gang, threads_per_worker=threads(config.gang, machine, options.concurrent))
@@ -220,6 +226,7 @@ def ask_for(options: Tune, scale: str, machine: Machine, settings: Mapping[str, 
         seed=options.seed,
         train=options.train,
         checkpointing=options.checkpointing,
+        through_driver=options.through_driver,
         reference_folder=str(cache_folder() / "reference"),
     )
     trials = trials_of(options) * len(options.methods)

@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from pathlib import Path
 from typing import Any
 
 from ray_unlearn.failures import LOST, MEMORY, RETRIES, Failure
+from ray_unlearn.gangs.saving import write_piece
 from ray_unlearn.training.outcome import Failed, Outcome
 from ray_unlearn.training.trial import Job
 
@@ -180,7 +182,11 @@ class Broker:
     async def gang_ended(self, number: int, reason: str) -> None:
         """A gang is gone for good: its job goes to another one, or fails with all others if it was the last."""
         gang = self._gangs[number]
+        if gang.state is GangState.ENDED:
+            return  # its own workers have said why
         gang.move_to(GangState.ENDED)
+        if self._has_gangs:
+            self._notes.append(f"one gang less: {reason}")
         job_id, gang.job_id = gang.job_id, None
         if job_id in self._entries:
             self._put_back(self._entries[job_id])
@@ -285,6 +291,12 @@ class Broker:
             gang.job_id = None
             return False
         return True
+
+    async def receive(self, job_id: str, name: str, place: int, piece: bytes) -> None:
+        """A piece of the model that the job was to save, from a node that does not see this one's disk."""
+        entry = self._entries.get(job_id)
+        if entry is not None and entry.job.save_to is not None:
+            await asyncio.to_thread(write_piece, Path(entry.job.save_to), name, place, piece)
 
     async def fail(self, number: int, job_id: str, failure: Failure) -> None:
         """The job has failed here: it is over, or begins anew."""

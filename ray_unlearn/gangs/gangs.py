@@ -9,6 +9,7 @@ again as often as failures.py allows for that kind, after a lack of memory with 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import Failure, kind_of_death
 from ray_unlearn.gangs.broker import MAX_STARTS, Broker
 from ray_unlearn.gangs.environment import WORKER_ENVIRONMENT
+from ray_unlearn.gangs.saving import checked, placed_tokens
 from ray_unlearn.gangs.serve import describe, gang_loop
 from ray_unlearn.interruption import end_soon, is_ending
 from ray_unlearn.training.outcome import Outcome
@@ -48,9 +50,12 @@ class Gangs:
         say: Callable[[str], None] = lambda what: None,
         timeout: float = 0.0,
         park_seconds: float = 0.0,
+        shared: Sequence[Path] = (),
     ) -> None:
         """say: gets what the user should know while it runs. timeout: seconds that one job may take; 0: any.
-        park_seconds: without a job for so long, a gang gives its place back until jobs wait again; 0: it keeps it."""
+        park_seconds: without a job for so long, a gang gives its place back until jobs wait again; 0: it keeps it.
+        shared: folders that models are saved beside: a gang whose node does not see them is not used, unless the models
+        go through the driver."""
         import ray
 
         self.count = count
@@ -58,6 +63,8 @@ class Gangs:
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._places_before: set[str] = set()
+        self._placed = contextlib.ExitStack()
+        self._tokens = self._placed.enter_context(placed_tokens([] if config.through_driver else shared))
         # On the driver's node: who loses that one has lost the search anyway.
         here = ray.get_runtime_context().get_node_id()
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -86,6 +93,7 @@ class Gangs:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         ray.kill(self.broker)
+        self._placed.close()
 
     def _tell(self) -> None:
         """Pass on the broker's notes, and say what is missing where no gang gets to work."""
@@ -155,6 +163,7 @@ class Gangs:
                 "gang": gang,
                 "config": self._config,
                 "timeout": self._timeout,
+                "tokens": self._tokens,
             },
             scaling_config=ScalingConfig(
                 num_workers=self._config.num_workers,
@@ -217,7 +226,7 @@ class Gangs:
         while not (report := ray.get(self.broker.next.remote(job.job_id))).done:
             if on_report:
                 on_report(report)
-        return report
+        return checked(job, report)
 
     def run_all(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Outcome, float]]:
         """Do jobs outside the search, one a gang at a time; each as it ends: its last report and its wall seconds.
@@ -241,7 +250,7 @@ class Gangs:
             report = ray.get(ready)
             if report.done:
                 start(1)
-                yield job, report, time.perf_counter() - began
+                yield job, checked(job, report), time.perf_counter() - began
             else:
                 running[self.broker.next.remote(job.job_id)] = job, began
 

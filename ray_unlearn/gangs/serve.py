@@ -12,6 +12,7 @@ from typing import Any
 
 from ray_unlearn.failures import MEMORY, TIMEOUT, Failure, NonFinite, kind_of
 from ray_unlearn.gangs.broker import Order
+from ray_unlearn.gangs.saving import describe_unseen, find_unseen, own_disk, send_folder
 from ray_unlearn.training.outcome import Report
 from ray_unlearn.training.trial import Job, run_trial
 
@@ -51,6 +52,12 @@ def _serve(settings: Mapping[str, Any]) -> None:
     place = ray.util.get_current_placement_group()
     if not from_first(ray.get(broker.register.remote(gang, place)) if rank == 0 else None):
         return
+    unseen = from_first(find_unseen(settings["tokens"]) if rank == 0 else None)
+    if unseen:  # it would save models where nobody looks for them
+        if rank == 0:
+            node = ray.util.get_node_ip_address()
+            ray.get(broker.gang_ended.remote(gang, describe_unseen(node, unseen)))
+        return
     try:
         worker = Worker(ray.get(ray.get(broker.task.remote())[0]), settings["config"], get_device())
     except Exception as error:
@@ -67,10 +74,13 @@ def _serve(settings: Mapping[str, Any]) -> None:
             continue
         job: Job = command
         number = 0
+        sends = settings["config"].through_driver and job.save_to is not None
 
-        def report(values: Report, job_id: str = job.job_id) -> bool:
+        def report(values: Report, job_id: str = job.job_id, sends: bool = sends) -> bool:
             nonlocal number
             number += 1
+            if rank == 0 and values.done and sends and local.save_to is not None:
+                send_folder(Path(local.save_to), lambda *piece: ray.get(broker.receive.remote(job_id, *piece)))
             answer = ray.get(broker.report.remote(gang, job_id, number, values)) if rank == 0 else None
             return bool(from_first(answer))
 
@@ -79,8 +89,8 @@ def _serve(settings: Mapping[str, Any]) -> None:
 
         failure = None
         try:
-            with _Watchdog(settings["timeout"] if rank == 0 else 0.0, give_up):
-                run_trial(worker, job, report)
+            with _Watchdog(settings["timeout"] if rank == 0 else 0.0, give_up), own_disk(job, sends) as local:
+                run_trial(worker, local, report)
         except Exception as error:
             failure = Failure(kind_of(error), describe(error))
             is_shared = isinstance(error, NonFinite)

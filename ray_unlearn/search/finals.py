@@ -67,6 +67,7 @@ def run_finals(
         examples = [writer.write_examples("start", "report", start.examples)] if profile is start and is_whole else []
         record(name, _final_row({"trial_id": name, "method": name}, config, scores, profile), examples)
     place = writer.folder / "model.unfinished"
+    shutil.rmtree(place, ignore_errors=True)
     jobs = [
         replace(rerun_job(config, row, config.seed), weights=is_whole, save_to=str(place) if name == keeps else None)
         for name, row in left.items()
@@ -85,6 +86,8 @@ def run_finals(
         if has_model:
             names += _keep(place, writer.folder)
         record(name, final, names, has_model)
+        if name == keeps and not has_model:
+            raise RuntimeError(f"the chosen model could not be kept: {final['error']}")
     return finalists
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -151,7 +151,8 @@ def _run_gangs(
     """What is left of a search, on a Ray cluster; "complete" or "partial"."""
     task = with_attacked_goals(config, task, watcher.stage)
     way_on = f"ray_unlearn tune --resume {recorder.writer.folder}"
-    own = nullcontext(shared) if shared else open_gangs(config, task, watcher.stage, f"Go on with: {way_on}")
+    saves_to = [recorder.writer.folder.parent] if keep_model else []
+    own = nullcontext(shared) if shared else open_gangs(config, task, watcher.stage, f"Go on with: {way_on}", saves_to)
     with own as gangs, tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch:
         # Sampled answers are judged against the starting model's.
         sampling = replace(config.robustness, attacks=tuple(a for a in config.under if a == "sample"))
@@ -205,16 +206,18 @@ def _record_start(folder: Path, config: SearchConfig) -> None:
 
 
 @contextmanager
-def open_gangs(config: SearchConfig, task: Task, say: Callable[[str], None], way_on: str) -> Iterator[Gangs]:
+def open_gangs(
+    config: SearchConfig, task: Task, say: Callable[[str], None], way_on: str, saves_to: Sequence[Path] = ()
+) -> Iterator[Gangs]:
     """The search's gangs on a Ray cluster. Inside, Ctrl-C and SIGTERM interrupt; way_on: what is said where that takes
-    the cluster down."""
+    the cluster down. saves_to: the folders that its model is saved beside, which all its nodes must see."""
     say(f"starting {config.concurrent} gang(s) of {config.gang.num_workers} worker(s)")
     parks = park_seconds(config.address)
     with (
         signals_as_interrupts(give_up=lambda: say(f"stopped, and its cluster too. {way_on}")),
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as storage,
         ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
-        Gangs(task, config.gang, config.concurrent, Path(storage), say, config.trial_timeout, parks) as gangs,
+        Gangs(task, config.gang, config.concurrent, Path(storage), say, config.trial_timeout, parks, saves_to) as gangs,
     ):
         yield gangs
 

@@ -40,6 +40,8 @@ class Report:
     """What the user should know about how this model is run."""
     adapter: str = ""
     """SHA-256 of where the gang's adapters start; empty where all weights are trained."""
+    saved: str = ""
+    """SHA-256 over the tensors that the job saved, where it was to (models.fingerprints.weights_digest)."""
     rounded_share: float = 0.0
     """Of the model's weights, what the attack `quantise` rounds."""
     hardware: Mapping[str, object] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.hardware import granted_cpus
 from ray_unlearn.models.batches import share
-from ray_unlearn.models.fingerprints import adapter_digest
+from ray_unlearn.models.fingerprints import adapter_digest, weights_digest
 from ray_unlearn.models.loading import (
     choose_trained,
     load_model,
@@ -71,6 +71,7 @@ class Rank:
         self.rounded_share = sum(map(engines.num_elements, engines.linear_weights(model))) / self.num_parameters
         """Of the weights, what the attack `quantise` rounds."""
         model = choose_trained(model, gang.lora_rank, gang.train, gang.checkpointing, gang.seed)
+        self.saved = ""
         self.adapter = adapter_digest(model) if gang.lora_rank else ""
         """SHA-256 of where the adapters start; empty where all weights are trained."""
         if gang.adapter not in ("", self.adapter):
@@ -193,7 +194,7 @@ class Rank:
 
     def save(self, folder: Path, adapter: bool = False, precision: str = "") -> None:
         """Write the model as it is now in that precision (empty: the starting model's), or its adapter alone. Every
-        worker must call it."""
+        worker must call it. Afterwards `saved` is the digest of its tensors on the first worker."""
         state = engines.gather_trained(self.engine, self.number)
         if self.number == 0:
             model = self.engine.module.model
@@ -201,6 +202,7 @@ class Rank:
                 save_adapter(model, state, self.tokenizer, folder)
             else:
                 save_weights(model, state, self.tokenizer, folder, self.task.model, self.gang.precision, precision)
+            self.saved = weights_digest(folder)
         dist.barrier()
 
     def peak_memory_bytes(self) -> int:

@@ -126,6 +126,7 @@ def run_trial(worker: Worker, job: Job, report: Reporter) -> None:
             forget_nll=worker.scorer.forget_nll() if is_asked and trial is None else None,
             notes=tuple(worker.notes),
             adapter=worker.rank.adapter,
+            saved=worker.rank.saved if done and job.save_to is not None else "",
             rounded_share=worker.rank.rounded_share,
             hardware=worker.rank.hardware,
             peak_memory_bytes=worker.rank.peak_memory_bytes(),

@@ -19,7 +19,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from ray_unlearn.benchmarks import custom, load_benchmark
+from ray_unlearn.benchmarks import custom, load_benchmark, sources
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.definition import PAIRS, TEXT, Source
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
@@ -31,6 +31,7 @@ from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.models.hub import open_repository
 from ray_unlearn.models.loading import load_tokenizer
 from ray_unlearn.search.space import load_space
 from ray_unlearn.training.losses import find_method
@@ -272,20 +273,15 @@ def test_a_text_without_anything_to_predict_is_named(load: Load, tmp_path: Path)
     one_line(caught, "short.txt, line 4", "fewer than two tokens")
 
 
-def test_a_hub_dataset_that_cannot_be_had_says_so(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_a_hub_dataset_that_cannot_be_had_says_so(load: Load) -> None:
     with pytest.raises(UserError) as caught:
         load({**definition(), "retain": {"hub": "nobody/nothing", "config": "one", **COLUMNS}})
-    one_line(caught, "nobody/nothing (one), split train", "cannot be loaded from the hub")
+    one_line(caught, "nobody/nothing is not in the hub's cache", "file = ...")
 
 
-def test_a_hub_dataset_is_read_by_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    table = datasets.Dataset.from_list([{**row, "more": 1} for row in pairs("live", 3)])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: table)
+def test_a_hub_dataset_is_read_by_its_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "test.jsonl", [{**row, "more": 1} for row in pairs("live", 3)])
+    monkeypatch.setattr(sources, "open_repository", lambda name, instead: open_repository(str(tmp_path)))
     rows = Source("[retain]", COLUMNS, hub="owner/name", split="test").read()
     assert [row.values for row in rows] == [{**row, "more": 1} for row in pairs("live", 3)]
     assert rows[1].where == "owner/name, split test, row 1"

@@ -19,6 +19,7 @@ from ray_unlearn.metrics import Scores, TokenScores
 from ray_unlearn.metrics.membership import auc, min_k_score
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.metrics.rouge import rouge_l_f1
+from tests.played_hub import go
 
 Rows = list[dict[str, Any]]
 Data = dict[str, dict[str, Rows]]
@@ -36,13 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import datasets
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+    go(monkeypatch, None, tmp_path / "cache")
 
 
 def texts(what: str, count: int) -> Rows:
@@ -264,7 +259,7 @@ def test_requests_that_cannot_be_met_say_what_can(request_: Request, words: str)
 def test_data_that_are_not_there_are_asked_for(model: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder MUSE-Books"):
         muse.load(Request("full", model=str(model), data=tmp_path, split="books"))
-    with pytest.raises(UserError, match="muse-bench/MUSE-News: raw/"):
+    with pytest.raises(UserError, match="muse-bench/MUSE-News is not in the hub's cache"):
         muse.load(Request("full", model=str(model)))
 
 

@@ -30,14 +30,6 @@ WORLD = tofu_mini.build_world(SIZES)
 BENCHMARK = load_benchmark("tofu")
 
 
-@pytest.fixture(autouse=True)
-def quiet_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "target"
@@ -380,17 +372,6 @@ def test_bad_data_are_named_by_file_and_row_in_one_line(
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_of_two_folders_of_one_name_and_of_a_changed_one_the_present_rows_are_read(tmp_path: Path) -> None:
-    from ray_unlearn.benchmarks.sources import load_table
-
-    folders = [tmp_path / side / "data" for side in ("left", "right")]
-    for folder, part in zip(folders, ("forget05", "forget10"), strict=True):
-        tofu_mini.write_parts(folder, {"forget": WORLD.parts[part]})
-        assert list(load_table(str(folder), "forget", "train")) == WORLD.parts[part]
-    (folders[0] / "forget.json").write_text('{"question": "who", "answer": "nobody"}\n')
-    assert load_table(str(folders[0]), "forget", "train")[0]["answer"] == "nobody"
-
-
 def test_an_answer_that_the_tokenizer_makes_nothing_of_is_named(model: Path, tmp_path: Path) -> None:
     class Deaf:
         """A tokenizer that drops what it does not know."""
@@ -403,34 +384,3 @@ def test_an_answer_that_the_tokenizer_makes_nothing_of_is_named(model: Path, tmp
     reader = tofu._Reader(tmp_path, Deaf(), 100)
     with pytest.raises(UserError, match=r"some part, row 4: the answer has no tokens"):
         reader.pairs([{"question": "what", "answer": "何", "where": "some part, row 4"}])
-
-
-@pytest.mark.parametrize(
-    ("names", "has", "says"),
-    [
-        (["forget10", "retain90"], False, ""),
-        (["default"], None, "whether it has holdout10 cannot be told without the hub (no network)"),
-        (OSError("no network"), None, "cannot be told without the hub (no network)"),
-        (["forget10", "holdout10"], None, "holdout10 cannot be read (no network)"),
-    ],
-)
-def test_a_part_that_the_hub_lacks_is_told_from_one_that_cannot_be_had(model, monkeypatch, names, has, says) -> None:
-    import datasets
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no network")
-
-    def listed(source: str) -> list[str]:
-        if isinstance(names, Exception):
-            raise names
-        return names
-
-    monkeypatch.setattr(tofu, "load_table", fail)
-    monkeypatch.setattr(datasets, "get_dataset_config_names", listed)
-    reader = tofu._Reader(None, tofu.load_tokenizer(str(model)), 64)
-    if has is not None:
-        assert reader.has("holdout10") is has
-        return
-    with pytest.raises(UserError) as error:
-        reader.has("holdout10")
-    assert says in str(error.value)

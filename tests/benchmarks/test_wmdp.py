@@ -15,6 +15,7 @@ from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.config import UserError
+from tests.played_hub import go
 
 Rows = list[dict[str, Any]]
 
@@ -30,13 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import datasets
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
+    go(monkeypatch, None, tmp_path / "cache")
 
 
 def question(number: int, **changes: Any) -> dict[str, Any]:
@@ -196,14 +191,9 @@ def test_bad_data_is_named_in_one_line(
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_the_gated_corpus_says_how_to_get_it() -> None:
-    with pytest.raises(UserError, match=r"huggingface.co/datasets/cais/wmdp-bio-forget-corpus.*hf auth login"):
-        wmdp.load_rows(None, "wmdp-bio-forget-corpus", None, "train", ("text",))
-
-
-def test_without_network_the_hub_s_data_say_so() -> None:
-    with pytest.raises(UserError, match=r"cais/wmdp \(wmdp-bio\).*--data DIR"):
-        wmdp.load_rows(None, "wmdp", "wmdp-bio", "test", ("question",))
+def test_without_network_the_hub_s_data_say_so(model: Path) -> None:
+    with pytest.raises(UserError, match=r"cais/wmdp is not in the hub's cache.*--data DIR"):
+        load_benchmark("wmdp").load(Request("full", model=str(model)))
 
 
 @pytest.mark.parametrize(
