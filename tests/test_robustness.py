@@ -11,7 +11,7 @@ from ray_unlearn.config import GangConfig, Robustness, TrialConfig
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.training import scoring
 from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
-from ray_unlearn.training.engine import changed_linear_weights
+from ray_unlearn.training.engine import changed_linear_weights, gather_trained
 from ray_unlearn.training.in_process import local_worker, run_local
 from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.trial import Job
@@ -76,6 +76,34 @@ def test_the_line_through_both_models_begins_at_the_start_and_ends_at_the_traine
     assert state(worker) == trained
     worker.restore()
     assert dict(worker.scorer.evaluate(worker.task.selection).metrics) == at_start
+
+
+def merged(worker) -> dict[str, torch.Tensor]:
+    """The weights that the model computes with, by name: those of adapters merged in, gathered from all shards."""
+    model = worker.engine.module.model
+    state = gather_trained(worker.engine, 0)
+    scaling = {name: module.scaling["default"] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    for name, scale in scaling.items():
+        first, second = (state.pop(f"{name}.lora_{factor}.default.weight") for factor in "AB")
+        state[f"{name}.base_layer.weight"] = state[f"{name}.base_layer.weight"] + scale * (second @ first)
+    return state
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_merged_weights_lie_on_the_line(worker, alpha):
+    worker.restore()
+    start = merged(worker)
+    run_local(worker, Job("trained", TRIAL))
+    end = merged(worker)
+    with worker.rank.on_the_line(alpha):
+        between = merged(worker)
+    near = 1e-6 if worker.gang.precision == "fp32" else 2**-8
+    lengths = {name: (end[name] - start[name]).float().norm() for name in start}
+    assert sum(length > 0 for length in lengths.values()) >= 2
+    for name, length in lengths.items():
+        off = (between[name] - (start[name] + alpha * (end[name] - start[name]))).float().norm()
+        assert off <= near * end[name].float().norm(), name
+        assert not length or off < 0.02 * length or worker.gang.precision == "bf16", "near against the way, too"
 
 
 def test_a_job_scores_the_line_and_can_end_on_it(worker, tmp_path):
