@@ -222,4 +222,3 @@ def _delta(adapter: Any, name: str, value: Tensor) -> Tensor:
     if delta.shape != value.shape:
         raise RuntimeError(f"an adapter on a {type(adapter.get_base_layer()).__name__} cannot be merged for the attack")
     return delta
-

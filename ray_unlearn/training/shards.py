@@ -85,8 +85,8 @@ def shard_of(parameter: Any) -> Tensor:
 def places_of(engine: Any, is_wanted: Callable[[str], bool]) -> list[Tensor]:
     """Which of this worker's numbers belong to the trained parameters of those names: bool, shaped as `Shards.own`.
 
-    Whatever the layout is, the engine says it itself: the parameters are filled with marks, and the marks read where the
-    optimizer steps. The weights are lost; the caller writes them anew.
+    Whatever the layout is, the engine says it itself: the parameters are filled with marks, and the marks are read
+    where the optimizer steps. The weights are lost; the caller writes them anew.
     """
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:

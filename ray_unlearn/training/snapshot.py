@@ -140,7 +140,7 @@ class Snapshot:
         shards.spread()
 
     def _places_of_first_factors(self, engine: Any) -> list[Tensor]:
-        """bool, shaped as this worker's weights; empty where there are no adapters. The first call loses the weights."""
+        """bool, shaped as this worker's weights; empty without adapters. The first call loses the weights."""
         if self._first_factors is None:
             trained = [name for name, p in engine.module.named_parameters() if p.requires_grad]
             has_adapters = any(FIRST_FACTOR in name for name in trained)
