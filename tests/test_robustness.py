@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from ray_unlearn.benchmarks.contract import Prompts
+from ray_unlearn.benchmarks.contract import Aim, Keep, Prompts
+from ray_unlearn.benchmarks.objective import Judge
 from ray_unlearn.config import GangConfig, Robustness, TrialConfig
+from ray_unlearn.metrics.ranking import Ranking
+from ray_unlearn.models.fingerprints import weights_digest as files_digest
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.training import scoring
 from ray_unlearn.training.attacks import BLOCK, NF4, pick_relearned, round_to_nf4, worst_of
-from ray_unlearn.training.engine import changed_linear_weights
+from ray_unlearn.training.engine import changed_linear_weights, gather_trained
 from ray_unlearn.training.in_process import local_worker, run_local
+from ray_unlearn.training.line import NEAR, LineSearch
 from ray_unlearn.training.shards import weights_digest
 from ray_unlearn.training.trial import Job
 from tests.tiny import tiny_task, write_tiny_model
@@ -78,6 +82,34 @@ def test_the_line_through_both_models_begins_at_the_start_and_ends_at_the_traine
     assert dict(worker.scorer.evaluate(worker.task.selection).metrics) == at_start
 
 
+def merged(worker) -> dict[str, torch.Tensor]:
+    """The weights that the model computes with, by name: those of adapters merged in, gathered from all shards."""
+    model = worker.engine.module.model
+    state = gather_trained(worker.engine, 0)
+    scaling = {name: module.scaling["default"] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    for name, scale in scaling.items():
+        first, second = (state.pop(f"{name}.lora_{factor}.default.weight") for factor in "AB")
+        state[f"{name}.base_layer.weight"] = state[f"{name}.base_layer.weight"] + scale * (second @ first)
+    return state
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_merged_weights_lie_on_the_line(worker, alpha):
+    worker.restore()
+    start = merged(worker)
+    run_local(worker, Job("trained", TRIAL))
+    end = merged(worker)
+    with worker.rank.on_the_line(alpha):
+        between = merged(worker)
+    near = 1e-6 if worker.gang.precision == "fp32" else 2**-8
+    lengths = {name: (end[name] - start[name]).float().norm() for name in start}
+    assert sum(length > 0 for length in lengths.values()) >= 2
+    for name, length in lengths.items():
+        off = (between[name] - (start[name] + alpha * (end[name] - start[name]))).float().norm()
+        assert off <= near * end[name].float().norm(), name
+        assert not length or off < 0.02 * length or worker.gang.precision == "bf16", "near against the way, too"
+
+
 def test_a_job_scores_the_line_and_can_end_on_it(worker, tmp_path):
     report = run_local(worker, Job("line", TRIAL, line=(0.25, 0.5)))[-1]
     assert [point.alpha for point in report.line] == [0.25, 0.5]
@@ -87,6 +119,33 @@ def test_a_job_scores_the_line_and_can_end_on_it(worker, tmp_path):
     metrics = dict(saved.scorer.evaluate(worker.task.selection).metrics)
     near = 1e-5 if worker.gang.precision == "fp32" else 0.05
     assert metrics == pytest.approx(half.metrics(), rel=near)
+
+
+def test_a_job_finds_the_farthest_point_that_holds_a_level_of_utility(worker, tmp_path):
+    worker.restore()
+    start = worker.scorer.evaluate(worker.task.selection).metrics
+    end = run_local(worker, Job("end", TRIAL))[-1].metrics()
+    before, after = (metrics["retain_divergence"] for metrics in (start, end))
+    useless = before + 2 * (after - before)  # so that half of the utility is lost
+    keep = Keep("retain_divergence", useless, lower_is_better=useless > before)
+    judge = Judge((Aim("forget1_divergence", 9.0),), (keep,), start, None, Ranking())
+    levels = (0.8, 0.5 - 1e-6)
+    search = LineSearch(levels, judge, ("report",))
+    report = run_local(worker, Job("line", TRIAL, levels=search))[-1]
+    middle, whole = report.levels
+    assert [point.level for point in report.levels] == list(levels)
+    assert (whole.alpha, 0 < middle.alpha < 1) == (1.0, True)
+    utilities = {p.alpha: judge.verdict(p.profiles["selection"].metrics).utility for p in report.line}
+    assert utilities[middle.alpha] >= levels[0]
+    beyond = min(alpha for alpha in utilities if alpha > middle.alpha)
+    assert utilities[beyond] < levels[0]
+    assert beyond - middle.alpha <= NEAR * middle.alpha
+    assert len(utilities) <= 9, "about six evaluations a level"
+    alone = LineSearch(levels[:1], judge, ("report",))
+    saved = run_local(worker, Job("saved", TRIAL, levels=alone, save_to=str(tmp_path / "found")))[-1]
+    again = Job("again", TRIAL, alpha=middle.alpha, evaluate=("report",), save_to=str(tmp_path / "named"))
+    assert run_local(worker, again)[-1].profiles == middle.profiles == saved.levels[0].profiles
+    assert files_digest(tmp_path / "found") == files_digest(tmp_path / "named")
 
 
 def test_nf4_keeps_its_levels_and_moves_others_to_the_nearest():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ def check_numbers(trials: int, searches: int, concurrent: int | None, trial_time
             raise UserError(f"{name} {value}: must be at least 1. Give a larger number")
     if trial_timeout is not None and trial_timeout < 0:
         raise UserError(f"--trial-timeout {trial_timeout:g}: must be above 0. Give seconds, or leave it out")
+
+
+def check_levels(levels: Iterable[float]) -> None:
+    for level in levels:
+        if not 0.0 < level < 1.0:
+            raise UserError(
+                f"--at-utility {level:g}: must be above 0 and under 1, the starting model's. Give 0.95, say"
+            )
 
 
 def check_workers(workers: int | None, gpus: float | None, option: str, zero: int = 0) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.commands import reopen as again
-from ray_unlearn.commands.checks import check_writable
+from ray_unlearn.commands.checks import check_levels, check_writable
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.model_card import Measured, describe_model
 from ray_unlearn.commands.options import Export
@@ -65,11 +64,14 @@ def run_export(
     adapter: bool,
     say: Callable[[str], None],
     precision: str = "",
+    level: float | None = None,
 ) -> None:
-    """Fill `out`, which must not be there; precision: of the weights, empty for the starting model's.
+    """Fill `out`, which must not be there; precision: of the weights, empty for the starting model's; level: of utility
+    whose point on the line to the trial's end is written in place of the trial's model.
 
     Raises RuntimeError where the trial cannot be run again.
     """
+    from ray_unlearn.search.at_utility import at_point, search_of, to_the_end
     from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import held_out_judge, rerun_job, rerun_row
 
@@ -77,11 +79,14 @@ def run_export(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     job = replace(rerun_job(config, row, config.seed), save_to=str(unfinished), adapter=adapter, precision=precision)
+    if level is not None:
+        start = results.meta["start"]["metrics"]
+        job = to_the_end(job, search_of(config, task, start, level))
     finals = {final["trial_id"]: final for final in results.finals if final["status"] == COMPLETED}
     retrained = task.report.retrained.metrics if task.report.retrained else None
     kept = results.folder / "model"
     is_kept = results.meta["chosen"] == row["trial_id"] and kept.is_dir() and {"start", row["trial_id"]} <= set(finals)
-    if is_kept and not adapter and precision in ("", stored_precision(str(kept))):
+    if is_kept and level is None and not adapter and precision in ("", stored_precision(str(kept))):
         say("the search has kept this model: copying it")
         shutil.copytree(kept, unfinished, dirs_exist_ok=True)
         measured = Measured(finals[row["trial_id"]], metrics_of(finals["start"], config.benchmark), retrained)
@@ -90,6 +95,10 @@ def run_export(
         say(f"running {row['trial_id']} again")
         task = with_attacked_goals(config, task, say)
         start, report, seconds = run_job(config, task, job, say)
+        if level is not None:
+            job, report = at_point(job, report)
+            row = {**row, "alpha": job.alpha}
+            say(f"its line holds utility {level:g} as far as {job.alpha:g} of the way")
         config = replace(config, gang=replace(config.gang, adapter=report.adapter))
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
@@ -98,6 +107,8 @@ def run_export(
     run = describe_run(config, task, request.model is None, job, measured, made_by, unfinished)
     if adapter:
         _name_base(unfinished / "adapter_config.json", run["model"])
+    if level is not None:
+        run["at_utility"] = level
     write_json(unfinished / "reproduce.json", run)
     card = describe_model(config, results.meta, row, measured, run, adapter)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
@@ -111,16 +122,11 @@ def run_job(
 
     Raises RuntimeError where either fails.
     """
-    from ray_unlearn.gangs.gangs import Gangs
-    from ray_unlearn.gangs.session import ray_session
+    from ray_unlearn.gangs.gangs import gangs_for
     from ray_unlearn.search.held_out import held_out_job
 
     saves_to = [Path(job.save_to).parent] if job.save_to else []
-    with (
-        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, 1, config.address, config.grow_to, say),
-        Gangs(task, config.gang, 1, Path(scratch), say, shared=saves_to) as gangs,
-    ):
+    with gangs_for(task, replace(config, concurrent=1), say, saves_to) as gangs:
         start = finished(gangs.run(held_out_job(config, config.seed)), "the starting model").metrics("report")
         ((_, report, seconds),) = gangs.run_all([job])
     return dict(start), finished(report, job.job_id), seconds
@@ -181,10 +187,12 @@ def run(options: Export) -> int:
     place = fetched(options.folder)
     results = read_search(place)
     row = find_trial(results, options.trial)
-    out = options.out or place / "export" / row["trial_id"]
+    name = row["trial_id"] if options.at_utility is None else f"{row['trial_id']}-at{options.at_utility:g}"
+    out = options.out or place / "export" / name
     if out.exists():
         raise UserError(f"--out {out}: is there already. Give another folder, or remove it")
     config = read_local(place)[0]
+    check_levels([] if options.at_utility is None else [options.at_utility])
     if options.adapter and not config.gang.lora_rank:
         raise UserError("--adapter: this search trained whole weights, there is no adapter. Leave it out")
     if options.adapter and options.precision:
@@ -197,7 +205,8 @@ def run(options: Export) -> int:
             config, task = load_search(place)
             gang = replace(config.gang, through_driver=options.through_driver or config.gang.through_driver)
             config = replace(config, gang=gang, address=options.address or config.address)
-            run_export(results, config, task, row, out.absolute(), options.adapter, say, options.precision or "")
+            asked = options.adapter, say, options.precision or "", options.at_utility
+            run_export(results, config, task, row, out.absolute(), *asked)
         log.unlink()
     print(f"Model:  {out}")
     if not options.adapter:

@@ -39,11 +39,7 @@ def describe_model(
     base = run["model"]
     origin = f"the model {base}" if base else f"the {config.benchmark} benchmark's own model"
     part = f", split {config.split}" if config.split else ""
-    place = (
-        ""
-        if row["alpha"] == 1.0
-        else (f" It lies on the line from the starting to the trained weights, at {row['alpha']:g} of the way.")
-    )
+    place = _place_on_line(row["alpha"], run.get("at_utility"))
     settings = {**run["job"]["trial"], **run["job"]["trial"]["parameters"], "epochs trained": run["job"]["stop_after"]}
     settings["retain_loss"] = settings["retain_loss"] or next(iter(method.retain_losses), "")
     unsaid = ("trial_id", "method", "parameters", "evaluations")
@@ -77,6 +73,15 @@ def describe_model(
     parts += ["## To make it again", "`reproduce.json` has every setting, version and hash:"]
     parts += [markdown_block("ray_unlearn reproduce reproduce.json")]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _place_on_line(alpha: float, level: float | None) -> str:
+    """level: of the utility for which the point was looked for; None: it was not."""
+    where = f" It lies on the line from the starting to the trained weights, at {alpha:g} of the way"
+    if level is None:
+        return "" if alpha == 1.0 else f"{where}."
+    why = f"the farthest point scored there whose utility is at least {level:g} on the selection split"
+    return f" It is the trial's end, whose utility is at least {level:g}." if alpha == 1.0 else f"{where}: {why}."
 
 
 def _head(base: str | None, method: str, adapter: bool) -> str:

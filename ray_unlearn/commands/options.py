@@ -26,6 +26,8 @@ Names = tuple[str, ...]
 """On the command line: comma-separated; "none" for nothing."""
 Amounts = Mapping[str, float]
 """On the command line: GPU=16,CPU=64."""
+Levels = tuple[float, ...]
+"""On the command line: 0.95,0.9,0.8."""
 Zero = Annotated[
     int | None,
     Option(min=0, max=3, help="DeepSpeed ZeRO stage. (default: what fits and is fastest)", rich_help_panel=HARDWARE),
@@ -340,6 +342,10 @@ class Compare(Reopens):
         tuple[Path, ...],
         _what("With further searches that differ in their seeds alone: compare methods over all of them.", "--with"),
     ] = ()
+    at_utility: Annotated[
+        Levels,
+        _what("Compare forgetting alone where utility is equal: at 0.95,0.9,0.8, say.", metavar="LEVELS"),
+    ] = ()
     top: Annotated[int, _budget("Finalists of each method.")] = 1
     frontier: Annotated[bool, _budget("Also every other point of the frontier.")] = False
     concurrent: Annotated[int | None, _hardware("Runs at a time. (default: what the machine holds)")] = None
@@ -354,6 +360,10 @@ class Export(Reopens):
 
     trial: Annotated[str, _what("Which trial: its name, or best.")] = "best"
     out: Annotated[Path | None, _what("Folder to make. (default: export/TRIAL in the search's)")] = None
+    at_utility: Annotated[
+        float | None,
+        _what("Of the line from the starting model to the trial's end, the farthest point of at least this utility."),
+    ] = None
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
         _what("What the weights are written in. (default: as the starting model's)"),

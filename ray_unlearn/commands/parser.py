@@ -17,7 +17,7 @@ from ray_unlearn import __version__
 from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
 from ray_unlearn.commands.checks import check_job_folder
-from ray_unlearn.commands.options import Amounts, Configured, Names, default_of
+from ray_unlearn.commands.options import Amounts, Configured, Levels, Names, default_of
 from ray_unlearn.config import UserError
 from ray_unlearn.plugins import trust_code
 
@@ -122,7 +122,7 @@ def _place(hint: Any) -> int:
 def _on_the_command_line(hint: Any) -> Any:
     """The type that typer parses for an option of that type."""
     kind, information = hint.__origin__, hint.__metadata__[0]
-    if kind in (Names, Amounts) and isinstance(information, typer.models.OptionInfo):
+    if kind in (Names, Amounts, Levels) and isinstance(information, typer.models.OptionInfo):
         return Annotated[str, information]
     if kind in (tuple[Path, ...], Names):
         return Annotated[list[Path] | None if kind == tuple[Path, ...] else list[str] | None, information]
@@ -133,7 +133,7 @@ def _as_text(hint: Any, default: Any) -> Any:
     kind, information = hint.__origin__, hint.__metadata__[0]
     if kind == Names and isinstance(information, typer.models.OptionInfo):
         return ",".join(default) or "none"
-    if kind == Amounts:
+    if kind in (Amounts, Levels):
         return ""
     return None if default == () else default
 
@@ -147,6 +147,8 @@ def parsed(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
             value = split_names(value) if isinstance(value, str) else tuple(value or ())
         elif hint == Amounts:
             value = split_amounts(value, f"--{name.replace('_', '-')}")
+        elif hint == Levels:
+            value = split_levels(value, f"--{name.replace('_', '-')}")
         elif hint == tuple[Path, ...]:
             value = tuple(value or ())
         result[name] = value
@@ -168,6 +170,15 @@ def split_amounts(listed: str, option: str) -> dict[str, float]:
     except ValueError:
         raise UserError(f"{option} {listed}: not amounts of CPU and GPU. Write GPU=16 or GPU=16,CPU=64") from None
     return amounts
+
+
+def split_levels(listed: str, option: str) -> Levels:
+    """Utilities as one writes them, 0.95,0.9; each once, the highest first."""
+    try:
+        levels = {float(part) for part in listed.split(",") if part.strip()}
+    except ValueError:
+        raise UserError(f"{option} {listed}: not numbers. Write 0.95,0.9,0.8") from None
+    return tuple(sorted(levels, reverse=True))
 
 
 def parse(words: Sequence[str]) -> tuple[str, Any, set[str]]:

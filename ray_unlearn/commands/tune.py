@@ -311,7 +311,8 @@ def run_with_progress(
             shared: AbstractContextManager[Gangs | None] = nullcontext()
             if options.searches > 1 and shares_gangs(config):
                 task = with_attacked_goals(config, task, progress.stage)
-                shared = open_gangs(config, task, progress.stage, way_on)
+                saves_to = [folder.parent] if options.keep_model else []
+                shared = open_gangs(config, task, progress.stage, way_on, saves_to)
             with shared as gangs:
                 status = run_search(
                     config, task, search.spaces, folder, sys.argv[1:], progress, options.keep_model, search.local, gangs

@@ -10,15 +10,17 @@ again as often as failures.py allows for that kind, after a lack of memory with 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import GangConfig
+from ray_unlearn.config import GangConfig, SearchConfig
 from ray_unlearn.failures import Failure, kind_of_death
 from ray_unlearn.gangs.broker import MAX_STARTS, Broker
 from ray_unlearn.gangs.environment import WORKER_ENVIRONMENT
@@ -253,6 +255,25 @@ class Gangs:
                 yield job, checked(job, report), time.perf_counter() - began
             else:
                 running[self.broker.next.remote(job.job_id)] = job, began
+
+
+@contextmanager
+def gangs_for(
+    task: Task, config: SearchConfig, say: Callable[[str], None], shared: Sequence[Path] = ()
+) -> Iterator[Gangs]:
+    """Gangs of a search's kind, as many as it has at a time, for work outside it; on a Ray cluster for as long.
+
+    shared: see Gangs.
+    """
+    from ray_unlearn.gangs.session import park_seconds, ray_session
+
+    parks = park_seconds(config.address)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
+        ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
+        Gangs(task, config.gang, config.concurrent, Path(scratch), say, 0.0, parks, shared) as gangs,
+    ):
+        yield gangs
 
 
 def find_places() -> dict[str, str]:

@@ -6,6 +6,7 @@ report/pareto.png      the picture, for a page
 report/pareto.svg      the picture, for a paper
 report/trials.csv      every trial, every column, full precision
 report/trials.parquet, curves.parquet, finals.parquet    the same typed, and all curves and finals: see whole.py
+report/at_utility.parquet  every point at equal utility, where they were compared, see levels.py
 report/frontier.parquet    the frontier's rows, typed and checksummed
 report/tables.tex      the comparison and the frontier, for a paper
 """
@@ -38,6 +39,7 @@ def write_files(results: SearchResults, out: Path | None = None) -> list[Path]:
     """The same of a search that has been read."""
     # Jinja and Matplotlib are imported on use: the sentences alone must not cost a second.
     from ray_unlearn.report.figure import draw_figure
+    from ray_unlearn.report.levels import write_levels
     from ray_unlearn.report.page import render_page
     from ray_unlearn.report.papers import render_latex
     from ray_unlearn.report.plain import render_csv, render_markdown
@@ -58,7 +60,7 @@ def write_files(results: SearchResults, out: Path | None = None) -> list[Path]:
     front = place / "frontier.parquet"
     write_table(front, _schema(results), frontier(results))
     written = [place / "report.html", place / "report.md", *figures, place / "trials.csv", front, place / "tables.tex"]
-    return [*written, *write_whole(results, place)]
+    return [*written, *write_whole(results, place), *write_levels(results, place)]
 
 
 def _schema(results: SearchResults) -> pa.Schema:

@@ -155,13 +155,35 @@ const drawBudgets = () => {
     height: 260, left: 40, xs: [0, Math.log2(most)], ys: [0, top], xTicks: doublings, yTicks: ticks(0, top, 4),
     about: `Expected best objective: ${lines.map((line) => `${data.methods[line.method].label} ${line.points[line.points.length - 1][1].toPrecision(3)} of ${line.points.length} trials`).join(", ")}`,
   });
+  drawBands(holder, small, lines, (p) => X(Math.log2(p[0])), Y);
+};
+const drawBands = (holder, small, lines, across, Y) => {
   for (const line of lines) {
-    const at = (k) => line.points.map((p) => [X(Math.log2(p[0])), Y(p[k])]);
+    const at = (k) => line.points.map((p) => [across(p), Y(p[k])]);
     const group = element("g", { class: `m${line.method}` }, small);
     element("path", { class: "band", d: `${pathOf([...at(2), ...at(3).reverse()])}Z` }, group);
     element("path", { class: "line best", d: pathOf(at(1)), ...dashed(line.method) }, group);
   }
   key(holder, lines.map((line) => line.method));
+};
+
+// ---- forget against the level of utility that is held ----
+const drawLevels = () => {
+  const place = byId("levels");
+  if (!place) return;
+  const parts = data.levels.map((part) => ({ ...part, lines: part.lines.filter((line) => shown[line.method]) }));
+  for (const [{ label, lines }, holder] of panelsOf(place, parts.filter((part) => part.lines.length), (part) => `Forget by utility held, ${part.label}`)) {
+    const held = [...new Set(lines.flatMap((line) => line.points.map((p) => p[0])))].sort((a, b) => a - b);
+    const values = lines.flatMap((line) => line.points.flatMap((p) => [p[1], p[2], p[3]]));
+    const ys = [Math.min(0, ...values), Math.max(0.05, ...values) * 1.05];
+    const pad = Math.max(0.01, (held[held.length - 1] - held[0]) * 0.04);
+    const { small, X, Y } = frame(holder, {
+      height: 260, left: 40, xs: [held[0] - pad, held[held.length - 1] + pad], ys, xTicks: held.map((x) => [x, String(x)]), yTicks: ticks(ys[0], ys[1], 4),
+      about: `Forget by utility held, ${label}: ${lines.map((line) => `${data.methods[line.method].label} ${line.points.map((p) => `${p[1].toPrecision(3)} at ${p[0]}`).join(", ")}`).join("; ")}`,
+    });
+    drawBands(holder, small, lines, (p) => X(p[0]), Y);
+    for (const line of lines) for (const p of line.points) mark(small, line.method, X(p[0]), Y(p[1]), 4, "dot");
+  }
 };
 
 // ---- the weights of the forget loss ----

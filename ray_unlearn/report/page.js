@@ -301,6 +301,7 @@ const redraw = () => {
   drawCurves();
   drawParallel(pointLine);
   drawBudgets();
+  drawLevels();
   drawIntervals();
   drawWeights();
 };

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ray_unlearn import __version__
 from ray_unlearn.config import FAILED
 from ray_unlearn.records.tables import SearchResults
-from ray_unlearn.report import budgets, compared, parameters, weighting
+from ray_unlearn.report import budgets, compared, levels, parameters, weighting
 from ray_unlearn.report.answers import answers
 from ray_unlearn.report.frontier import Row, explain_frontier, frontier, lowest_utility, metric_names, runs
 from ray_unlearn.report.marks import Mark, marks
@@ -89,6 +89,8 @@ def render_page(results: SearchResults) -> str:
         seeds=compared.seeds_words(results),
         sentences=compared.setting_sentences(results),
         warnings=compared.warnings(results.comparison),
+        at_utility=levels.told(results),
+        at_utility_about=levels.ABOUT,
         method_sentences=compared.method_sentences(results),
         method_warnings=compared.warnings(compared.over_searches(results)),
         budget_caveat=budgets.CAVEAT,
@@ -142,6 +144,7 @@ def _tables(results: SearchResults) -> dict[str, Table]:
         "searches": compared.searches(results),
         "finalists": compared.finalists(results),
         "differences": compared.differences(results),
+        **{f"at-utility-{unit}": levels.points(results, unit) for unit in levels.UNITS},
         "importance": parameters.importance(results),
         "answers": told[0] if told else None,
         "thirds": weighting.thirds_table(found) if found else None,
@@ -213,6 +216,7 @@ def _data(results: SearchResults, looks: dict[str, Mark], order: list[Row], othe
         "curves": curves,
         "parallel": along,
         "budgets": budgets.lines(results, place),
+        "levels": levels.bands(results, place),
         "intervals": compared.intervals(results, place),
         "weighting": weighting.drawn(weighting.weightings(results), place),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray_unlearn.records.tables import SearchResults
-from ray_unlearn.report import compared
+from ray_unlearn.report import compared, levels
 from ray_unlearn.report.tables import Table, best_of_methods, frontier_table, headline
 from ray_unlearn.report.text import latex
 
@@ -18,6 +18,11 @@ def render_latex(results: SearchResults) -> str:
     else:
         caption = f"{about} Each method's best trial, one seed, selection split."
         first = _table(best_of_methods(results), caption, "best")
+    for unit in levels.found(results):
+        table = levels.points(results, unit)
+        assert table is not None
+        caption = f"{about} Forget score where utility is equal, held-out split, one row a level and method."
+        first += "\n" + _table(table, caption, f"at-utility-{unit}")
     front = _table(frontier_table(results), f"{about} The frontier of forget score and utility.", "frontier")
     return f"% Needs \\usepackage{{booktabs}}.\n\n{first}\n{front}"
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ray_unlearn.provenance import without_addresses
 from ray_unlearn.records.tables import SearchResults
-from ray_unlearn.report import budgets, compared, parameters, weighting
+from ray_unlearn.report import budgets, compared, levels, parameters, weighting
 from ray_unlearn.report.answers import answers
 from ray_unlearn.report.frontier import describe_frontier
 from ray_unlearn.report.tables import (
@@ -67,6 +67,7 @@ def render_markdown(results: SearchResults) -> str:
         *_over_searches(results),
         "## Over several seeds",
         *_over_seeds(results),
+        *_at_equal_utility(results),
     ]
     if (final := held_out(results)) is not None:
         parts += ["## On the held-out split", markdown_table(final)]
@@ -143,6 +144,15 @@ def _over_seeds(results: SearchResults) -> list[str]:
     found += [_list(compared.setting_sentences(results))]
     differences = compared.differences(results)
     return found if differences is None else [*found, markdown_table(differences)]
+
+
+def _at_equal_utility(results: SearchResults) -> list[str]:
+    parts = [f"## At equal utility\n\n{markdown(levels.ABOUT)}"] if levels.found(results) else []
+    for told in levels.told(results):
+        table = levels.points(results, told["unit"])
+        parts += [markdown(told["what"]), markdown_table(table) if table else "", _list(told["sentences"])]
+        parts += [f"> {markdown(text)}" for text in told["notes"]]
+    return parts
 
 
 def _list(sentences: Sequence[str]) -> str:

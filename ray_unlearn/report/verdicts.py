@@ -31,6 +31,8 @@ def describe_difference(item: Mapping[str, Any]) -> str:
     unit = item.get("unit", SEED)
     first, second = (_named(str(item[name]), unit) for name in ("better", "other"))
     scale = "" if item["measure"] == "objective" else f" in {item['measure']}"
+    if item.get("level") is not None:
+        scale += f" at utility {item['level']:g}"
     values = f"{item['value']:.3f} [{item['low']:.3f}, {item['high']:.3f}]"
     if item["verdict"] is None:
         return f"{first} is ahead of {second}{scale} by {values} (described, not judged)"
@@ -52,9 +54,13 @@ def counted_units(count: int, unit: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
-def describe_limits(count: int, unit: str, num_methods: int) -> list[str]:
-    """What must be known about the verdicts on all pairs of so many methods over so many units."""
-    num_pairs = math.comb(num_methods, 2)
+def describe_limits(count: int, unit: str, num_methods: int, num_levels: int = 0) -> list[str]:
+    """What must be known about the verdicts on all pairs of so many methods over so many units; num_levels: of utility
+    at which forgetting alone is judged, 0 where the objective is."""
+    num_pairs = math.comb(num_methods, 2) * max(1, num_levels)
+    what, over, rest = "the objective", "all pairs", "forget and utility are described"
+    if num_levels:
+        what, over, rest = "forget at equal utility", "all pairs and levels", "utility is described"
     many = UNITS[unit][1]
     found = []
     needed = fewest_units(num_pairs)
@@ -64,10 +70,9 @@ def describe_limits(count: int, unit: str, num_methods: int) -> list[str]:
             f"{needed} are the fewest, {max(RECOMMENDED_UNITS, needed)} or more are worth it."
         )
     found.append(
-        f"Pairs are taken {unit} by {unit}. A verdict rests on an exact sign-flip test of the objective, corrected by "
-        f"Holm over all pairs, so that the chance of any false one is at most {LEVEL:.0%}; forget and utility are "
-        f"described. Intervals are {CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference "
-        "counts as small."
+        f"Pairs are taken {unit} by {unit}. A verdict rests on an exact sign-flip test of {what}, corrected by Holm "
+        f"over {over}, so that the chance of any false one is at most {LEVEL:.0%}; {rest}. Intervals are "
+        f"{CONFIDENCE:.0%} of Student's t over {many}. Under {NOTICEABLE:g} a difference counts as small."
     )
     found.append(
         f"A collapse that happens to one run in {round(1 / COLLAPSE_RATE)} is missed by {count} runs "
@@ -79,6 +84,38 @@ def describe_limits(count: int, unit: str, num_methods: int) -> list[str]:
             "other settings, often with larger differences than these: of methods only `compare --searches` speaks."
         )
     return found
+
+
+def describe_levels(entry: Mapping[str, Any], unit: str) -> str:
+    """What a finalist, or a method, forgets at one level of utility."""
+    values = "forget {mean:.3f} ({min:.3f} to {max:.3f})".format(**entry["forget"])
+    notes = [f"utility {entry['utility']['mean']:.3f} on the held-out half"]
+    notes += [f"{entry['failed']} of them diverged"] if entry["failed"] else []
+    notes += [f"{entry['at_end']} at their line's end, which holds more"] if entry["at_end"] else []
+    return (
+        f"At utility {entry['level']:g}, {_whose(entry)} over {counted_units(entry['n'], unit)}: {values}, "
+        f"{', '.join(notes)}"
+    )
+
+
+def describe_lines(entry: Mapping[str, Any], unit: str) -> list[str]:
+    """Of a finalist's lines, or a method's, how many are not monotone; nothing where all are."""
+    whose, found = f"{_whose(entry)}: of {entry['n']} lines", []
+    if entry["rising"]:
+        found.append(
+            f"{whose}, {entry['rising']} {'is' if entry['rising'] == 1 else 'are'} not monotone: utility rises again "
+            f"by up to {entry['rise']:.3f} from a scored point to a farther one"
+        )
+    if entry["falling"]:
+        found.append(
+            f"{whose}, {entry['falling']} {'has' if entry['falling'] == 1 else 'have'} forgotten more before the point "
+            f"than at it, by up to {entry['fall']:.3f}"
+        )
+    return found
+
+
+def _whose(entry: Mapping[str, Any]) -> str:
+    return str(entry["trial_id"]) if entry["trial_id"] else method_label(str(entry["method"]))
 
 
 def describe_spreads(entries: Sequence[Mapping[str, Any]], measures: Sequence[str], unit: str) -> list[str]:

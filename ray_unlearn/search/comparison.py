@@ -12,7 +12,6 @@ same ones for every method, and are scored on the held-out split.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -119,8 +118,7 @@ def run_comparison(
     A run that diverges or runs out of memory is a result, and kept as a failed one. Raises RuntimeError where one fails
     for another reason (lost workers); the runs that ended by then are kept.
     """
-    from ray_unlearn.gangs.gangs import Gangs
-    from ray_unlearn.gangs.session import park_seconds, ray_session
+    from ray_unlearn.gangs.gangs import gangs_for
     from ray_unlearn.search.attacked_goals import with_attacked_goals
     from ray_unlearn.search.held_out import (
         held_out_job,
@@ -138,7 +136,7 @@ def run_comparison(
         for row in finalists
         for seed in seeds
     }
-    done = {key: row for key, path in places.items() if (row := _read_row(path)) is not None}
+    done = {key: row for key, path in places.items() if (row := read_row(path)) is not None}
     # Seed by seed: a comparison that is interrupted has as many whole pairs as can be.
     jobs = {
         job.job_id: (row, job)
@@ -151,12 +149,8 @@ def run_comparison(
         say(f"{len(done)} of {len(places)} runs are there already")
     if not jobs:
         return list(done.values())
-    with (
-        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
-        Gangs(task, config.gang, config.concurrent, Path(scratch), park_seconds=park_seconds(config.address)) as gangs,
-    ):
-        start = _read_row(start_path)
+    with gangs_for(task, config, say) as gangs:
+        start = read_row(start_path)
         if start is None:
             report = finished(gangs.run(held_out_job(config, config.seed)), "the starting model")
             head = {"trial_id": "start", "method": "start", "benchmark": config.benchmark, "status": COMPLETED}
@@ -166,8 +160,7 @@ def run_comparison(
         for job, outcome, seconds in gangs.run_all(job for _, job in jobs.values()):
             row = rerun_row(config, judge, jobs[job.job_id][0], job, outcome, seconds)
             key = row["trial_id"], job.seed
-            if row["error"] and row["failure"] not in (NAN, INF, *MEMORY):
-                raise RuntimeError(f"{row['trial_id']} with seed {job.seed} failed: {row['error']}")
+            check_is_result(row)
             write_table(places[key], schema, [row])
             done[key] = row
             found = row["error"] or ", ".join(f"{name} {row[name]:.3f}" for name in MEASURES)
@@ -175,7 +168,13 @@ def run_comparison(
     return list(done.values())
 
 
-def _read_row(path: Path) -> dict[str, Any] | None:
+def check_is_result(run: Row) -> None:
+    """A run that diverged or ran out of memory is one. Raises RuntimeError where it failed for another reason."""
+    if run["error"] and run["failure"] not in (NAN, INF, *MEMORY):
+        raise RuntimeError(f"{run['trial_id']} with seed {run['seed']} failed: {run['error']}")
+
+
+def read_row(path: Path) -> dict[str, Any] | None:
     """The one row of a file; None where it is not there or damaged."""
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read().to_pylist()[0]
@@ -306,10 +305,17 @@ def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[
 
     units: by method and unit, a row with the measures.
     """
+    return with_verdicts(pair_differences(units, unit, MEASURES, JUDGED))
+
+
+def pair_differences(
+    units: Mapping[str, Mapping[int, Row]], unit: str, measures: Sequence[str], judged: str
+) -> list[dict[str, Any]]:
+    """The same, before p is corrected: without verdicts."""
     found: list[dict[str, Any]] = []
     for first, second in combinations(units, 2):
         places = shared_units([units[first], units[second]])
-        for measure in MEASURES if places else ():
+        for measure in measures if places else ():
             a, b = (np.array([units[name][k][measure] for k in places], float) for name in (first, second))
             names = (first, second)
             if a.mean() < b.mean():
@@ -322,12 +328,17 @@ def difference_table(units: Mapping[str, Mapping[int, Row]], unit: str) -> list[
                     **{"n": difference.n, "p": None, "corrected_p": None, "verdict": None},
                 }
             )
-            if measure == JUDGED:
+            if measure == judged:
                 found[-1]["p"] = difference.p
-    judged = [item for item in found if item["p"] is not None]
+    return found
+
+
+def with_verdicts(differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """p corrected over all that have one, and what it says."""
+    judged = [item for item in differences if item["p"] is not None]
     for item, p in zip(judged, corrected([item["p"] for item in judged]), strict=True):
         item |= {"corrected_p": p, "verdict": verdict(item["value"], p)}
-    return found
+    return differences
 
 
 def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:

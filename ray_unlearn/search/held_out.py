@@ -27,6 +27,12 @@ def held_out_job(config: SearchConfig, seed: int) -> Job:
     return Job("start-report", evaluate=("report",), points=False, complete=complete, robustness=attacks, seed=seed)
 
 
+def scores_only(config: SearchConfig) -> SearchConfig:
+    """The search, whose finalists are measured by what the objective reads alone: no answers, no attacks but those that
+    trials are judged under."""
+    return replace(config, scores_alone=True, robustness=replace(config.robustness, attacks=()))
+
+
 def rerun_job(config: SearchConfig, row: Mapping[str, Any], seed: int) -> Job:
     """Train a results row's trial again with that seed, to the evaluation point that counted, and score it on the
     held-out split. With the search's own seed it is the same model again."""

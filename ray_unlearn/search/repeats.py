@@ -21,6 +21,7 @@ from ray_unlearn.report.text import method_label
 from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_limits, describe_spreads
 from ray_unlearn.search.attacked_goals import with_attacked_goals
 from ray_unlearn.search.comparison import describe_units, difference_table, scored
+from ray_unlearn.search.held_out import scores_only
 from ray_unlearn.search.space import Space
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ ALIKE = (
 
 def repeats_of(config: SearchConfig, folder: Path, count: int) -> list[tuple[Path, SearchConfig]]:
     """The places and settings of `count` - 1 repeats: the search's own but for seed and name, and of its finalists
-    only what the objective reads: no answers, no attacks but those that trials are judged under."""
-    scores = replace(config, scores_alone=True, robustness=replace(config.robustness, attacks=()))
+    only what the objective reads."""
+    scores = scores_only(config)
     return [
         (
             folder / "compare" / "searches" / (name := f"{config.name}-repeat{k}"),

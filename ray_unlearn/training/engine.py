@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ray_unlearn.config import UserError
 from ray_unlearn.training.engine_config import engine_config
-from ray_unlearn.training.shards import base_optimizer, drop_gathered
+from ray_unlearn.training.shards import base_optimizer, drop_gathered, shard_of
 
 LAUNCHERS = (
     *("OMPI_", "PMI_", "PMI2_", "PMIX_", "MPI_LOCAL", "MV2_COMM_", "HYDI_"),
@@ -169,7 +169,7 @@ def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Te
     changed = {id(weight) for weight in linear_weights(model)}
     turned = {id(m.weight) for m in model.modules() if isinstance(m, Conv1D)}  # [in, out], where Linear has [out, in]
     weights = {id(weight): weight for weight in [*linear_weights(model), *(w for w, _ in adapters.values())]}
-    saved = [(weight, _shard(weight).detach().clone()) for weight in weights.values()]
+    saved = [(weight, shard_of(weight).detach().clone()) for weight in weights.values()]
     for key, weight in weights.items():
         around = adapters[key][1] if key in adapters else []
         needed = [weight, *(p for adapter in around for p in adapter.parameters() if p is not weight)]
@@ -191,7 +191,7 @@ def changed_linear_weights(engine: Any, rank: int, change: Callable[[Tensor], Te
         drop_gathered(engine)
         with torch.no_grad():
             for weight, value in saved:
-                _shard(weight).copy_(value)
+                shard_of(weight).copy_(value)
 
 
 def linear_weights(model: Any) -> list[Any]:
@@ -222,8 +222,3 @@ def _delta(adapter: Any, name: str, value: Tensor) -> Tensor:
     if delta.shape != value.shape:
         raise RuntimeError(f"an adapter on a {type(adapter.get_base_layer()).__name__} cannot be merged for the attack")
     return delta
-
-
-def _shard(parameter: Any) -> Tensor:
-    """This worker's part of a parameter: its ZeRO-3 shard, else the whole."""
-    return parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data

@@ -18,6 +18,18 @@ class LinePoint:
 
 
 @dataclass(frozen=True)
+class LevelPoint:
+    """The farthest point of a line whose utility holds a level, scored as its job asks."""
+
+    level: float
+    alpha: float
+    profiles: Mapping[str, Profile]
+    """By split; empty where its scores were not finite."""
+    error: str = ""
+    """Why there are none."""
+
+
+@dataclass(frozen=True)
 class Report:
     """One evaluation point of a job; `done` at the last."""
 
@@ -32,6 +44,9 @@ class Report:
     """Mean over the epoch's steps; None for the starting model, as the next."""
     retain_loss: float | None = None
     line: tuple[LinePoint, ...] = ()
+    """By alpha."""
+    levels: tuple[LevelPoint, ...] = ()
+    """In the order that the job asks for."""
     gradient_weights: list[list[float]] | None = None
     """By epoch, each forget sequence's gradient weight, where the job asks for them."""
     forget_nll: list[float] | None = None

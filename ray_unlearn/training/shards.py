@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,23 @@ def _flat(groups: Iterable[Any]) -> Iterable[Tensor]:
             yield group
         else:
             yield from group
+
+
+def shard_of(parameter: Any) -> Tensor:
+    """This worker's part of a parameter: its ZeRO-3 shard, else the whole."""
+    return parameter.ds_tensor.data if hasattr(parameter, "ds_id") else parameter.data
+
+
+def places_of(engine: Any, is_wanted: Callable[[str], bool]) -> list[Tensor]:
+    """Which of this worker's numbers belong to the trained parameters of those names: bool, shaped as `Shards.own`.
+
+    Whatever the layout is, the engine says it itself: the parameters are filled with marks, and the marks are read
+    where the optimizer steps. The weights are lost; the caller writes them anew.
+    """
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            shard_of(parameter).fill_(float(is_wanted(name)))
+    return [tensor == 1.0 for tensor in read_shards(engine).own]
 
 
 def drop_gathered(engine: Any) -> None:

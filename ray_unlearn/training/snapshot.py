@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ray_unlearn.training.shards import base_optimizer, drop_gathered, read_shards
+from ray_unlearn.training.shards import base_optimizer, drop_gathered, places_of, read_shards
 
 SLICE = 1 << 26
 """Numbers that are computed with at a time, where a whole tensor would need as much again beside itself."""
+
+FIRST_FACTOR = ".lora_A."
+"""In the names of the factor of an adapter (B A) that does not start at 0."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Snapshot:
         }
         scaler = getattr(engine.optimizer, "loss_scaler", None)
         self._scaler = copy.deepcopy(vars(scaler)) if hasattr(scaler, "__dict__") else None
+        self._first_factors: list[Tensor] | None = None
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if not self._on_host or tensor.is_cpu:
@@ -114,18 +118,34 @@ class Snapshot:
 
     @torch.no_grad()
     def move_along_line(self, engine: Any, kept: Kept, alpha: float) -> None:
-        """First weights + alpha (kept - first): a point on the line through both models. Every worker must call it."""
+        """First weights + alpha (kept - first): a point on the line through both models. Every worker must call it.
+
+        Of adapters (B A, with B 0 at the start) the line is in the merged weights: A is at its end, B alone moves. With
+        both on their way, the product would bend off the line.
+        """
         drop_gathered(engine)
+        held = self._places_of_first_factors(engine)
         shards = read_shards(engine)
         for i, target in enumerate(shards.masters or shards.own):
             first, end, flat = self._first[i].view(-1), kept.values[i].view(-1), target.data.view(-1)
             for at in range(0, flat.numel(), SLICE):
                 piece = slice(at, at + SLICE)
                 from_, to = (t[piece].to(flat.device).float() for t in (first, end))
-                flat[piece].copy_(from_ + alpha * (to - from_))
+                moved = from_ + alpha * (to - from_)
+                if held:
+                    moved = torch.where(held[i].view(-1)[piece].to(flat.device), to, moved)
+                flat[piece].copy_(moved)
         for own, master in zip(shards.own, shards.masters, strict=False):
             own.data.copy_(master)
         shards.spread()
+
+    def _places_of_first_factors(self, engine: Any) -> list[Tensor]:
+        """bool, shaped as this worker's weights; empty without adapters. The first call loses the weights."""
+        if self._first_factors is None:
+            trained = [name for name, p in engine.module.named_parameters() if p.requires_grad]
+            has_adapters = any(FIRST_FACTOR in name for name in trained)
+            self._first_factors = places_of(engine, lambda name: FIRST_FACTOR in name) if has_adapters else []
+        return self._first_factors
 
     @contextlib.contextmanager
     def starting_weights(self, engine: Any) -> Iterator[None]:

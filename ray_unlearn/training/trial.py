@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.benchmarks.contract import Profile
 from ray_unlearn.config import Robustness, TrialConfig
-from ray_unlearn.training.outcome import LinePoint, Report
+from ray_unlearn.failures import NonFinite
+from ray_unlearn.training.line import LineSearch, find_points
+from ray_unlearn.training.outcome import LevelPoint, LinePoint, Report
 
 if TYPE_CHECKING:
     from ray_unlearn.training.worker import Worker
@@ -52,6 +54,9 @@ class Job:
     """What is scored and saved at the end: the point start + alpha (end - start) on the line through both models."""
     line: tuple[float, ...] = ()
     """More such points to score after the end, each on the splits asked for."""
+    levels: LineSearch | None = None
+    """Levels of utility whose points on the line take the place of the end: they are scored, saved and attacked, and of
+    the end is told what "selection" says. `evaluate` is then "selection" alone."""
     robustness: Robustness = field(default_factory=Robustness)
     """Attacks on the model as it is at the end."""
     seed: int = 0
@@ -79,9 +84,42 @@ def _at(worker: Worker, alpha: float, splits: tuple[str, ...]) -> LinePoint:
         return LinePoint(alpha, _score(worker, splits))
 
 
-def _end(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Profile]:
+def _score_last(worker: Worker, job: Job, splits: tuple[str, ...]) -> dict[str, Any]:
+    """profiles, line and levels of a job's last report."""
+    if job.levels is not None:
+        profiles = _score(worker, splits)
+        line, levels = _find_levels(worker, job, job.levels, profiles["selection"])
+        return {"profiles": profiles, "line": line, "levels": levels}
+    profiles = _end(worker, job, splits, job.alpha)
+    return {"profiles": profiles, "line": tuple(_at(worker, alpha, splits) for alpha in job.line)}
+
+
+def _find_levels(
+    worker: Worker, job: Job, search: LineSearch, end: Profile
+) -> tuple[tuple[LinePoint, ...], tuple[LevelPoint, ...]]:
+    """All points of the line that were scored, by alpha, and each level's point."""
+    profiles = {1.0: end}
+
+    def utility_at(alpha: float) -> float:
+        try:
+            profiles[alpha] = _at(worker, alpha, ("selection",)).profiles["selection"]
+        except NonFinite:  # every worker has the same scores, and leaves here with the others
+            return 0.0
+        return search.judge.verdict(profiles[alpha].metrics, is_last=False).utility
+
+    known = {0.0: 1.0, 1.0: search.judge.verdict(end.metrics, is_last=False).utility}
+    levels = []
+    for level, alpha in zip(search.levels, find_points(search.levels, utility_at, known), strict=True):
+        try:
+            levels.append(LevelPoint(level, alpha, _end(worker, job, search.splits, alpha)))
+        except NonFinite as error:
+            levels.append(LevelPoint(level, alpha, {}, str(error)))
+    return tuple(LinePoint(alpha, {"selection": profiles[alpha]}) for alpha in sorted(profiles)), tuple(levels)
+
+
+def _end(worker: Worker, job: Job, splits: tuple[str, ...], alpha: float) -> dict[str, Profile]:
     """What is done with the model at the end of a job: it is kept, scored and attacked."""
-    with worker.rank.on_the_line(job.alpha) if job.alpha != 1.0 else contextlib.nullcontext():
+    with worker.rank.on_the_line(alpha) if alpha != 1.0 else contextlib.nullcontext():
         if job.save_to is not None:
             worker.rank.save(Path(job.save_to), job.adapter, job.precision)
         profiles = _score(worker, splits, job.complete)
@@ -113,15 +151,12 @@ def run_trial(worker: Worker, job: Job, report: Reporter) -> None:
 
     def point(epoch: int, losses: Mapping[str, Any], splits: tuple[str, ...], done: bool) -> bool:
         nonlocal mark
-        profiles = _end(worker, job, splits) if done else _score(worker, splits)
-        line = tuple(_at(worker, alpha, splits) for alpha in (job.line if done else ()))
+        scored = _score_last(worker, job, splits) if done else {"profiles": _score(worker, splits)}
         spend("evaluate_seconds")
         is_asked = done and job.weights
         values = Report(
             epoch=epoch,
-            profiles=profiles,
             done=done,
-            line=line,
             gradient_weights=worker.step.gradient_weights if is_asked else None,
             forget_nll=worker.scorer.forget_nll() if is_asked and trial is None else None,
             notes=tuple(worker.notes),
@@ -130,6 +165,7 @@ def run_trial(worker: Worker, job: Job, report: Reporter) -> None:
             rounded_share=worker.rank.rounded_share,
             hardware=worker.rank.hardware,
             peak_memory_bytes=worker.rank.peak_memory_bytes(),
+            **scored,
             **losses,
             **seconds,
         )
