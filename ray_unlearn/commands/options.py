@@ -216,8 +216,7 @@ class Tune(Configured, Loads, Attacks, Connects):
     ] = None
     gpus_per_worker: GpusPerWorker = None
     accelerator: Annotated[
-        str,
-        _hardware("Kind of GPU for every worker, as Ray names it: A100, say. (default: any)", metavar="TYPE"),
+        str, _hardware("Kind of GPU, as Ray names it: A100, say. (default: any)", metavar="TYPE")
     ] = ""
     grow_to: Annotated[
         Amounts,
@@ -349,9 +348,7 @@ class Compare(Reopens):
     top: Annotated[int, _budget("Finalists of each method.")] = 1
     frontier: Annotated[bool, _budget("Also every other point of the frontier.")] = False
     concurrent: Annotated[int | None, _hardware("Runs at a time. (default: what the machine holds)")] = None
-    allow_unequal: Annotated[
-        bool, _advanced("Compare methods that had unequal budgets, and say so.", "--allow-unequal")
-    ] = False
+    allow_unequal: Annotated[bool, _advanced("Compare methods that had unequal budgets.", "--allow-unequal")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,18 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.failures import MEMORY, TIMEOUT, Failure, NonFinite, kind_of
 from ray_unlearn.gangs.broker import Order
 from ray_unlearn.gangs.saving import describe_unseen, find_unseen, own_disk, send_folder
 from ray_unlearn.training.outcome import Report
 from ray_unlearn.training.trial import Job, run_trial
+
+if TYPE_CHECKING:
+    from ray_unlearn.training.worker import Worker
 
 
 def gang_loop(settings: Mapping[str, Any]) -> None:
@@ -72,37 +76,44 @@ def _serve(settings: Mapping[str, Any]) -> None:
             return
         if command is Order.WAIT:
             continue
-        job: Job = command
-        number = 0
-        sends = settings["config"].through_driver and job.save_to is not None
+        _do(worker, command, settings, from_first)
 
-        def report(values: Report, job_id: str = job.job_id, sends: bool = sends) -> bool:
-            nonlocal number
-            number += 1
-            if rank == 0 and values.done and sends and local.save_to is not None:
-                send_folder(Path(local.save_to), lambda *piece: ray.get(broker.receive.remote(job_id, *piece)))
-            answer = ray.get(broker.report.remote(gang, job_id, number, values)) if rank == 0 else None
-            return bool(from_first(answer))
 
-        def give_up(failure: Failure, job_id: str = job.job_id) -> None:
-            ray.get(broker.fail.remote(gang, job_id, failure))
+def _do(worker: Worker, job: Job, settings: Mapping[str, Any], from_first: Callable[[Any], Any]) -> None:
+    """Run one job, and tell the broker how it goes. Raises what the gang cannot go on after. from_first: gives every
+    worker what the first one has."""
+    import ray
 
-        failure = None
-        try:
-            with _Watchdog(settings["timeout"] if rank == 0 else 0.0, give_up), own_disk(job, sends) as local:
-                run_trial(worker, local, report)
-        except Exception as error:
-            failure = Failure(kind_of(error), describe(error))
-            is_shared = isinstance(error, NonFinite)
-            if not is_shared and (num_workers > 1 or may_break_the_process(error)):
-                # The others wait for this one in a collective, or the device is lost: a new start is the way out.
-                give_up(failure)
-                raise
-            # All workers raised it together: the trial is over, the gang goes on.
-            if rank == 0:
-                give_up(failure)
-        if failure is not None and failure.kind in MEMORY:
-            worker.rank.free_memory()
+    broker, gang, rank = settings["broker"], settings["gang"], worker.rank
+    is_first, number = rank.number == 0, 0
+    sends = settings["config"].through_driver and job.save_to is not None
+
+    def report(place: str | None, values: Report) -> bool:
+        nonlocal number
+        number += 1
+        if is_first and values.done and sends and place is not None:
+            send_folder(Path(place), lambda *piece: ray.get(broker.receive.remote(job.job_id, *piece)))
+        return bool(from_first(ray.get(broker.report.remote(gang, job.job_id, number, values)) if is_first else None))
+
+    def give_up(failure: Failure) -> None:
+        ray.get(broker.fail.remote(gang, job.job_id, failure))
+
+    failure = None
+    try:
+        with _Watchdog(settings["timeout"] if is_first else 0.0, give_up), own_disk(job, sends) as local:
+            run_trial(worker, local, partial(report, local.save_to))
+    except Exception as error:
+        failure = Failure(kind_of(error), describe(error))
+        is_shared = isinstance(error, NonFinite)
+        if not is_shared and (rank.num_workers > 1 or may_break_the_process(error)):
+            # The others wait for this one in a collective, or the device is lost: a new start is the way out.
+            give_up(failure)
+            raise
+        # All workers raised it together: the trial is over, the gang goes on.
+        if is_first:
+            give_up(failure)
+    if failure is not None and failure.kind in MEMORY:
+        rank.free_memory()
 
 
 class _Watchdog:
