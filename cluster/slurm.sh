@@ -104,7 +104,7 @@ ray_node() { # FOLDER NODE_SECONDS RAY_START_OPTIONS...
     wait "$ray" || code=$?
     if [ "$attempt" = 2 ] || [ "$code" = 0 ] || [ "$SECONDS" -gt 120 ]; then break; fi
     sleep 2 # until its output is in the file
-    if ! grep -q "timed out during startup" "$folder.start"; then break; fi
+    if ! grep -qi "timed out" "$folder.start"; then break; fi # one of its processes had waited for another
     echo "slurm.sh: Ray was not up in its own time on $(hostname)" >&2
   done
   clean

@@ -174,7 +174,7 @@ def test_the_time_limit_is_an_interruption(slurm):
 
 
 def test_the_search_goes_on_when_a_node_is_lost(slurm):
-    job = slurm.submit(search=(*SEARCH[:-1], "2", "--trials", "12"))
+    job = slurm.submit(search=(*SEARCH[:-1], "2", "--trials", "60"))  # Slurm takes half a minute to notice
     slurm.wait_until(lambda: slurm.num_ended(job) >= 3, job)
     lost = subprocess.run(["ip", "netns", "pids", "ru2"], capture_output=True, text=True, check=True).stdout.split()
     for pid in lost:
@@ -182,7 +182,7 @@ def test_the_search_goes_on_when_a_node_is_lost(slurm):
             os.kill(int(pid), signal.SIGKILL)
     assert slurm.wait(job)["JobState"] == "COMPLETED", slurm.log(job)
     assert "lost ru2. The search goes on with the other nodes" in slurm.log(job)
-    assert [row["status"] for row in scores(slurm.place(job))] == ["completed"] * 12
+    assert [row["status"] for row in scores(slurm.place(job))] == ["completed"] * 60
     left = [what for what in slurm.leftovers() if "tmp-ru2" not in what]  # nobody can clean a dead node
     assert left == []
 
