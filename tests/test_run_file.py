@@ -9,10 +9,11 @@ from typing import get_type_hints
 import pytest
 
 from ray_unlearn.benchmarks.contract import Request
-from ray_unlearn.commands.options import Evaluate, Plan, Tune, default_of
+from ray_unlearn.commands.options import Evaluate, Plan, Tune
 from ray_unlearn.commands.parser import parse
 from ray_unlearn.commands.reopen import describe_local
 from ray_unlearn.commands.run_file import FOR_THE_COMMAND_LINE, OF_ONE_MACHINE, RUN_FILE, write_run_file
+from ray_unlearn.commands.shared_options import default_of
 from ray_unlearn.config import UserError
 from ray_unlearn.records.tables import LOCAL, write_json
 from tests.test_compare import CONFIG

@@ -172,4 +172,4 @@ def wait_for_cpus(about: dict[str, str], count: int) -> None:
         "import ray, time; ray.init(log_to_driver=False)\n"
         f"while ray.cluster_resources().get('CPU', 0) < {count}: time.sleep(0.5)"
     )
-    subprocess.run([sys.executable, "-c", script], env={**os.environ, **about}, check=True, timeout=90)
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **about}, check=True, timeout=300)

@@ -283,6 +283,8 @@ class Benchmark:
     benchmark makes its own models."""
     start_of: Callable[[Request], str | None] = field(default=lambda request: request.model)
     """The starting model of the full scale, before anything is loaded; None where only a user can name it."""
+    retrained_of: Callable[[Request, str], str | None] = field(default=lambda request, model: None)
+    """(request, starting model) -> the published retrained model that belongs to it, where there is one."""
     repositories: Callable[[Request], Mapping[str, str]] = field(default=lambda request: {})
     """The hub's data that a request of the full scale reads: by name, what can be given in its place. Raises UserError
     where the request's split or folder of data is none. Loads nothing."""

@@ -44,11 +44,18 @@ def available_splits(task: Task) -> tuple[str, ...]:
 
 def with_retrained(task: Task, profiles: Mapping[str, Profile], place: Path) -> Task:
     """The task with what the retrained model measures, on every split that it was measured on; its weights are in
-    `place`, if that is a folder that has any."""
+    `place`, if that is a folder that has any, or where it was measured from."""
     names = [name for name in available_splits(task) if name in profiles]
-    model = str(place) if (place / "config.json").is_file() else None
+    model = str(place) if (place / "config.json").is_file() else _measured_model(place)
     splits = {n: replace(getattr(task, n), retrained=profiles[n]) for n in names}
     return replace(task, retrained_model=model, **splits)
+
+
+def _measured_model(place: Path) -> str | None:
+    """The model that the kept profile was measured of, where it is named."""
+    file = place / "profile.json" if place.is_dir() else place
+    name = json.loads(file.read_text())["about"].get("model") if file.is_file() else None
+    return str(name) if name else None
 
 
 def read_profile(place: Path, about: Mapping[str, str] | None = None) -> dict[str, Profile]:

@@ -8,6 +8,7 @@ stays cheap), the rest for the report.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -69,6 +70,8 @@ from ray_unlearn.models.sizes import context_length
 from ray_unlearn.models.templates import Template
 
 HUB_NAME = "locuslab/TOFU"
+DEFAULT_MODEL = "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
+"""OpenUnlearning's target of one billion parameters."""
 INSTEAD = "a copy of it with --data DIR"
 DEFAULT_SPLIT = "forget10"
 RETAIN_OF = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
@@ -150,11 +153,18 @@ def _make_mini_models(folder: Path, world: tofu_mini.World, split: str, train: T
 
 def load_full(request: Request) -> Task:
     """The task on a target model."""
-    if request.model is None:
-        raise UserError(
-            "tofu: needs a target model, fine-tuned on all authors. Give --model; `ray_unlearn prepare` makes one"
-        )
-    return build_task(request)
+    return build_task(replace(request, model=start_of(request)))
+
+
+def start_of(request: Request) -> str:
+    return request.model or DEFAULT_MODEL
+
+
+def retrained_of(request: Request, model: str) -> str | None:
+    """OpenUnlearning publishes a target of each base model, and one retrained on each retain part."""
+    if not re.fullmatch(r"open-unlearning/tofu_[\w.-]+_full", model):
+        return None
+    return f"{model.removesuffix('full')}{RETAIN_OF[_check_split(request.split)]}"
 
 
 def _check_split(name: str | None) -> str:
@@ -447,7 +457,7 @@ BENCHMARK = Benchmark(
     name="tofu",
     title="fictitious authors: be like a model that was never trained on some of them",
     source=f"{HUB_NAME} on the hub; generated in the mini",
-    scales="mini (two tiny models, no network); full with any model named that was trained on all authors",
+    scales=f"mini (two tiny models, no network); full with a GPU ({DEFAULT_MODEL}), or any target model named",
     metrics=METRICS,
     aims=(
         Aim("forget_ks_distance", of_chance="forget_ks_of_chance", most=1.0),
@@ -468,6 +478,8 @@ BENCHMARK = Benchmark(
     measure=measure,
     spaces={"mini": tofu_mini.SPACES},
     build_task=build_task,
+    start_of=start_of,
+    retrained_of=retrained_of,
     repositories=repositories,
     compare_with_itself=compare_with_itself,
     privacy=(*(name for name in METRICS if name.startswith("mia_")), "privacy_score"),

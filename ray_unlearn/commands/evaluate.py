@@ -23,7 +23,7 @@ from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
 from ray_unlearn.benchmarks.objective import Judge, describe_objective
-from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
+from ray_unlearn.benchmarks.profiles import available_splits, write_profile
 from ray_unlearn.benchmarks.starts import check_start
 from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import (
@@ -37,9 +37,11 @@ from ray_unlearn.commands.checks import (
 )
 from ray_unlearn.commands.exit_codes import failures_named
 from ray_unlearn.commands.harness import check_harness, run_harness
-from ray_unlearn.commands.options import Evaluate, once
+from ray_unlearn.commands.options import Evaluate
 from ray_unlearn.commands.resources import check_gpus, find_machine, gang_config, place_gang, resolve_scale
+from ray_unlearn.commands.retrained import model_of, take_retrained
 from ray_unlearn.commands.screen import noise_to
+from ray_unlearn.commands.shared_options import once
 from ray_unlearn.config import COMPLETED, GangConfig, Robustness, UserError
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
@@ -212,7 +214,8 @@ def run(options: Evaluate) -> int:
     gang = replace(gang, trains=bool(options.attacks.attacks))
     asked_gang = Asked(gang, options.workers, options.zero, lora=0)
     request = Request(scale, None, options.data, options.split, whole=True)
-    check_repositories(benchmark, request, {f"--{who}": absolute(name) for who, name in models.items()})
+    named = {f"--{who}": absolute(name) for who, name in models.items()}
+    check_repositories(benchmark, request, {**named, "--retrained": model_of(options.retrained)})
     place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = take_folder(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
@@ -220,13 +223,13 @@ def run(options: Evaluate) -> int:
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         tasks = {
-            who: attach_retrained(
-                benchmark.load(replace(request, model=absolute(model)), build_models), options.retrained
-            )
+            who: benchmark.load(replace(request, model=absolute(model)), build_models)
             for who, model in models.items()
             if model is not None
         }
         gang = place_gang(asked_gang, tasks["model"].model, machine, has_gradients=has_gradients(tasks["model"])).gang
+        for who, loaded in tasks.items():
+            tasks[who], _ = take_retrained(options, benchmark, request, loaded, gang, say)
         evaluation, profiles = run_evaluation(
             benchmark,
             tasks,

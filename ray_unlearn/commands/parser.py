@@ -17,7 +17,7 @@ from ray_unlearn import __version__
 from ray_unlearn.byte_code import begin_load, keep_byte_code
 from ray_unlearn.commands import options
 from ray_unlearn.commands.checks import check_job_folder
-from ray_unlearn.commands.options import Amounts, Configured, Levels, Names, default_of
+from ray_unlearn.commands.shared_options import PANELS, Amounts, Configured, Levels, Names, default_of
 from ray_unlearn.config import UserError
 from ray_unlearn.plugins import trust_code
 
@@ -116,7 +116,7 @@ def _read_into(kind: type, hint: Any) -> Any:
 def _place(hint: Any) -> int:
     """An option's panel, in the order in which the help shows them."""
     panel = hint.__metadata__[0].rich_help_panel
-    return options.PANELS.index(panel) if panel in options.PANELS else -1
+    return PANELS.index(panel) if panel in PANELS else -1
 
 
 def _on_the_command_line(hint: Any) -> Any:

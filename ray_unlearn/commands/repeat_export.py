@@ -217,7 +217,12 @@ def repeat(options: Reproduce) -> int:
     with noise_to(log) as screen, failures_named(log):
         say = sayer(screen)
         config, task = resolve_run(
-            Path(options.what), then, options.benchmark, absolute(options.model), options.data, options.retrained
+            Path(options.what),
+            then,
+            options.benchmark,
+            absolute(options.model),
+            options.data,
+            Path(options.retrained) if options.retrained else None,
         )
         gang = replace(
             config.gang,

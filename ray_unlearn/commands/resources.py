@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.commands.options import DEFAULT_ZERO, Tune
+from ray_unlearn.commands.options import Tune
+from ray_unlearn.commands.shared_options import DEFAULT_ZERO
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.hardware import ask_nodes, free_memory, gpu_bytes, granted_cpus, unusable_gpus
 from ray_unlearn.models.loading import load_config, trusts_remote_code

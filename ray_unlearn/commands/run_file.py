@@ -22,7 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ray_unlearn.commands.options import Configured
+from ray_unlearn.commands.shared_options import Configured
 from ray_unlearn.config import UserError
 
 RUN_FILE = "run.toml"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +17,6 @@ from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import judged_metrics
 from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.benchmarks.objective import describe_objective
-from ray_unlearn.benchmarks.profiles import attach_retrained
 from ray_unlearn.commands.access import check_repositories
 from ray_unlearn.commands.checks import (
     MINI_BANNER,
@@ -30,7 +29,7 @@ from ray_unlearn.commands.checks import (
     take_folder,
 )
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
-from ray_unlearn.commands.options import DEFAULT_TRIALS, RESUMABLE, Tune, changed, once
+from ray_unlearn.commands.options import RESUMABLE, Tune
 from ray_unlearn.commands.progress import LiveProgress, PlainProgress
 from ray_unlearn.commands.reopen import copied_to, describe_local, fetched, load_search, read_local
 from ray_unlearn.commands.resources import (
@@ -43,9 +42,11 @@ from ray_unlearn.commands.resources import (
     read_deepspeed,
     resolve_scale,
 )
+from ray_unlearn.commands.retrained import model_of, take_retrained
 from ray_unlearn.commands.run_file import write_run_file
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.commands.searches import record_searches, repeat
+from ray_unlearn.commands.shared_options import DEFAULT_TRIALS, changed, once
 from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.interruption import exit_code
@@ -109,7 +110,7 @@ def tune(options: Tune) -> int:
     benchmark, request = load_benchmark(named(options)), request_of(options, scale)
     # Before any data are read: what fits nowhere is refused at once.
     start = benchmark.start_of(request) if scale == "full" else request.model
-    check_repositories(benchmark, request, {"--model": start})
+    check_repositories(benchmark, request, {"--model": start, "--retrained": model_of(options.retrained)})
     if start is not None:
         first = place_gang(asked, start, machine)
         gang, concurrent = first.gang, first.concurrent
@@ -129,7 +130,7 @@ def tune(options: Tune) -> int:
                 from ray_unlearn.gangs.session import start_ahead
 
                 start_ahead(gang, concurrent)
-            search = resolve_search(options, request, asked, machine, folder.name)
+            search = resolve_search(options, request, asked, machine, folder.name, say)
             for note in search.task.notes:
                 say(note)
             if options.dry_run:
@@ -237,14 +238,17 @@ def request_of(options: Tune, scale: str) -> Request:
     return Request(scale, absolute(options.model), options.data and options.data.absolute(), options.split)
 
 
-def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machine, name: str) -> ResolvedSearch:
+def resolve_search(
+    options: Tune, request: Request, asked: Asked, machine: Machine, name: str, say: Callable[[str], None]
+) -> ResolvedSearch:
     benchmark = load_benchmark(named(options))
     if not options.dry_run:
         check_code(benchmark)
-    task = attach_retrained(benchmark.load(request, build_models), options.retrained)
+    task = benchmark.load(request, build_models)
     task = replace(task, plugins=used_plugins(benchmark, options.methods))
     placement = place_gang(asked, task.model, machine, longest_of(task))
     gang = placement.gang
+    task, retrained = take_retrained(options, benchmark, request, task, gang, say)
     size = check_trained(task.model, gang.lora_rank, gang.train)
     files = {file_method(path): path for path in options.space}
     spaces = {
@@ -288,7 +292,7 @@ def resolve_search(options: Tune, request: Request, asked: Asked, machine: Machi
         copy_to=None if options.copy_to == "none" else options.copy_to,
         placement=says,
     )
-    return ResolvedSearch(config, task, spaces, size, describe_local(config, request, options.retrained))
+    return ResolvedSearch(config, task, spaces, size, describe_local(config, request, retrained))
 
 
 def run_with_progress(

@@ -56,11 +56,7 @@ def _serve(settings: Mapping[str, Any]) -> None:
     place = ray.util.get_current_placement_group()
     if not from_first(ray.get(broker.register.remote(gang, place)) if rank == 0 else None):
         return
-    unseen = from_first(find_unseen(settings["tokens"]) if rank == 0 else None)
-    if unseen:  # it would save models where nobody looks for them
-        if rank == 0:
-            node = ray.util.get_node_ip_address()
-            ray.get(broker.gang_ended.remote(gang, describe_unseen(node, unseen)))
+    if not from_first(_sees_folders(settings) if rank == 0 else None):
         return
     try:
         worker = Worker(ray.get(ray.get(broker.task.remote())[0]), settings["config"], get_device())
@@ -114,6 +110,18 @@ def _do(worker: Worker, job: Job, settings: Mapping[str, Any], from_first: Calla
             give_up(failure)
     if failure is not None and failure.kind in MEMORY:
         rank.free_memory()
+
+
+def _sees_folders(settings: Mapping[str, Any]) -> bool:
+    """Whether this node sees the folders that models go to. The gang is over where it does not: it would save them
+    where nobody looks for them."""
+    import ray
+
+    unseen = find_unseen(settings["tokens"])
+    if unseen:
+        reason = describe_unseen(ray.util.get_node_ip_address(), unseen)
+        ray.get(settings["broker"].gang_ended.remote(settings["gang"], reason))
+    return not unseen
 
 
 class _Watchdog:
