@@ -85,6 +85,7 @@ def test_a_retrained_model_without_a_profile_is_measured_once_and_as_its_own_pro
     assert same_place == place
     assert again.selection.retrained == found.selection.retrained
     assert sum("measuring the retrained model" in line for line in said) == 1
-    other = write_text_model(tmp_path / "other", "Another alphabet entirely: 0123456789.")
+    (tmp_path / "corpus.txt").write_text("Another alphabet entirely: 0123456789.")
+    other = write_text_model(tmp_path / "other", tmp_path / "corpus.txt")
     with pytest.raises(UserError, match="has another tokenizer"):
         take_retrained(Options(str(other)), tofu, request, task, GangConfig(zero_stage=0), said.append)
