@@ -15,6 +15,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 TOFU = Path(os.environ.get("RAY_UNLEARN_TOFU", Path(__file__).parents[2] / "shared" / "tofu"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slowest"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import write_tiny_model

@@ -100,7 +100,6 @@ def test_levels_that_are_none_are_refused_in_one_line(capfd, words, says):
     assert says in errors
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(500)
 def test_lines_are_compared_exported_and_repeated_to_the_bit(tmp_path):

@@ -499,7 +499,6 @@ def ray_unlearn(place: Path, *arguments: str) -> subprocess.CompletedProcess:
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_whose_disk_is_gone_goes_on_from_its_copy(bucket, store, tmp_path):
@@ -527,7 +526,6 @@ def test_a_search_whose_disk_is_gone_goes_on_from_its_copy(bucket, store, tmp_pa
     assert open_place(uri).read(LEDGER) == (folder / LEDGER).read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_ends_well_without_its_store_and_brings_it_everything_later(bucket, store, tmp_path):

@@ -261,7 +261,6 @@ def ray_unlearn(*words: str, expect: int = 0) -> subprocess.CompletedProcess:
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(900)
 def test_plug_ins_and_scorers_run_on_two_nodes(tmp_path, site, start_cluster, monkeypatch):

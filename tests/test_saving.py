@@ -120,7 +120,6 @@ def call(*words: object, expect: int = 0, **environment: str) -> str:
     return run.stdout + run.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not has_own_mounts(), reason="no mount namespace of one's own can be had (unshare -rm)")

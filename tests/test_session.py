@@ -168,7 +168,6 @@ SEARCH = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(300)
 def test_a_search_whose_ray_never_starts_ends_with_one_line_and_can_be_resumed(tmp_path):
@@ -190,7 +189,6 @@ def test_a_search_whose_ray_never_starts_ends_with_one_line_and_can_be_resumed(t
         assert_ends_with_one_line(run_with_failing_starts(9, *words))
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(300)
 def test_every_other_command_on_ray_ends_with_one_line_where_ray_never_starts(tmp_path, tiny_model, tofu_data):

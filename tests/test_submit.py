@@ -407,7 +407,6 @@ def answers(address: str) -> bool:
     return True
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_a_wrong_use_a_stop_and_a_resume_on_a_real_cluster(dashboard, tmp_path):

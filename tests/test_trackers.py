@@ -257,7 +257,6 @@ def test_mlflow_keeps_a_run_a_trial_in_the_search_s_own_folder(tmp_path, monkeyp
     assert [(point.step, point.value) for point in points] == [(2, 0.5), (4, 0.75)]
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(420)
 def test_a_search_logs_to_tensorboard_what_its_curves_say(tmp_path):

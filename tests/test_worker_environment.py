@@ -69,7 +69,6 @@ def test_what_launchers_left_in_the_shell_is_not_the_workers(tiny_model):
     assert run.stdout.splitlines()[-1] == "0 1 []"
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(300)
 def test_a_search_runs_in_a_shell_that_launchers_have_left_variables_in(tmp_path):

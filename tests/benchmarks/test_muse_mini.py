@@ -119,7 +119,6 @@ def profiles(task: Task, name: str) -> dict[str, Profile]:
     return read_profile(Path(task.model).parent / name)
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.parametrize("half", ["selection", "report"])
 def test_the_target_knows_the_forgotten_texts_and_the_retrained_model_does_not(task: Task, half: str) -> None:
@@ -140,7 +139,6 @@ def test_the_target_knows_the_forgotten_texts_and_the_retrained_model_does_not(t
     assert 100 * (target["min_k_auc"] - retrained["min_k_auc"]) / retrained["min_k_auc"] < -90
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 def test_the_retrained_model_has_the_full_score_and_the_target_none(task: Task) -> None:
     target, retrained = (profiles(task, name)["report"].metrics for name in ("target", "retrained"))
@@ -149,7 +147,6 @@ def test_the_retrained_model_has_the_full_score_and_the_target_none(task: Task) 
     assert judge.verdict(retrained).forget == 1.0
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 def test_hold_out_text_is_as_unknown_to_the_target_as_forgotten_text_to_the_retrained_model(task: Task) -> None:
     """What the search aims at where no retrained model is at hand."""
@@ -158,7 +155,6 @@ def test_hold_out_text_is_as_unknown_to_the_target_as_forgotten_text_to_the_retr
         assert target[f"holdout_{name}"] == pytest.approx(retrained[f"forget_{name}"], abs=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 def test_loading_again_gives_the_same_data(task: Task) -> None:
     other = load_benchmark("muse").load(Request("mini"), build_models)

@@ -215,7 +215,6 @@ def check(task: Task, split: Split) -> dict[str, float]:
     return expected
 
 
-@pytest.mark.slow
 @pytest.mark.slowest
 @pytest.mark.timeout(300)  # the miniature's models may have to be trained first
 def test_every_metric_of_a_trained_model_is_what_scipy_rouge_score_and_scikit_learn_make_of_its_examples(

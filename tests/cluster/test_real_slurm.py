@@ -19,7 +19,7 @@ from ray_unlearn.records.tables import read_search
 
 CHECKOUT = Path(__file__).parents[2]
 SLURM = Path(__file__).with_name("real_slurm.sh")
-pytestmark = [pytest.mark.slow, pytest.mark.slowest, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slowest, pytest.mark.timeout(1800)]
 PLAIN = ("--gpus-per-node=0", "--cpus-per-task=2")
 SEARCH = (
     "--benchmark",
