@@ -264,7 +264,7 @@ def test_the_headline_command_trains_all_weights_on_eight_large_gpus(dry_run):
 def test_what_fits_nowhere_is_refused_in_one_line_before_anything_is_read(dry_run, monkeypatch):
     from ray_unlearn.commands import tune
 
-    monkeypatch.setattr(tune, "attach_retrained", lambda *read: pytest.fail("data were read"))
+    monkeypatch.setattr(tune, "resolve_search", lambda *read: pytest.fail("data were read"))
     code, said = dry_run([24], "--workers-per-trial", "1", "--lora", "0", "--zero", "1")
     assert code == 2
     assert "does not fit on 1 GPU of 24 GiB" in said
