@@ -25,3 +25,10 @@ def first_line(error: object, most: int = 200) -> str:
         return type(error).__name__
     has_traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
     return lines[-1 if has_traceback or lines[0].startswith("ray::") else 0][:most]
+
+
+def duration(seconds: float) -> str:
+    """As people say it: "45 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_unlearn.wording import first_line, listing
+from ray_unlearn.wording import duration, first_line, listing
 
 WRAPPED = """ray::train_fn() (pid=17, ip=10.0.0.1)
   File "/somewhere/serve.py", line 3, in train_fn
@@ -40,3 +40,7 @@ def test_an_error_without_words_is_named_by_its_kind():
 
 def test_words_are_listed_as_one_would_say_them():
     assert [listing(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+
+
+def test_lengths_of_time_are_said_in_the_unit_that_one_would_use():
+    assert [duration(seconds) for seconds in (0.4, 89, 90, 5399, 9000)] == ["0 s", "89 s", "2 min", "90 min", "2.5 h"]

@@ -21,6 +21,7 @@ from ray_unlearn.commands.shared_options import (
     Attacks,
     Configured,
     Connects,
+    DeepSpeed,
     GpusPerWorker,
     Levels,
     Loads,
@@ -92,10 +93,7 @@ class Tune(Configured, Loads, Attacks, Connects):
         ),
     ] = field(default_factory=dict)
     zero: Zero = None
-    deepspeed: Annotated[
-        Path | None,
-        in_hardware("DeepSpeed JSON file (see cluster/deepspeed) whose zero_optimization and bf16 are laid over ours."),
-    ] = None
+    deepspeed: DeepSpeed = None
     lora: Lora = None
     gpu_memory: Annotated[
         float | None, in_hardware("GiB of one GPU, where it cannot be asked: of a cluster that is yet to grow, say.")
@@ -161,11 +159,20 @@ class Prepare(Configured, Loads, Connects):
     model: Annotated[str | None, in_what("Base model to fine-tune: a folder or a hub name.")] = None
     epochs: Annotated[int, in_budget("Epochs of fine-tuning.")] = 5
     batch_size: Annotated[int, in_budget("Sequences in one optimizer step, over all workers.")] = 32
-    learning_rate: Annotated[float, in_budget("Peak learning rate.")] = 1e-5
+    learning_rate: Annotated[
+        float | None,
+        in_budget("Peak learning rate. (default: by the model's size: 1e-5 at 7B, 3e-5 at 1B, 1e-4 at 135M)"),
+    ] = None
+    schedule: Annotated[
+        Literal["linear", "constant"], in_budget("What follows the warm-up: linear to 0, or constant.")
+    ] = "linear"
+    weight_decay: Annotated[float, in_budget("AdamW's weight decay.")] = 0.01
     seed: Annotated[int, in_budget("Seed of the order of the data.")] = 0
     workers: Annotated[int | None, in_hardware("Workers that train together. (default: what the model needs)")] = None
     gpus_per_worker: GpusPerWorker = None
     zero: Zero = None
+    deepspeed: DeepSpeed = None
+    lora: Lora = None
     through_driver: ThroughDriver = False
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from ray_unlearn.config import TrialConfig
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.training.losses import find_method
+from ray_unlearn.wording import duration
 
 SHOWN_TRIALS = 12
 """Rows of the live table; older trials scroll out of it."""
@@ -75,7 +76,7 @@ class PlainProgress:
         if not done:
             return "?"
         seconds = (time.monotonic() - self._began) / done * (self._total - self._done)
-        return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+        return duration(seconds)
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.commands.options import Tune
+from ray_unlearn.commands.options import Prepare, Tune
 from ray_unlearn.commands.shared_options import DEFAULT_ZERO
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.hardware import ask_nodes, free_memory, gpu_bytes, granted_cpus, unusable_gpus
@@ -121,7 +121,7 @@ def resolve_scale(scale: str, gpus: int, model: str | None) -> str:
     return scale
 
 
-def read_deepspeed(options: Tune) -> dict[str, Any]:
+def read_deepspeed(options: Tune | Prepare) -> dict[str, Any]:
     """The checked sections of the user's DeepSpeed file; empty without one."""
     if options.deepspeed is None:
         return {}

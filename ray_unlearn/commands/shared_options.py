@@ -71,6 +71,10 @@ Scale = Annotated[
     ),
 ]
 GpusPerWorker = Annotated[float | None, in_hardware("GPUs of one worker. (default: 1 where there are GPUs, else 0)")]
+DeepSpeed = Annotated[
+    Path | None,
+    in_hardware("DeepSpeed JSON file (see cluster/deepspeed) whose zero_optimization and bf16 are laid over ours."),
+]
 TrustModel = Annotated[
     bool, in_advanced("Run code that lies beside the model's weights. Read it first.", "--trust-remote-code")
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,9 @@ def choose_trained(model: Any, lora_rank: int, pattern: str, checkpointing: bool
         config = LoraConfig(
             r=lora_rank, lora_alpha=2 * lora_rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        with torch.random.fork_rng(devices=[]):  # adapters are drawn on the CPU, wherever the model is
+        # Adapters are drawn on the CPU, wherever the model is. What peft asks of transformers has another name by now.
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             torch.default_generator.manual_seed(seed)
             model = get_peft_model(model, config)
     if pattern:
