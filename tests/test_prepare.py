@@ -91,7 +91,8 @@ def test_a_small_model_gets_a_larger_rate_and_adapters_ten_times_that(tiny_model
 
 def test_a_target_that_knows_nothing_more_than_the_retrained_model_is_said():
     same = Profile({"forget_accuracy": 0.3, "general_accuracy": 0.6}, {})
-    _, advice = describe_knowledge(load_benchmark("wmdp"), same, same)
+    (_, advice), can_begin = describe_knowledge(load_benchmark("wmdp"), same, same)
+    assert not can_begin
     assert "No search could begin" in advice
     assert "--learning-rate" in advice
 

@@ -178,17 +178,15 @@ def prepare_models(
             unfinished.rename(out / part)
 
 
-def describe_knowledge(benchmark: Benchmark, target: Profile, retrained: Profile) -> list[str]:
-    """What the target knows and the retrained model does not, and whether a search could begin from it. Both on the
+def describe_knowledge(benchmark: Benchmark, target: Profile, retrained: Profile) -> tuple[list[str], bool]:
+    """(what the target knows and the retrained model does not, whether a search could begin from it). Both on the
     selection split."""
     judge = Judge.build(benchmark, target.metrics, retrained.metrics, Ranking())
     try:
-        return [*check_start(benchmark.name, judge, target, retrained).notes]
+        return [*check_start(benchmark.name, judge, target, retrained).notes], True
     except UserError as error:
-        return [
-            str(error),
-            "No search could begin from this target. More epochs or a higher --learning-rate teach it",
-        ]
+        advice = "No search could begin from this target. More epochs or a higher --learning-rate teach it more"
+        return [str(error), advice], False
 
 
 def run(options: Prepare) -> int:
@@ -238,12 +236,16 @@ def run(options: Prepare) -> int:
 def show_models(options: Prepare, benchmark: Benchmark) -> None:
     """What the two know, where they are, what to type next."""
     target, retrained = (read_profile(options.out / name)["selection"] for name in (TARGET_PROFILE, RETRAINED))
-    print(*describe_knowledge(benchmark, target, retrained), sep="\n")
+    lines, can_begin = describe_knowledge(benchmark, target, retrained)
+    print(*lines, sep="\n")
     print(f"Target:     {options.out / TARGET}")
     print(f"Retrained:  {options.out / RETRAINED}")
     data = f" --data {options.data}" if options.data else ""
     part = f" --split {options.split}" if options.split else ""
-    print(f"Next:       ray_unlearn tune --benchmark {options.benchmark} --model {options.out / TARGET}{data}{part}")
+    if can_begin:
+        print(
+            f"Next:       ray_unlearn tune --benchmark {options.benchmark} --model {options.out / TARGET}{data}{part}"
+        )
 
 
 def finetuning(options: Prepare, model: str, gang: GangConfig) -> TrialConfig:
