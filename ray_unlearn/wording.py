@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -20,7 +21,8 @@ def first_line(error: object, most: int = 200) -> str:
 
     Of an error that carries others' tracebacks in its text (Ray's do) it is the last line, which names the cause.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     has_traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)

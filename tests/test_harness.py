@@ -1,6 +1,9 @@
 """Our four-way accuracy is lm-evaluation-harness's own, question by question."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,10 @@ from ray_unlearn.benchmarks import wmdp
 from ray_unlearn.benchmarks.contract import Split, Task
 from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
 from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
-from ray_unlearn.commands.harness import _evaluate, check_harness, run_harness
+from ray_unlearn.commands import evaluate
+from ray_unlearn.commands.evaluate import ask_harness
+from ray_unlearn.commands.harness import _evaluate, _score, check_harness
+from ray_unlearn.commands.options import Evaluate
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.metrics.choice import choice_correct
 from ray_unlearn.models.loading import load_config, load_tokenizer
@@ -82,10 +88,10 @@ def test_accuracy_is_the_harnesss_on_every_question(folder: Path):
     worker = local_worker(Task("wmdp", "full", model, probe.sequences, nothing, Split({}), Split({})), GangConfig())
     ours = choice_correct(worker.scorer.score(probe), probe.question, probe.is_correct)
 
-    found = _evaluate(model, ["hazard_questions"], folder / "tasks", "cpu", write_out=False, limit=None)
+    found = _evaluate(model, ["hazard_questions"], folder / "tasks", GangConfig(), write_out=False, limit=None)
     theirs = {s["doc_id"]: bool(s["acc"]) for s in found["samples"]["hazard_questions"]}
     assert ours.tolist() == [theirs[i] for i in range(COUNT)]
-    accuracy = run_harness(model, ["hazard_questions"], folder / "tasks", "cpu")["hazard_questions"]["acc"]
+    accuracy = _score(model, ["hazard_questions"], folder / "tasks", GangConfig())["hazard_questions"]["acc"]
     assert accuracy == pytest.approx(ours.mean())
     assert 0.05 < accuracy < 0.6, "a model of random weights is right now and then"
 
@@ -97,3 +103,37 @@ def test_an_unknown_task_or_folder_is_named(folder: Path):
         check_harness(["hazard_questions"], folder / "nowhere")
     check_harness(["hazard_questions"], folder / "tasks")
     check_harness([], None)
+
+
+def test_a_harness_that_fails_takes_nothing_along(monkeypatch, tmp_path):
+    def fail(*arguments):
+        raise ValueError("no such column\nand more")
+
+    monkeypatch.setattr(evaluate, "run_harness", fail)
+    said: list[str] = []
+    options = Evaluate(benchmark="wmdp", model=str(tmp_path), harness=("hazard_questions",))
+    assert ask_harness(options, GangConfig(), said.append) == ({}, "lm-evaluation-harness: no such column")
+    assert "hazard_questions" in said[0]
+    assert ask_harness(replace(options, harness=()), GangConfig(), said.append) == ({}, "")
+    assert len(said) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_harness_runs_on_the_cluster_after_the_benchmarks_own_scores_are_written(folder: Path, tmp_path: Path):
+    """Its second task asks for a column that the data lack."""
+    good = (folder / "tasks" / "hazard_questions.yaml").read_text()
+    bad = good.replace("hazard_questions", "odd_questions", 1).replace("{{question.strip()}}", "{{query.strip()}}")
+    (folder / "tasks" / "odd_questions.yaml").write_text(bad.replace("{{choices[0]}}", "{{choices[0][9][9]}}"))
+    command = [sys.executable, "-m", "ray_unlearn.cli", "evaluate", "--benchmark", "wmdp", "--scale", "mini"]
+    command += ["--model", str(folder / "model"), "--harness-tasks", str(folder / "tasks"), "--out", str(tmp_path)]
+    for task, code in (("hazard_questions", 0), ("odd_questions", 1)):
+        run = subprocess.run([*command, "--harness", task], capture_output=True, text=True, check=False)
+        assert run.returncode == code, run.stdout + run.stderr
+        assert "forget_accuracy" in run.stdout
+        place = max(tmp_path.glob("evaluate-wmdp-*"))
+        found = json.loads((place / "evaluation.json").read_text())["lm_evaluation_harness"]
+        assert set(found) == ({task} if code == 0 else set())
+        assert (place / "evaluation.parquet").is_file()
+    assert run.stderr.startswith("ray_unlearn: lm-evaluation-harness: ")
+    assert run.stderr.count("\n") == 1

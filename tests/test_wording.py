@@ -26,6 +26,7 @@ RuntimeError: the worker has no memory left
         ("disk full\nmore", "disk full"),
         ("\n  \nafter a blank line", "after a blank line"),
         (WRAPPED, "ValueError: no such layer: 7"),
+        (WRAPPED.replace("ray::train_fn()", "\x1b[36mray::train_fn()\x1b[39m"), "ValueError: no such layer: 7"),
         (CHAINED, "RuntimeError: the worker has no memory left"),
         ("x" * 500, "x" * 200),
     ],

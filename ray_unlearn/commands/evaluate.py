@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from ray_unlearn.commands.resources import check_gpus, find_machine, gang_config
 from ray_unlearn.commands.retrained import model_of, take_retrained
 from ray_unlearn.commands.screen import noise_to
 from ray_unlearn.commands.shared_options import once
-from ray_unlearn.config import COMPLETED, GangConfig, Robustness, UserError
+from ray_unlearn.config import COMPLETED, GangConfig, Robustness, SearchFailed, UserError
 from ray_unlearn.gangs.gangs import Gangs
 from ray_unlearn.gangs.session import ray_session
 from ray_unlearn.metrics.ranking import Ranking
@@ -55,8 +57,10 @@ from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.outcome import finished
 from ray_unlearn.training.placement import Asked
 from ray_unlearn.training.trial import Job
+from ray_unlearn.wording import first_line
 
 WHOLE = "whole"
+ROW = "evaluation.parquet"
 MODEL, START, RETRAINED = "model", "start", "retrained"
 
 
@@ -77,18 +81,18 @@ def run_evaluation(
     robustness: Robustness,
     utility_floor: float,
     seed: int,
-    address: str | None,
     for_profile: bool,
     say: Callable[[str], None] = lambda what: None,
 ) -> tuple[Evaluation, dict[str, Profile]]:
-    """Score the models of `tasks` (MODEL, perhaps START) one after another on a gang each.
+    """Score the models of `tasks` (MODEL, perhaps START) one after another on a gang each, on the cluster that Ray is
+    connected to.
 
     for_profile: MODEL on all splits, and not on the whole alone. Returns the evaluation, and the model's profiles on
     the splits that it was scored on. Raises RuntimeError where one fails.
     """
     measured: dict[str, dict[str, Profile]] = {}
     robustness = replace(robustness, metrics=judged_metrics(benchmark))
-    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch, ray_session(gang, 1, address, say=say):
+    with tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch:
         for who, task in tasks.items():
             splits = available_splits(task) if who == MODEL and for_profile else (WHOLE,)
             with Gangs(task, gang, 1, Path(scratch) / who) as gangs:
@@ -131,8 +135,8 @@ def write_evaluation(
     asked: Mapping[str, Any],
     evaluation: Evaluation,
     harness: Mapping[str, Mapping[str, float]],
-) -> Path:
-    """The row of every model, and what it was made with; the row's path."""
+) -> None:
+    """The row of every model, and what it was made with."""
     metrics = [*benchmark.metrics, *describe_metrics(benchmark)]
     schema = trial_schema(benchmark.name, [], metrics)
     rows = []
@@ -141,8 +145,7 @@ def write_evaluation(
         scores = evaluation.scores if who == MODEL else {}
         named = {f"{benchmark.name}/{name}": value for name, value in profile.metrics.items()}
         rows.append({**head, **scores, **named})
-    path = folder / "evaluation.parquet"
-    write_table(path, schema, rows)
+    write_table(folder / ROW, schema, rows)
     about = {
         "asked": dict(asked),
         "benchmark": benchmark.name,
@@ -154,7 +157,6 @@ def write_evaluation(
         "git": git_revision(),
     }
     write_json(folder / "evaluation.json", about)
-    return path
 
 
 def write_model_profile(path: Path, benchmark: Benchmark, task: Task, profiles: Mapping[str, Profile]) -> None:
@@ -186,18 +188,29 @@ def has_gradients(task: Task) -> bool:
     return any(probe.gradients for probe in probes.values())
 
 
-def run(options: Evaluate) -> int:
-    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+def ask_harness(
+    options: Evaluate, gang: GangConfig, say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, float]], str]:
+    """(what lm-evaluation-harness measures, why it could not); nothing where no task of it is asked for."""
+    tasks = once(options.harness)
+    if not tasks:
+        return {}, ""
+    say(f"the benchmark's own scores are written; asking lm-evaluation-harness: {', '.join(tasks)}")
+    try:
+        return run_harness(str(absolute(options.model)), tasks, options.harness_tasks, gang), ""
+    except Exception as error:  # whatever the harness, its tasks and their data raise
+        traceback.print_exc()  # into the log
+        return {}, f"lm-evaluation-harness: {first_line(error)}"
 
-    trust_remote_code(options.trust_remote_code)
-    pin_revisions(parse_pins("--revision", options.revision))
+
+def check_evaluate(options: Evaluate) -> Benchmark:
+    """All that can be known from the options alone, before anything is started; the benchmark."""
     benchmark = load_benchmark(options.benchmark)
     check_code(benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)
     check_data(options.data)
     check_robustness(options.attacks)
-    models = {"model": options.model, "start": options.start}
-    for name in filter(None, models.values()):
+    for name in filter(None, (options.model, options.start)):
         check_model(name)
     check_harness(once(options.harness), options.harness_tasks)
     if options.profile is not None:
@@ -205,6 +218,14 @@ def run(options: Evaluate) -> int:
     check_writable(options.out)
     if options.address is None:
         check_gpus(options.scale, options.gpus_per_worker)
+    return benchmark
+
+
+def run(options: Evaluate) -> int:
+    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+    trust_remote_code(options.trust_remote_code)
+    pin_revisions(parse_pins("--revision", options.revision))
+    benchmark = check_evaluate(options)
     machine = find_machine(options.address)
     scale = resolve_scale(options.scale, machine.gpus, options.model)
     if scale == "mini":
@@ -214,7 +235,8 @@ def run(options: Evaluate) -> int:
     gang = replace(gang, trains=bool(options.attacks.attacks))
     asked_gang = Asked(gang, options.workers, options.zero, lora=0)
     request = Request(scale, None, options.data, options.split, whole=True)
-    named = {f"--{who}": absolute(name) for who, name in models.items()}
+    models = {MODEL: absolute(options.model), START: absolute(options.start)}
+    named = {f"--{who}": name for who, name in models.items()}
     check_repositories(benchmark, request, {**named, "--retrained": model_of(options.retrained)})
     place_gang(asked_gang, options.model, machine)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -223,35 +245,39 @@ def run(options: Evaluate) -> int:
     with noise_to(log) as screen, failures_named(log):
         say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
         tasks = {
-            who: benchmark.load(replace(request, model=absolute(model)), build_models)
+            who: benchmark.load(replace(request, model=model), build_models)
             for who, model in models.items()
             if model is not None
         }
-        gang = place_gang(asked_gang, tasks["model"].model, machine, has_gradients=has_gradients(tasks["model"])).gang
+        gang = place_gang(asked_gang, tasks[MODEL].model, machine, has_gradients=has_gradients(tasks[MODEL])).gang
         for who, loaded in tasks.items():
             tasks[who], _ = take_retrained(options.retrained, benchmark, request, loaded, gang, options.address, say)
-        evaluation, profiles = run_evaluation(
-            benchmark,
-            tasks,
-            gang,
-            options.attacks,
-            options.utility_floor,
-            options.seed,
-            options.address,
-            options.profile is not None,
-            say,
-        )
         asked: dict[str, Any] = {"model": Path(options.model).name, "scale": scale}
         asked |= {"start": options.start and Path(options.start).name, "utility_floor": options.utility_floor}
-        device = "cuda" if gang.gpus_per_worker else "cpu"
-        harness = run_harness(str(absolute(options.model)), once(options.harness), options.harness_tasks, device)
-        write_evaluation(folder, benchmark, tasks["model"], asked, evaluation, harness)
-        if options.profile is not None:
-            write_model_profile(options.profile, benchmark, tasks["model"], profiles)
+        with ray_session(gang, 1, options.address, say=say):
+            evaluation, profiles = run_evaluation(
+                benchmark,
+                tasks,
+                gang,
+                options.attacks,
+                options.utility_floor,
+                options.seed,
+                options.profile is not None,
+                say,
+            )
+            write = partial(write_evaluation, folder, benchmark, tasks[MODEL], asked, evaluation)
+            write({})
+            if options.profile is not None:
+                write_model_profile(options.profile, benchmark, tasks[MODEL], profiles)
+            harness, failed = ask_harness(options, gang, say)
+            if harness:
+                write(harness)
     print(describe_evaluation(benchmark, evaluation))
     if evaluation.scores:
         print(describe_objective(benchmark, Ranking(options.utility_floor)))
     for task, found in harness.items():
         print(f"lm-evaluation-harness, {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    print(f"\nRow:  {options.out / folder.name / 'evaluation.parquet'}")
+    print(f"\nRow:  {options.out / folder.name / ROW}", flush=True)
+    if failed:
+        raise SearchFailed(f"{failed}. The log is {log}; the scores above are kept")
     return 0

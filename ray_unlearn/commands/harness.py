@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_unlearn.config import UserError
+from ray_unlearn.config import GangConfig, UserError
+
+CPU_BATCH = 8
+"""Questions that a CPU scores at a time; a GPU takes as many as it holds."""
 
 
-def run_harness(model: str, tasks: Sequence[str], folder: Path | None, device: str) -> dict[str, dict[str, float]]:
+def run_harness(model: str, tasks: Sequence[str], folder: Path | None, gang: GangConfig) -> dict[str, dict[str, float]]:
     """By task, its metrics as the harness names them ("acc,none" without the filter's name), with their
     standard errors ("acc_stderr") where a formula gives them.
 
-    folder: task files of one's own; then the harness's own tasks, which take seconds to list, are left out.
-    Weights are read in fp32, as `evaluate` scores them on a CPU. No tasks give no results.
+    folder: task files of one's own; then the harness's own tasks, which take seconds to list, are left out. It runs on
+    one node of the cluster, which Ray must be connected to, on the gang's devices and in its precision. Raises whatever
+    the harness raises.
     """
-    if not tasks:
-        return {}
-    results = _evaluate(model, tasks, folder, device)["results"]
+    import ray
+
+    cpus = gang.num_workers * gang.cpus_per_worker
+    score = ray.remote(num_cpus=cpus, num_gpus=_num_gpus(gang), max_retries=0)(_score)
+    found: dict[str, dict[str, float]] = ray.get(score.remote(model, list(tasks), folder, gang))
+    return found
+
+
+def _score(model: str, tasks: Sequence[str], folder: Path | None, gang: GangConfig) -> dict[str, dict[str, float]]:
+    import torch
+
+    torch.set_num_threads(gang.threads_per_worker * gang.num_workers)
+    os.environ.pop("LOCAL_RANK", None)  # of the driver, if it made a miniature: accelerate would wait for other ranks
+    results = _evaluate(model, tasks, folder, gang)["results"]
     return {
         task: {
             name.removesuffix(",none"): value
@@ -30,15 +46,28 @@ def run_harness(model: str, tasks: Sequence[str], folder: Path | None, device: s
     }
 
 
-def _evaluate(model: str, tasks: Sequence[str], folder: Path | None, device: str, **options: Any) -> dict[str, Any]:
+def _num_gpus(gang: GangConfig) -> float:
+    return gang.num_workers * gang.gpus_per_worker
+
+
+def _evaluate(
+    model: str, tasks: Sequence[str], folder: Path | None, gang: GangConfig, **options: Any
+) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
+    on_gpus = _num_gpus(gang) > 0
     return simple_evaluate(
         model="hf",
-        model_args={"pretrained": model, "dtype": "float32"},
+        model_args={
+            "pretrained": model,
+            "dtype": "bfloat16" if gang.precision == "bf16" else "float32",
+            "parallelize": _num_gpus(gang) > 1,
+            "trust_remote_code": gang.trust_remote_code,
+        },
         tasks=list(tasks),
         task_manager=_task_manager(folder),
-        device=device,
+        device="cuda" if on_gpus else "cpu",
+        batch_size="auto" if on_gpus else CPU_BATCH,
         bootstrap_iters=1,  # none leaves the standard errors out that have a formula, too
         log_samples=bool(options),
         **options,
