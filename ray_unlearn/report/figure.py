@@ -19,7 +19,7 @@ from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.frontier import chosen_trial, frontier, lowest_utility, plotted_places, runs, scored
 from ray_unlearn.report.marks import Mark, marks
 from ray_unlearn.report.tables import headline, methods, tally
-from ray_unlearn.report.text import is_number, method_label, trial_label
+from ray_unlearn.report.text import is_number, method_label, trial_of_method
 
 _FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
 INK, QUIET, GRID, GROUND = "#1c2127", "#5d6673", "#e4e7eb", "#ffffff"
@@ -210,7 +210,7 @@ def _draw_front(axes: Axes, results: SearchResults) -> list[Label]:
         zorder=7,
         clip_on=False,
     )
-    text = f"Chosen: {method_label(chosen['method'])}, {trial_label(chosen)}"
+    text = f"Chosen: {trial_of_method(chosen)}"
     return [(chosen["forget"], chosen["utility"], text, INK, "bold")]
 
 

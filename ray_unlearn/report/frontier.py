@@ -12,7 +12,7 @@ from ray_unlearn.config import CANDIDATES, INTERPOLATED, SCALED, TRIAL_SETTINGS
 from ray_unlearn.metrics.fronts import pareto_front
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import COSTS, HEAD, PLACE, SCORES, SETTINGS, SearchResults
-from ray_unlearn.report.text import is_number, method_label, score, setting, trial_label
+from ray_unlearn.report.text import is_number, score, setting, trial_of_method
 
 TIMES = tuple(name for name in COSTS if name.endswith("_seconds"))
 _OWN = frozenset((*HEAD, *SETTINGS, *PLACE, *SCORES, *COSTS))
@@ -129,10 +129,7 @@ def _body(results: SearchResults, row: Row, chosen: Row | None, front: list[Row]
     ranges = results.meta.get("spaces", {}).get(row["method"], {}).get("ranges", row)
     settings = [f"{name} {setting(name, row[name])}" for name in names if name in ranges and row.get(name) is not None]
     scores = f"has forget score {score(row['forget'])} and keeps {score(row['utility'])}"
-    facts = (
-        f"{method_label(row['method'])}, {trial_label(row)}, {scores} of the starting model's utility "
-        f"({', '.join(settings)})."
-    )
+    facts = f"{trial_of_method(row)} {scores} of the starting model's utility ({', '.join(settings)})."
     return f"{facts} {_rule(results, row, chosen, front)}"
 
 

@@ -34,6 +34,7 @@ from ray_unlearn.report.text import (
     setting,
     size,
     trial_label,
+    trial_of_method,
     visible,
 )
 from ray_unlearn.wording import listing
@@ -144,7 +145,7 @@ def best_of_methods(results: SearchResults) -> Table:
         [
             method_label(method),
             *(best.get(name) for name in ("objective", "forget", "utility")),
-            trial_label(best).removeprefix("trial ") if best else None,
+            trial_label(best) if best else None,
             sum(row["method"] == method for row in front),
         ]
         for method, best in ranked
@@ -231,7 +232,7 @@ def held_out(results: SearchResults) -> Table | None:
         # A run that failed has no held-out scores, whatever stands in its columns.
         scores = [None if row["status"] == FAILED else row.get(name) for name in names]
         label = model_label(row)
-        place = trial_label(selected).removeprefix("trial ") if "number" in selected else None
+        place = trial_label(selected) if "number" in selected else None
         note = without_addresses((row["error"] or "").strip()) or None
         rows.append([label, place, selected.get("objective"), *scores, note])
     table = Table([*columns, Column("error", "error", "error")], rows, owners)
@@ -299,7 +300,7 @@ def frontier_table(results: SearchResults) -> Table:
     rows = [
         [
             method_label(row["method"]),
-            trial_label(row).removeprefix("trial "),
+            trial_label(row),
             *(row.get(c.key) for c in columns[2:]),
         ]
         for row in front
@@ -399,7 +400,7 @@ def standfirst(results: SearchResults) -> str:
     if chosen is None or not all(is_number(chosen[name]) for name in ("objective", "forget", "utility")):
         return "No trial is chosen yet."
     text = (
-        f"The best balance is {method_label(chosen['method'])}'s {trial_label(chosen)}: forget score "
+        f"The best balance is {trial_of_method(chosen)}: forget score "
         f"{score(chosen['forget'])} with {score(chosen['utility'])} of the starting model's utility kept, "
         f"objective {score(chosen['objective'])}."
     )

@@ -22,9 +22,15 @@ def method_label(method: str) -> str:
 
 
 def trial_label(row: Mapping[str, Any]) -> str:
-    """trial 12; a point on its line: trial 12 at alpha 0.5."""
-    alpha = f" at alpha {row['alpha']:g}" if row["status"] == INTERPOLATED and is_number(row.get("alpha")) else ""
-    return f"trial {row['number']}{alpha}"
+    """Its one name, simnpo-0012; a point on its line: simnpo-0012 at alpha 0.5."""
+    if row["status"] != INTERPOLATED or not is_number(row.get("alpha")):
+        return str(row["trial_id"])
+    return f"{row['trial_id'].partition('@')[0]} at alpha {row['alpha']:g}"
+
+
+def trial_of_method(row: Mapping[str, Any]) -> str:
+    """simnpo-0012 (SimNPO)."""
+    return f"{trial_label(row)} ({method_label(row['method'])})"
 
 
 def is_number(value: Any) -> TypeGuard[float]:

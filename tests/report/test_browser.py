@@ -71,7 +71,7 @@ def test_a_reader_can_point_filter_sort_and_switch_the_theme(browser, build_sear
     assert not tooltip.is_displayed()
     ActionChains(browser).move_to_element(find(By.CSS_SELECTOR, "#plot circle.ring")).perform()
     assert tooltip.is_displayed()
-    assert "SimNPO, trial 42 · chosen · on the frontier" in tooltip.text
+    assert "SimNPO, simnpo-0042 · chosen · on the frontier" in tooltip.text
     assert "learning_rate" in tooltip.text
     ActionChains(browser).move_to_element(find(By.TAG_NAME, "h1")).perform()
     assert not tooltip.is_displayed()
@@ -145,7 +145,7 @@ def test_all_figures_are_linked_filtered_and_readable_in_both_themes(browser, bu
     actions.w3c_actions.pointer_action.move_to_location(*place)
     actions.perform()
     assert tooltip.is_displayed()
-    assert tooltip.text.startswith("SimNPO, trial 42 · chosen · on the frontier")
+    assert tooltip.text.startswith("SimNPO, simnpo-0042 · chosen · on the frontier")
     assert run("return arguments[0].closest('#parallel') !== null", tooltip)
     assert len(find_all(By.CSS_SELECTOR, "#plot path.mark.active")) == 1
     assert run("return document.querySelector('#trials tr.active').cells[0].textContent") == "42"

@@ -242,23 +242,23 @@ def test_the_sentences_name_the_chosen_trial_first_and_both_ends(build_search):
     folder = build_search(trials, chosen="simnpo-0000")
     sentences = describe_frontier(read_search(folder))
     assert len(sentences) == 4
-    assert sentences[0].startswith("Chosen: SimNPO, trial 0, has forget score 0.900 and keeps 0.970 of")
+    assert sentences[0].startswith("Chosen: simnpo-0000 (SimNPO) has forget score 0.900 and keeps 0.970 of")
     assert "learning_rate 1.2e-05" in sentences[0]
     assert "the highest objective, 0.934, and utility at or above the floor of 0.95" in sentences[0]
-    assert sentences[1].startswith("Forgets most: NPO, trial 1")
+    assert sentences[1].startswith("Forgets most: npo-0001 (NPO)")
     assert "0.05 more forgotten" in sentences[1]
     assert "under the utility floor of 0.95" in sentences[1]
-    assert sentences[2].startswith("Keeps most utility: GA, trial 2")
-    assert sentences[3].startswith("Between: NPO, trial 3")
+    assert sentences[2].startswith("Keeps most utility: ga-0002 (GA)")
+    assert sentences[3].startswith("Between: npo-0003 (NPO)")
     text = page_of(folder)
-    assert "SimNPO, trial 0, has forget score 0.900" in text
-    assert "Chosen: SimNPO, trial 0" in (folder / "report/report.md").read_text()
+    assert "simnpo-0000 (SimNPO) has forget score 0.900" in text
+    assert "Chosen: simnpo-0000 (SimNPO)" in (folder / "report/report.md").read_text()
 
 
 def test_a_chosen_trial_off_the_frontier_is_said_to_be(build_search):
     folder = build_search(points(("simnpo", 0.8, 0.96, 0.8), ("npo", 0.9, 0.97, 0.93)), chosen="simnpo-0000")
     sentences = describe_frontier(read_search(folder))
-    assert sentences[0].startswith("Chosen: SimNPO, trial 0")
+    assert sentences[0].startswith("Chosen: simnpo-0000 (SimNPO)")
     assert "another trial is better" in sentences[0]
     assert len(sentences) == 2
 
@@ -266,7 +266,7 @@ def test_a_chosen_trial_off_the_frontier_is_said_to_be(build_search):
 def test_one_trial_may_be_chosen_and_both_ends(build_search):
     folder = build_search(points(("simnpo", 0.9, 0.97, 0.93)), chosen="simnpo-0000")
     (sentence,) = describe_frontier(read_search(folder))
-    assert sentence.startswith("Chosen, forgets most, keeps most utility: SimNPO")
+    assert sentence.startswith("Chosen, forgets most, keeps most utility: simnpo-0000 (SimNPO)")
 
 
 def test_only_completed_trials_are_on_the_frontier(build_search):
@@ -354,7 +354,7 @@ def test_points_on_lines_are_candidates_and_count_as_no_trial(build_search):
     assert [row.pop("points") for row in after] == [1, None, None]
     assert (after, budget_words(results)) == before
     assert [row["trial_id"] for row in frontier(results)] == ["simnpo-0000", "simnpo-0000@0.5", "npo-0001"]
-    assert describe_frontier(results)[0].startswith("Chosen: SimNPO, trial 0 at alpha 0.5, has forget score 0.900")
+    assert describe_frontier(results)[0].startswith("Chosen: simnpo-0000 at alpha 0.5 (SimNPO) has forget score 0.900")
     text = page_of(folder)
     assert "2 trials of SimNPO" in text
     assert "a point on the line from the starting model" in text
@@ -391,7 +391,7 @@ def test_a_search_of_before_is_reported_by_its_own_rule(build_search):
     assert best_of_methods(results).rows[0][1] == 0.929
     chosen, most = describe_frontier(results)
     assert "highest objective, 0.929, of all trials with utility at or above the floor" in chosen
-    assert most.startswith("Forgets most: SimNPO, trial 0")
+    assert most.startswith("Forgets most: simnpo-0000 (SimNPO)")
 
 
 def test_the_best_of_a_method_has_its_highest_objective(build_search):
