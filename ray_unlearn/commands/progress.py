@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -15,9 +17,6 @@ from ray_unlearn.config import TrialConfig
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.training.losses import find_method
 from ray_unlearn.wording import duration
-
-SHOWN_TRIALS = 12
-"""Rows of the live table; older trials scroll out of it."""
 
 
 def settings_text(values: Mapping[str, Any], method: str) -> str:
@@ -83,17 +82,20 @@ class PlainProgress:
 
 
 class LiveProgress(PlainProgress):
-    """A table that renews itself: running and latest trials, best so far, time left."""
+    """Fills a terminal of any size from 60 columns and 20 lines: how far the search is, its best trial and its log stay
+    in sight; under them has every trial a line, the latest that have ended and those that run."""
 
-    def __init__(self, console: Console, total: int, ranking: Ranking) -> None:
+    def __init__(self, console: Console, total: int, ranking: Ranking, log: Path | None = None) -> None:
         super().__init__(console, total, ranking)
-        self._rows: dict[str, tuple[str, str, str, Mapping[str, Any] | None]] = {}
+        self._log = log
+        self._started = time.monotonic()
+        self._rows: dict[str, tuple[str, Mapping[str, Any] | None]] = {}
         self._stage = ""
         # Not redirecting: what others print goes to the log, and Live would bring it back to the screen.
         self._live = Live(
             console=console,
             refresh_per_second=4,
-            get_renderable=self._render,
+            get_renderable=self.render,
             redirect_stdout=False,
             redirect_stderr=False,
         )
@@ -105,39 +107,64 @@ class LiveProgress(PlainProgress):
     def started(self, trial: TrialConfig, number: int) -> None:
         super().started(trial, number)
         values = trial.to_json()
-        self._rows[trial.trial_id] = (
-            trial.trial_id,
-            find_method(trial.method).title,
-            settings_text(values | values["parameters"], trial.method),
-            None,
-        )
+        self._rows[trial.trial_id] = settings_text(values | values["parameters"], trial.method), None
 
     def finished(self, row: Mapping[str, Any]) -> None:
         self._count(row)
-        self._rows[row["trial_id"]] = (*self._rows[row["trial_id"]][:3], row)
+        settings, _ = self._rows.pop(row["trial_id"])  # to the end: in the order in which they ended
+        self._rows[row["trial_id"]] = settings, row
 
     def close(self) -> None:
         self._live.stop()
 
-    def _render(self) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("trial", "method", "parameters"):
-            table.add_column(name, no_wrap=name != "parameters", overflow="ellipsis")
+    def render(self) -> Group:
+        head: list[RenderableType] = [
+            _one_line(self._stage, "bold"),
+            self._bar(),
+            _one_line(self._describe_best(), "bold green"),
+        ]
+        if self._log is not None:
+            head.append(_one_line(f"log   {self._log}", "dim"))
+        room = max(2, self._console.size.height - len(head) - 2)  # for the table's own head, and the cursor
+        return Group(*head, self._table(room))
+
+    def _bar(self) -> Table:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        times = f"{duration(time.monotonic() - self._started)}, {self._eta()} left"
+        bar.add_row(f"{self._done}/{self._total}", ProgressBar(total=self._total, completed=self._done), times)
+        return bar
+
+    def _describe_best(self) -> str:
+        best = self._best
+        return "best  none yet" if best is None else f"best  {best['trial_id']}: {outcome(best)}"
+
+    def _table(self, room: int) -> Table:
+        running = [(name, *rest) for name, rest in self._rows.items() if rest[1] is None][-room:]
+        ended = [(name, *rest) for name, rest in self._rows.items() if rest[1] is not None]
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+        table.add_column("trial", no_wrap=True)
+        table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
         for name in ("forget", "utility", "objective"):
             table.add_column(name, justify="right", no_wrap=True)
-        for trial_id, method, settings, row in list(self._rows.values())[-SHOWN_TRIALS:]:
-            if row is None:
-                cells = [Text("running", style="dim"), Text(""), Text("")]
-            elif row["status"] == "completed":
-                best = row is self._best
-                cells = [Text(number(row[n]), style="bold green" if best else "") for n in ("forget", "utility")]
-                cells.append(Text(number(row["objective"]), style="bold green" if best else ""))
-            else:
-                style = "dim" if row["status"] == "pruned" else "red"
-                cells = [Text(row["status"], style=style), Text(""), Text("")]
-            table.add_row(Text(trial_id), Text(method), Text(settings), *cells)
-        summary = f"{self._done}/{self._total} trials, best {self._best_text}, {self._eta()} left"
-        return Group(Text(self._stage, style="bold"), table, Text(summary, style="dim"))
+        shown = ended[max(0, len(ended) + len(running) - room) :]
+        for name, settings, row in [*shown, *running]:
+            table.add_row(Text(name), Text(settings), *self._cells(row))
+        return table
+
+    def _cells(self, row: Mapping[str, Any] | None) -> list[Text]:
+        if row is None:
+            return [Text("running", style="dim"), Text(""), Text("")]
+        if row["status"] != "completed":
+            return [Text(row["status"], style="dim" if row["status"] == "pruned" else "red"), Text(""), Text("")]
+        style = "bold green" if row is self._best else ""
+        return [Text(number(row[name]), style=style) for name in ("forget", "utility", "objective")]
+
+
+def _one_line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def outcome(row: Mapping[str, Any]) -> str:

@@ -58,6 +58,7 @@ from ray_unlearn.records.copies import Copies, copied
 from ray_unlearn.records.ledger import LEDGER, UNREADABLE, read_ledger
 from ray_unlearn.records.tables import read_search
 from ray_unlearn.report import describe_frontier, write_report
+from ray_unlearn.report.ending import describe_candidates, describe_floors, describe_next
 from ray_unlearn.report.held_out import describe_held_out
 from ray_unlearn.search.order import describe_order, goes_in_order
 from ray_unlearn.search.space import (
@@ -309,9 +310,10 @@ def run_with_progress(
     config, interactive = search.config, screen.isatty()
     console = Console(file=screen, force_terminal=interactive)
     total = config.trials * len(config.methods)
-    progress = (LiveProgress if interactive else PlainProgress)(console, total, Ranking.of_search(config))
+    log, ranking = folder / "log.txt", Ranking.of_search(config)
+    progress = LiveProgress(console, total, ranking, log) if interactive else PlainProgress(console, total, ranking)
     way_on = f"Go on with: {resume_command(folder, options.searches)}"
-    with failures_named(folder / "log.txt", f". {way_on}"), copies.told(progress.stage) if copies else nullcontext():
+    with failures_named(log, f". {way_on}"), copies.told(progress.stage) if copies else nullcontext():
         try:
             task = search.task
             shared: AbstractContextManager[Gangs | None] = nullcontext()
@@ -343,11 +345,9 @@ def resume_command(folder: Path, searches: int) -> str:
 def show_results(folder: Path, status: str, copies: Copies | None, searches: int) -> int:
     """Print the frontier and what to type next; the search's name comes last, alone on its line."""
     results = read_search(folder)
-    print()
-    for sentence in describe_frontier(results):
-        print(sentence)
-    for sentence in describe_held_out(results):
-        print(f"\n{sentence}")
+    print("", describe_frontier(results)[0], *describe_held_out(results), sep="\n")
+    if candidates := describe_candidates(results):
+        print("", *candidates, "", describe_floors(results), sep="\n")
     if over := (results.comparison or {}).get("searches"):
         from ray_unlearn.search.repeats import describe_searches
 
@@ -357,7 +357,8 @@ def show_results(folder: Path, status: str, copies: Copies | None, searches: int
         print(f"Model:   {folder / 'model'}")
     if copies:
         print(f"Copy:    {copies.uri}")
-    print(f"Again:   ray_unlearn report {folder}")
+    if status == "complete":
+        print(*describe_next(folder, results), sep="\n")
     if status != "complete":
         ended = sum(row["status"] != INTERPOLATED for row in results.trials)
         print(f"ray_unlearn: interrupted after {ended} trials; nothing of them is lost", file=sys.stderr)
