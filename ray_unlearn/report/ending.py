@@ -85,6 +85,10 @@ def describe_floors(results: SearchResults) -> str:
     parts = [f"{listing([f'{floor:.2f}' for floor in floors])}, {name}" for name, floors in chosen.items()]
     if not parts:
         return ""
+    if len(chosen) == 1:
+        return (
+            f"At any utility floor from {min(FLOORS):.2f} to {max(FLOORS):.2f}, {next(iter(chosen))} would be chosen."
+        )
     return f"At a utility floor of {parts[0]} would be chosen{''.join(f'; of {part}' for part in parts[1:])}."
 
 

@@ -55,6 +55,11 @@ def test_what_other_floors_would_choose_is_one_sentence(build_search):
     )
 
 
+def test_a_trial_that_every_floor_would_choose_is_said_once(build_search):
+    results = read_search(build_search(TRIALS, chosen="simnpo-0000"))
+    assert describe_floors(results) == "At any utility floor from 0.80 to 0.99, simnpo-0000 would be chosen."
+
+
 def test_the_next_commands_are_ready_to_be_typed(build_search):
     folder = build_search(TRIALS, chosen="simnpo-0000")
     folder = folder.rename(folder.with_name("my search"))
