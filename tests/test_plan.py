@@ -158,19 +158,19 @@ def test_memory_of_a_cpu_is_shared_by_its_trials(models, monkeypatch):
     assert parse(shlex.split(made.command))[1]["concurrent"] == made.concurrent
 
 
-def shown(made: plan.Plan) -> str:
+def shown(made: plan.Plan, details: bool = False) -> str:
     from io import StringIO
 
     from rich.console import Console
 
     out = StringIO()
-    plan.show(made, Console(file=out, width=80))
+    plan.show(made, Console(file=out, width=80), details)
     return out.getvalue()
 
 
 def test_the_table_has_every_stage_with_and_without_recomputation_in_80_columns(models):
     made = plan.make_plan(options(models["7b"], workers_per_trial=4))
-    lines = shown(made).splitlines()
+    lines = shown(made, details=True).splitlines()
     (header,) = (line for line in lines if line.startswith("ZeRO"))
     assert header.split() == ["ZeRO", *["0", "0", "rec", "1", "1", "rec", "2", "2", "rec", "3", "3", "rec"]]
     (peaks,) = (line for line in lines if line.startswith("peak"))
@@ -178,8 +178,19 @@ def test_the_table_has_every_stage_with_and_without_recomputation_in_80_columns(
     (tokens,) = (line for line in lines if line.startswith("tokens "))
     assert tokens.count("no fit") == sum(not fit.fits for fit in made.stages) > 0
     assert max(map(len, lines[lines.index(header) :][:12])) <= 80
-    assert any("GPU-hours" in line for line in lines)
-    assert lines[-1].startswith("ray_unlearn tune --benchmark tofu")
+
+
+def test_the_answer_comes_first_and_the_tables_on_demand(models):
+    made = plan.make_plan(options(models["7b"], workers_per_trial=4))
+    fits, takes, _, command, _, *notes = shown(made).splitlines()
+    assert fits.startswith("Fits: ")
+    assert "4 GPUs a trial" in fits
+    assert takes.startswith("Takes: about ")
+    assert "GPU-hours" in takes
+    assert command.startswith("ray_unlearn tune --benchmark tofu")
+    assert notes[0].startswith("Data: ")
+    assert "--details" in notes[-1]
+    assert "ZeRO   " not in shown(made)
 
 
 def test_json_has_the_same_figures(models):

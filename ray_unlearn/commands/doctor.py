@@ -70,7 +70,7 @@ def examine(
     checks.append(check_optional("peft", installed("peft"), "--lora", "pip install 'ray_unlearn[lora]'"))
     dashboard = installed("aiohttp_cors")  # of what ray[default] brings, a package that nothing else does
     fix = "pip install 'ray_unlearn[cluster]'"
-    checks.append(check_optional("ray[default]", dashboard, "`ray_unlearn submit`", fix))
+    checks.append(check_optional("ray[default]", dashboard and installed("ray"), "`ray_unlearn submit`", fix))
     checks.append(find_gpus())
     checks.append(find_memory())
     checks += find_disks(out)

@@ -356,6 +356,7 @@ class Plan(Configured, Loads):
     )
     trials: Annotated[int, in_budget("Trials of each method.")] = DEFAULT_TRIALS
     methods: Annotated[Names, in_what("Methods to search, comma-separated.")] = ("simnpo", "npo", "ga")
+    details: Annotated[bool, in_what("Also memory by ZeRO stage, and what each method costs.", "--details")] = False
     as_json: Annotated[bool, JSON] = False
 
 

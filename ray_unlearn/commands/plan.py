@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ from ray_unlearn.training.placement import (
     nodes_of,
     refusal,
 )
-from ray_unlearn.wording import counted
+from ray_unlearn.wording import counted, duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +57,18 @@ STATED_SEQUENCES, STATED_LENGTH = 400, 512
 """Sequences to forget (and as many to retain) and their tokens, where the data cannot be read."""
 PROBE_SIDE, PROBE_SECONDS = 1024, 0.2
 """Of the matrix product by which a CPU is measured."""
+MEMORY_PARTS = [
+    "weights",
+    "gradients",
+    "optimizer",
+    "snapshot",
+    "buffers",
+    "step",
+    "activations",
+    "logits",
+    "heap",
+    "peak",
+]
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,7 @@ def run(options: options_of.Plan) -> int:
     if options.as_json:
         print(to_json(plan))
     else:
-        show(plan, Console())
+        show(plan, Console(), options.details)
     return 0 if plan.chosen else FAILED
 
 
@@ -408,8 +420,33 @@ def to_json(plan: Plan) -> str:
     return json.dumps(values, indent=1)
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Tables and sentences."""
+def show(plan: Plan, console: Console, details: bool) -> None:
+    """The answer first: whether it fits, how long it takes, the command; then what that rests on. details: also memory
+    by ZeRO stage, and each method's cost."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    fits, *notes = plan.notes
+    if plan.chosen:
+        say(f"Fits: {fits[0].lower()}{fits[1:]}")
+        on = "GPU-hours" if plan.machine.gpus else "hours of this machine"
+        spent = f"{plan.device_hours:.2g} {on}, {counted(plan.concurrent, 'trial')} at a time"
+        say(f"Takes: about {duration(3600 * plan.hours)} ({spent})")
+        say(f"\n{plan.command}\n")
+    else:
+        say(f"Nothing fits: {plan.refusal}\n")
+        notes = list(plan.notes)
+    for note in notes:
+        say(note[0].upper() + note[1:])
+    if details:
+        show_details(plan, console, say)
+    else:
+        say("With --details: memory by ZeRO stage, and what each method costs")
+
+
+def show_details(plan: Plan, console: Console, say: Callable[[str], None]) -> None:
+    """Tables."""
     from rich.table import Table
 
     def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -420,40 +457,18 @@ def show(plan: Plan, console: Console) -> None:
             made.add_row(*row)
         console.print(made)
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
     machine, workers = plan.machine, plan.stages[0].gang.num_workers
     where = machine.describe() if machine.gpus else "this machine's CPU"
     trained = "" if plan.num_trained == plan.num_parameters else f", {plan.num_trained:,} of them trained"
-    say(f"{plan.model}: {plan.num_parameters:,} parameters{trained}, {plan.stages[0].gang.precision}, on {where}\n")
+    say(f"\n{plan.model}: {plan.num_parameters:,} parameters{trained}, {plan.stages[0].gang.precision}, on {where}\n")
     say(f"GiB on one of {workers} worker(s) that train a trial together, by ZeRO stage (rec: activations recomputed):")
-    parts = (
-        "weights",
-        "gradients",
-        "optimizer",
-        "snapshot",
-        "buffers",
-        "step",
-        "activations",
-        "logits",
-        "heap",
-        "peak",
-    )
-    rows = [(part, *(f"{getattr(fit.memory, part) / GIB:.2f}" for fit in plan.stages)) for part in parts]
+    rows = [(part, *(f"{getattr(fit.memory, part) / GIB:.2f}" for fit in plan.stages)) for part in MEMORY_PARTS]
     rows.append(("tokens", *(str(fit.gang.max_tokens) if fit.fits else "no fit" for fit in plan.stages)))
     names = [f"{fit.gang.zero_stage}{' rec' * fit.gang.checkpointing}" for fit in plan.stages]
     table(("ZeRO", *names), rows)
-    say("")
     if plan.costs:
+        say("")
         table(
             ("method", "tokens a trial", "steps", "minutes a trial"),
             [(find_method(c.method).title, f"{c.tokens:,}", str(c.steps), f"{c.seconds / 60:.1f}") for c in plan.costs],
         )
-        hours = (
-            f"{plan.device_hours:.2g} GPU-hours" if machine.gpus else f"{plan.device_hours:.2g} hours of this machine"
-        )
-        say(f"\nThe search: about {plan.hours:.2g} hours with {counted(plan.concurrent, 'trial')} at a time, {hours}.")
-    for note in plan.notes:
-        say(note[0].upper() + note[1:])
-    say(f"\n{plan.command}" if plan.command else f"\nNothing fits: {plan.refusal}")
