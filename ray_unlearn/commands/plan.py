@@ -57,7 +57,10 @@ STATED_SEQUENCES, STATED_LENGTH = 400, 512
 """Sequences to forget (and as many to retain) and their tokens, where the data cannot be read."""
 PROBE_SIDE, PROBE_SECONDS = 1024, 0.2
 """Of the matrix product by which a CPU is measured."""
-MEMORY_PARTS = [
+MEMORY_PARTS = (
+    *("weights", "gradients", "optimizer", "snapshot", "buffers"),
+    *("step", "activations", "logits", "heap", "peak"),
+)
     "weights",
     "gradients",
     "optimizer",
