@@ -61,17 +61,6 @@ MEMORY_PARTS = (
     *("weights", "gradients", "optimizer", "snapshot", "buffers"),
     *("step", "activations", "logits", "heap", "peak"),
 )
-    "weights",
-    "gradients",
-    "optimizer",
-    "snapshot",
-    "buffers",
-    "step",
-    "activations",
-    "logits",
-    "heap",
-    "peak",
-]
 
 
 @dataclass(frozen=True)
