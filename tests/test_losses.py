@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ray_unlearn.config import METHOD_TITLES
+from ray_unlearn.training.loss_contract import broken_rules
 from ray_unlearn.training.losses import (
     FINETUNE,
     METHODS,
@@ -165,6 +166,11 @@ def test_every_loss_is_a_finite_scalar_with_the_gradient_of_finite_differences(m
         return batch_loss(method, rebuilt)
 
     assert torch.autograd.gradcheck(loss, leaves, eps=1e-6, atol=1e-8)
+
+
+@TABLE
+def test_every_loss_keeps_the_contract_of_losses_from_a_file(method):
+    assert broken_rules(method.loss, len(method.sets)) == []
 
 
 @TABLE
