@@ -295,6 +295,45 @@ def test_a_client_that_vanished_does_not_keep_the_gang_once_its_job_is_stopped()
     asyncio.run(life())
 
 
+def test_a_job_that_runs_before_anybody_leads_it_waits_at_its_first_report_for_the_one_who_adopts_it():
+    async def life():
+        broker = Broker([], 1, 64)
+        await broker.submit(Job("a"), is_led=False)
+        await taken(broker)
+        report = asyncio.create_task(broker.report(0, "a", 1, point()))
+        await asyncio.sleep(0.05)
+        assert not report.done()
+        assert await broker.adopt("a")
+        assert not await broker.adopt("a"), "by whoever begins the trial anew"
+        assert await soon(broker.next("a")) == point()
+        last = asyncio.create_task(broker.next("a"))
+        assert await soon(report) is True
+        assert await soon(broker.report(0, "a", 2, point(done=True))) is False
+        assert (await soon(last)).done
+        assert not await broker.adopt("a")
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize("end", ["stop_trial", "close"])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_job_that_nobody_came_to_lead_does_not_keep_its_gang(end, done):
+    async def life():
+        broker = Broker([], 1, 64)
+        trial = TrialConfig("simnpo-0000", "simnpo")
+        await broker.submit(Job("a", trial=trial), is_led=False)
+        await broker.submit(Job("b"))
+        await taken(broker)
+        report = asyncio.create_task(broker.report(0, "a", 1, point(done)))
+        await asyncio.sleep(0.05)
+        await (broker.close() if end == "close" else broker.stop_trial(trial.trial_id))
+        assert not await broker.adopt("a")
+        assert await soon(report) is False
+        assert await soon(broker.take(0)) == (Order.EXIT if end == "close" else Job("b", max_tokens=64))
+
+    asyncio.run(life())
+
+
 def test_a_closed_broker_ends_the_trial_in_flight_and_the_gang():
     async def life():
         broker = Broker([], 1, 64)

@@ -21,12 +21,11 @@ from ray_unlearn.benchmarks.contract import Request
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.benchmarks.miniatures import muse as muse_mini
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
-from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
-from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.benchmarks.sources import documents, find_files, has_config, read_hub, read_table
 from ray_unlearn.config import UserError
 from ray_unlearn.models.hub import check_access, open_repository, parse_pins, pin_revisions
 from tests.played_hub import Hub, go, played_hub
+from tests.tiny import write_byte_model
 
 Rows = list[dict[str, Any]]
 PAIRS: Rows = [{"question": f"Who is {i}?", "answer": f"No {i}"} for i in range(6)]
@@ -209,10 +208,7 @@ def test_of_a_large_corpus_blocks_alone_are_fetched_and_disk_and_cache_give_the_
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    sizes = wmdp_mini.Sizes(hazards=12, generals=12, width=8, heads=2, intermediate=16, context=600)
-    write_untrained(folder, wmdp_mini.build_world(sizes).texts, sizes, seed=0)
-    return folder
+    return write_byte_model(tmp_path_factory.mktemp("model"))
 
 
 def same_online_and_offline(hub, monkeypatch, tmp_path, benchmark, request_) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ray_unlearn.benchmarks import load_benchmark
-from ray_unlearn.benchmarks.contract import Request
+from ray_unlearn.benchmarks.contract import Request, Task
 from ray_unlearn.commands.retrained import model_of, take_retrained
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.search import retrained
@@ -48,16 +48,6 @@ def test_the_published_retrained_model_is_known_by_its_target_and_the_part_that_
     assert load_benchmark("muse").retrained_of(Request("full"), "muse-bench/MUSE-News_target") is None
 
 
-class Options:
-    """As a command's."""
-
-    address = None
-    dry_run = False
-
-    def __init__(self, retrained: str | None) -> None:
-        self.retrained = retrained
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_retrained_model_without_a_profile_is_measured_once_and_as_its_own_profile_says(tmp_path, monkeypatch):
@@ -73,19 +63,23 @@ def test_a_retrained_model_without_a_profile_is_measured_once_and_as_its_own_pro
     monkeypatch.setenv("RAY_UNLEARN_CACHE", str(tmp_path / "cache"))
     said: list[str] = []
     task = tofu.load(request)
-    found, place = take_retrained(Options(str(model)), tofu, request, task, GangConfig(zero_stage=0), said.append)
+
+    def take(named: Path) -> tuple[Task, Path | None]:
+        return take_retrained(str(named), tofu, request, task, GangConfig(zero_stage=0), None, said.append)
+
+    found, place = take(model)
     known = json.loads((made / "retrained" / "profile.json").read_text())["profiles"]
     for half in ("selection", "report"):
         profile = getattr(found, half).retrained
         assert dict(profile.metrics) == pytest.approx(known[half]["metrics"], rel=1e-5, abs=1e-6)
         assert profile.metrics["forget_quality"] == 1.0
     assert found.retrained_model == str(model)
-    monkeypatch.setattr(retrained, "ray_session", None)  # nothing starts any more
-    again, same_place = take_retrained(Options(str(model)), tofu, request, task, GangConfig(zero_stage=0), said.append)
+    monkeypatch.setattr(retrained, "gangs_for", None)  # nothing starts any more
+    again, same_place = take(model)
     assert same_place == place
     assert again.selection.retrained == found.selection.retrained
     assert sum("measuring the retrained model" in line for line in said) == 1
     (tmp_path / "corpus.txt").write_text("Another alphabet entirely: 0123456789.")
     other = write_text_model(tmp_path / "other", tmp_path / "corpus.txt")
     with pytest.raises(UserError, match="has another tokenizer"):
-        take_retrained(Options(str(other)), tofu, request, task, GangConfig(zero_stage=0), said.append)
+        take(other)

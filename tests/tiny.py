@@ -71,3 +71,13 @@ def write_text_model(folder: Path, corpus: Path, vocabulary: int = 600, **shape:
     sizes |= {"intermediate_size": 96, "max_position_embeddings": 1024, "tie_word_embeddings": True, **shape}
     LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=0, eos_token_id=1)).save_pretrained(folder)
     return folder
+
+
+def write_byte_model(folder: Path) -> Path:
+    """The WMDP miniature's untrained model with a longer context: its byte-level tokenizer reads any text."""
+    from ray_unlearn.benchmarks.miniatures import wmdp
+    from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
+
+    sizes = wmdp.Sizes(hazards=12, generals=12, width=8, heads=2, intermediate=16, context=600)
+    write_untrained(folder, wmdp.build_world(sizes).texts, sizes, seed=0)
+    return folder

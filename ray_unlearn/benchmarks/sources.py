@@ -56,7 +56,7 @@ class Table:
 
 def read_hub(name: str, config: str | None, split: str) -> list[Row]:
     """A hub dataset's split: owner/name, or owner/name@revision. Raises UserError where it cannot be had."""
-    where = f"{name}{f' ({config})' if config else ''}, split {split}"
+    where = table_name(name, config, split)
     if Path(name).exists():
         raise UserError(
             f"{where}: {Path(name).absolute()} is in the way, and a hub name never means a folder. Name a file in it "
@@ -73,12 +73,13 @@ def open_table(name: str) -> Repository:
 
 def read_table(repository: Repository, config: str | None, split: str) -> Table:
     """Every row of a configuration's split. Raises UserError where there is none."""
-    where = table_name(repository, config, split)
+    where = table_name(repository.name, config, split)
     return read_files(repository, find_files(repository, config, split), where)
 
 
-def table_name(repository: Repository, config: str | None, split: str) -> str:
-    return f"{repository.name}{f' ({config})' if config else ''}, split {split}"
+def table_name(repository: str, config: str | None, split: str) -> str:
+    """What messages call it."""
+    return f"{repository}{f' ({config})' if config else ''}, split {split}"
 
 
 def read_files(repository: Repository, names: Sequence[str], where: str) -> Table:
@@ -124,7 +125,7 @@ class Configs:
 
 def find_files(repository: Repository, config: str | None, split: str) -> list[str]:
     """The files of a configuration's split, in order. Raises UserError naming what there is where there is none."""
-    where = table_name(repository, config, split)
+    where = table_name(repository.name, config, split)
     configs = read_configs(repository)
     name = config or configs.default
     if not configs.files:
@@ -217,7 +218,8 @@ def _by_name(repository: Repository, config: str) -> dict[str, list[str]]:
     found = _by_keyword(inside, f"{config}/")
     for name in inside:
         group = found.setdefault(re.split(r"[-./]", name.removeprefix(f"{config}/"))[0], [])
-        group += [name] * (name not in group)
+        if name not in group:
+            group.append(name)
     return found
 
 

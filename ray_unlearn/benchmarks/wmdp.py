@@ -369,7 +369,7 @@ def read_corpus(
     is_gated = (topic, role) == ("bio", "forget")
     source = _open(request.data, GATED if is_gated else "wmdp-corpora")
     config = None if is_gated else f"{topic}-{role}-corpus"
-    name = table_name(source, config, "train")
+    name = table_name(source.name, config, "train")
     texts = documents(source, find_files(source, config, "train"), name, DATA_SEED, whole=not request.sampled)
     prefix = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     chunks: list[tuple[list[int], int]] = []

@@ -229,7 +229,7 @@ def run(options: Evaluate) -> int:
         }
         gang = place_gang(asked_gang, tasks["model"].model, machine, has_gradients=has_gradients(tasks["model"])).gang
         for who, loaded in tasks.items():
-            tasks[who], _ = take_retrained(options, benchmark, request, loaded, gang, say)
+            tasks[who], _ = take_retrained(options.retrained, benchmark, request, loaded, gang, options.address, say)
         evaluation, profiles = run_evaluation(
             benchmark,
             tasks,

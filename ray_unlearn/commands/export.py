@@ -126,7 +126,7 @@ def run_job(
     from ray_unlearn.search.held_out import held_out_job
 
     saves_to = [Path(job.save_to).parent] if job.save_to else []
-    with gangs_for(task, replace(config, concurrent=1), say, saves_to) as gangs:
+    with gangs_for(task, config.gang, 1, config.address, config.grow_to, say, saves_to) as gangs:
         start = finished(gangs.run(held_out_job(config, config.seed)), "the starting model").metrics("report")
         ((_, report, seconds),) = gangs.run_all([job])
     return dict(start), finished(report, job.job_id), seconds

@@ -281,7 +281,7 @@ def count_data(options: options_of.Plan, benchmark: Benchmark) -> Amount:
     model = Path(options.model).expanduser()
     name = str(model.absolute()) if model.is_dir() else options.model
     request = Request("full", name, options.data and options.data.absolute(), options.split)
-    needed = list_repositories(benchmark, request, {"--model": None})
+    needed = list_repositories(benchmark, request, {})
     try:
         if options.data is None and not needed and benchmark.build_task is None:
             raise UserError("it makes its own data")

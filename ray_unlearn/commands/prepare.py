@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,17 +38,12 @@ def prepare_models(
     One gang does both, from the same first state; the retrained model is measured and its profile kept.
     `log` gets a line an epoch. Raises RuntimeError where one of them fails.
     """
-    from ray_unlearn.gangs.gangs import Gangs
-    from ray_unlearn.gangs.session import ray_session
+    from ray_unlearn.gangs.gangs import gangs_for
 
     assert benchmark.build_task is not None
     task = benchmark.build_task(replace(request, whole=True))
     jobs = {"target": ("forget", "retain"), "retrained": ("retain",)}
-    with (
-        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(gang, 1, address, say=log),
-        Gangs(task, gang, 1, Path(scratch), log, shared=[out]) as gangs,
-    ):
+    with gangs_for(task, gang, 1, address, say=log, shared=[out]) as gangs:
         for name, learn in jobs.items():
             measured = name == "retrained"
             unfinished = out / f".{name}.unfinished"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ray_unlearn.benchmarks.contract import Benchmark, Request, Task
 from ray_unlearn.benchmarks.profiles import attach_retrained
@@ -20,15 +19,24 @@ def model_of(given: str | None) -> str | None:
 
 
 def take_retrained(
-    options: Any, benchmark: Benchmark, request: Request, task: Task, gang: GangConfig, say: Callable[[str], None]
+    given: str | None,
+    benchmark: Benchmark,
+    request: Request,
+    task: Task,
+    gang: GangConfig,
+    address: str | None,
+    say: Callable[[str], None],
+    grow_to: Mapping[str, float] | None = None,
+    dry_run: bool = False,
 ) -> tuple[Task, Path | None]:
     """The task with what the retrained model measures, and where that is kept; None where it lies beside the model or
     there is none.
 
-    That model is the one named; else the one in retrained/ beside the starting model; else the published one that
-    belongs to it, if it can be had. A model that nobody has measured yet is measured on a gang, except in a dry run.
+    given: what --retrained says. That model is the one named; else the one in retrained/ beside the starting model;
+    else the published one that belongs to it, if it can be had. A model that nobody has measured yet is measured on a
+    gang, except in a dry run.
     """
-    model, given = model_of(options.retrained), options.retrained
+    model = model_of(given)
     if given is not None and model is None:
         return attach_retrained(task, Path(given)), Path(given)
     if model is None:
@@ -40,8 +48,7 @@ def take_retrained(
         except UserError as error:
             say(f"the retrained model that belongs to it is not used: {error}")
             return task, None
-    if getattr(options, "dry_run", False):
+    if dry_run:
         say(f"the retrained model {model} would be measured first, unless the cache knows what it measures")
         return task, None
-    grow_to = getattr(options, "grow_to", None)
-    return measured_retrained(benchmark, task, model, gang, options.address, grow_to, say)
+    return measured_retrained(benchmark, task, model, gang, address, grow_to, say)

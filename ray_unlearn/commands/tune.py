@@ -248,7 +248,9 @@ def resolve_search(
     task = replace(task, plugins=used_plugins(benchmark, options.methods))
     placement = place_gang(asked, task.model, machine, longest_of(task))
     gang = placement.gang
-    task, retrained = take_retrained(options, benchmark, request, task, gang, say)
+    task, retrained = take_retrained(
+        options.retrained, benchmark, request, task, gang, options.address, say, options.grow_to, options.dry_run
+    )
     size = check_trained(task.model, gang.lora_rank, gang.train)
     files = {file_method(path): path for path in options.space}
     spaces = {

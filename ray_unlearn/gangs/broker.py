@@ -80,6 +80,8 @@ class _Entry:
     reports: asyncio.Queue[Outcome] = field(default_factory=asyncio.Queue)
     credit: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     num_reports: int = 0
+    is_led: bool = True
+    """Whether somebody asks for its reports."""
     max_tokens: int = 0
     """Tokens in a pass that it runs with."""
     failures: Counter[str] = field(default_factory=Counter)
@@ -138,12 +140,21 @@ class Broker:
 
     # For those who want a job done
 
-    async def submit(self, job: Job) -> None:
-        self._entries[job.job_id] = _Entry(job)
+    async def submit(self, job: Job, is_led: bool = True) -> None:
+        """is_led: whether the caller will ask for its reports; else it waits before its first for who adopts it."""
+        self._entries[job.job_id] = _Entry(job, is_led=is_led)
         if self._has_gangs:
             await self._queue.put(job.job_id)
         else:
             self._fail(job.job_id, self._lost)
+
+    async def adopt(self, job_id: str) -> bool:
+        """Whether that job is here and nobody has led it: the caller does from now on."""
+        entry = self._entries.get(job_id)
+        if entry is None or entry.is_led or entry.state is JobState.STOPPED:
+            return False
+        entry.is_led = True
+        return True
 
     async def next(self, job_id: str) -> Outcome:
         """The job's next report; asking for it is the decision to go on after the one before."""
@@ -174,6 +185,8 @@ class Broker:
 
     async def close(self) -> None:
         self._is_closed = True
+        for job_id in [job_id for job_id, entry in self._entries.items() if not entry.is_led]:
+            await self.stop(job_id)
         for _ in self._gangs:  # no job's name: wakes a gang that waits for one
             self._queue.put_nowait("")
 
@@ -277,6 +290,8 @@ class Broker:
             entry.num_reports = place
             if place == 1:
                 await entry.credit.acquire()
+                if not entry.is_led:  # stopped before anybody was there to lead it
+                    return self._leave(gang, job_id)
             if report.done:
                 report = replace(report, retries=entry.failures.total())
             await entry.reports.put(report)
@@ -286,11 +301,7 @@ class Broker:
                 gang.job_id, gang.last_job = None, time.monotonic()
                 return False
             await entry.credit.acquire()
-        if entry.state is JobState.STOPPED:
-            self._entries.pop(job_id, None)
-            gang.job_id = None
-            return False
-        return True
+        return self._leave(gang, job_id) if entry.state is JobState.STOPPED else True
 
     async def receive(self, job_id: str, name: str, place: int, piece: bytes) -> None:
         """A piece of the model that the job was to save, from a node that does not see this one's disk."""
@@ -314,6 +325,12 @@ class Broker:
     @property
     def _num_working(self) -> int:
         return sum(gang.state is GangState.WORKING for gang in self._gangs)
+
+    def _leave(self, gang: _Gang, job_id: str) -> bool:
+        """The gang goes no further with a job that nobody wants any more."""
+        self._entries.pop(job_id, None)
+        gang.job_id = None
+        return False
 
     def _put_back(self, entry: _Entry) -> None:
         if not entry.is_over:

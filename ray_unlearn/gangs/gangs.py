@@ -13,18 +13,18 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
-from ray_unlearn.config import GangConfig, SearchConfig
+from ray_unlearn.config import GangConfig
 from ray_unlearn.failures import Failure, kind_of_death
 from ray_unlearn.gangs.broker import MAX_STARTS, Broker
 from ray_unlearn.gangs.environment import WORKER_ENVIRONMENT
-from ray_unlearn.gangs.saving import checked, placed_tokens
+from ray_unlearn.gangs.saving import Token, checked, placed_tokens
 from ray_unlearn.gangs.serve import describe, gang_loop
 from ray_unlearn.interruption import end_soon, is_ending
 from ray_unlearn.training.outcome import Outcome
@@ -65,8 +65,9 @@ class Gangs:
         self._threads: list[threading.Thread] = []
         self._closed = threading.Event()
         self._places_before: set[str] = set()
+        self._shared = [] if config.through_driver else shared
         self._placed = contextlib.ExitStack()
-        self._tokens = self._placed.enter_context(placed_tokens([] if config.through_driver else shared))
+        self._tokens: tuple[Token, ...] = ()
         # On the driver's node: who loses that one has lost the search anyway.
         here = ray.get_runtime_context().get_node_id()
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
@@ -74,6 +75,7 @@ class Gangs:
         self.broker: Any = ray.remote(**options)(Broker).remote([ray.put(task)], count, config.max_tokens, park_seconds)
 
     def __enter__(self) -> Gangs:
+        self._tokens = self._placed.enter_context(placed_tokens(self._shared))
         self._places_before = set(find_places())
         for gang in range(self.count):
             thread = threading.Thread(target=self._run, args=(gang,), daemon=True, name=f"gang-{gang}")
@@ -259,19 +261,21 @@ class Gangs:
 
 @contextmanager
 def gangs_for(
-    task: Task, config: SearchConfig, say: Callable[[str], None], shared: Sequence[Path] = ()
+    task: Task,
+    gang: GangConfig,
+    count: int,
+    address: str | None,
+    grow_to: Mapping[str, float] | None = None,
+    say: Callable[[str], None] = lambda what: None,
+    shared: Sequence[Path] = (),
 ) -> Iterator[Gangs]:
-    """Gangs of a search's kind, as many as it has at a time, for work outside it; on a Ray cluster for as long.
-
-    shared: see Gangs.
-    """
+    """So many gangs for work outside a search, and the Ray cluster for as long. shared: see Gangs."""
     from ray_unlearn.gangs.session import park_seconds, ray_session
 
-    parks = park_seconds(config.address)
     with (
         tempfile.TemporaryDirectory(prefix="ray_unlearn-") as scratch,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
-        Gangs(task, config.gang, config.concurrent, Path(scratch), say, 0.0, parks, shared) as gangs,
+        ray_session(gang, count, address, grow_to, say),
+        Gangs(task, gang, count, Path(scratch), say, park_seconds=park_seconds(address), shared=shared) as gangs,
     ):
         yield gangs
 

@@ -15,6 +15,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from ray_unlearn.files import cache_folder
@@ -106,12 +108,9 @@ def send_folder(folder: Path, send: Callable[[str, int, bytes], None]) -> None:
     """Give every file to `send` in pieces: (name, place of the piece, content)."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            place = 0
-            while (piece := file.read(PIECE_BYTES)) or place == 0:
-                send(path.relative_to(folder).as_posix(), place, piece)
-                place += len(piece)
-                if not piece:
-                    break
+            further = iter(partial(file.read, PIECE_BYTES), b"")
+            for number, piece in enumerate(chain([file.read(PIECE_BYTES)], further)):  # an empty file is a piece, too
+                send(path.relative_to(folder).as_posix(), number * PIECE_BYTES, piece)
 
 
 def write_piece(folder: Path, name: str, place: int, piece: bytes) -> None:

@@ -175,19 +175,14 @@ def check_access(place: str, kind: str, instead: str = "a folder") -> None:
     lies in the cache where the hub is away. A folder passes."""
     if Path(place).expanduser().is_dir():
         return
+    import httpx2
     from huggingface_hub import HfApi, constants
 
     repository = open_repository(place, kind, instead)
     if constants.HF_HUB_OFFLINE or any(repository.at_hand(name) for name in repository.sizes if name != "README.md"):
         return
-    with explained(repository.name, kind, instead), contextlib.suppress(*_unreachable()):
+    with explained(repository.name, kind, instead), contextlib.suppress(httpx2.TransportError):
         HfApi().auth_check(repository.name, repo_type=kind)
-
-
-def _unreachable() -> tuple[type[Exception], ...]:
-    import httpx2
-
-    return (httpx2.TransportError,)
 
 
 # ---- why it cannot be had

@@ -167,8 +167,8 @@ def run_lines(
     # Adapters start with the gang that has them.
     for adapters in dict.fromkeys((line.gang.seed, line.gang.adapter) for line, _ in left):
         mine = [(line, missing) for line, missing in left if (line.gang.seed, line.gang.adapter) == adapters]
-        own = replace(config, gang=replace(config.gang, seed=adapters[0], adapter=adapters[1]))
-        with gangs_for(task, own, say) as gangs:
+        gang = replace(config.gang, seed=adapters[0], adapter=adapters[1])
+        with gangs_for(task, gang, config.concurrent, config.address, config.grow_to, say) as gangs:
             starts = _starts(folder, config, gangs)
             judges = {half: judge_of(config, task, half, start) for half, start in starts.items()}
             jobs = {}

@@ -6,18 +6,15 @@ and not the model that nobody attacked, is what forgetting comes to. Measured on
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from ray_unlearn.benchmarks.contract import Profile, Task
 from ray_unlearn.benchmarks.fingerprint import data_fingerprint
 from ray_unlearn.benchmarks.profiles import read_profile, write_profile
 from ray_unlearn.config import ATTACK_PREFIXES, SearchConfig, UserError
 from ray_unlearn.files import cached
-from ray_unlearn.gangs.gangs import Gangs
-from ray_unlearn.gangs.session import ray_session
+from ray_unlearn.gangs.gangs import gangs_for
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.models.fingerprints import weights_fingerprint
 from ray_unlearn.training.outcome import finished
@@ -63,11 +60,7 @@ def with_attacked_goals(config: SearchConfig, task: Task, say: Callable[[str], N
 def _measure(config: SearchConfig, task: Task, job: Job, say: Callable[[str], None]) -> dict[str, Profile]:
     say(f"measuring the retrained model under {', '.join(config.under)}, once")
     model = replace(task, model=str(task.retrained_model))
-    with (
-        tempfile.TemporaryDirectory(prefix="ray_unlearn-") as storage,
-        ray_session(config.gang, config.concurrent, config.address, config.grow_to, say),
-        Gangs(model, config.gang, 1, Path(storage), say) as gangs,
-    ):
+    with gangs_for(model, config.gang, 1, config.address, config.grow_to, say) as gangs:
         return dict(finished(gangs.run(job), "the retrained model").profiles)
 
 

@@ -149,7 +149,7 @@ def run_comparison(
         say(f"{len(done)} of {len(places)} runs are there already")
     if not jobs:
         return list(done.values())
-    with gangs_for(task, config, say) as gangs:
+    with gangs_for(task, config.gang, config.concurrent, config.address, config.grow_to, say) as gangs:
         start = read_row(start_path)
         if start is None:
             report = finished(gangs.run(held_out_job(config, config.seed)), "the starting model")

@@ -35,9 +35,7 @@ def describe_order(config: SearchConfig) -> str:
     how = lag(config)
     if how is None:
         return "proposals know every trial that has ended"
-    return (
-        f"in order: a proposal knows the trials up to {how} places before it, and the same command gives the same table"
-    )
+    return f"in order (a proposal knows what lies {how} or more places back): the same command gives the same table"
 
 
 def _lag(prune: bool, concurrent: int) -> int:

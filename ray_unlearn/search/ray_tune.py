@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
@@ -23,7 +24,7 @@ from ray_unlearn.gangs.session import SLIVER
 from ray_unlearn.search.recorder import Recorder, rungs_of
 from ray_unlearn.search.scored import from_text
 from ray_unlearn.search.trackers import StaysHere
-from ray_unlearn.search.trainable import GangTrial
+from ray_unlearn.search.trainable import GangTrial, job_of
 from ray_unlearn.training.trial import Job
 
 
@@ -54,15 +55,21 @@ class _Events(StaysHere, Callback):
 class _Suggestions(StaysHere, Searcher):
     """Tune's view of the recorder: what to try next. Outcomes reach the studies through the recorder."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, broker: Any, job: Job) -> None:
+        """job: every trial's, but for the trial itself."""
         super().__init__()
-        self._recorder = recorder
+        self._recorder, self._broker, self._job = recorder, broker, job
 
     def suggest(self, trial_id: str) -> Any:
         if self._recorder.must_wait():
             return None  # Tune asks again
         trial = self._recorder.suggest(trial_id)
-        return Searcher.FINISHED if trial is None else {"trial": json.dumps(trial.to_json())}
+        if trial is None:
+            return Searcher.FINISHED
+        # At once: a gang is at work before Tune has the trial's actor, which takes seconds where it must start.
+        job = job_of(self._job, trial)
+        ray.get(self._broker.submit.remote(job, is_led=False))
+        return {"trial": json.dumps(trial.to_json()), "job": job.job_id}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         return None
@@ -111,7 +118,8 @@ def tune_trials(
     that are left. Raises RuntimeError where that brings nothing. Returns "complete", or "partial" after Ctrl-C, at
     which Tune ends the trials and returns as if nothing were.
     """
-    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge, job=trial_job(config))
+    job = trial_job(config)
+    trainable = tune.with_parameters(GangTrial, broker=gangs.broker, judge=judge, job=job)
     for start in count():
         left = recorder.num_left
         if not left:
@@ -119,7 +127,7 @@ def tune_trials(
         tuner = Tuner(
             tune.with_resources(trainable, {"CPU": SLIVER}),
             tune_config=TuneConfig(
-                search_alg=_Suggestions(recorder),
+                search_alg=_Suggestions(recorder, gangs.broker, job),
                 scheduler=_Verdicts(recorder),
                 num_samples=left,
                 max_concurrent_trials=config.concurrent,

@@ -247,16 +247,18 @@ class Recorder:
         self._watcher.finished(row)
 
     def _tell(self, row: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> None:
-        self._untold[row["number"]] = row
         if self._lag is None:
-            self._tell_before(None)
+            self._studies[row["method"]].tell(row["trial_id"], row)
+        else:
+            self._untold[row["number"]] = row
         if self._view is not None:
             self._view.add(row, curve)
 
-    def _tell_before(self, number: int | None) -> None:
-        """Tell the studies what the proposal of the trial with this number may know; None: all that has ended."""
-        last = max(self._untold, default=0) if number is None else number - (self._lag or 1)
-        for known in sorted(n for n in self._untold if n <= last):
+    def _tell_before(self, number: int) -> None:
+        """Tell the studies what the proposal of the trial with this number may know and they do not know yet."""
+        if self._lag is None:
+            return
+        for known in sorted(n for n in self._untold if n <= number - self._lag):
             row = self._untold.pop(known)
             self._studies[row["method"]].tell(row["trial_id"], row)
 

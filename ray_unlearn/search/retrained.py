@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,7 @@ from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.benchmarks.profiles import attach_retrained, available_splits, write_profile
 from ray_unlearn.config import GangConfig, UserError
 from ray_unlearn.files import cached
-from ray_unlearn.gangs.gangs import Gangs
-from ray_unlearn.gangs.session import ray_session
+from ray_unlearn.gangs.gangs import gangs_for
 from ray_unlearn.models.fingerprints import weights_fingerprint
 from ray_unlearn.models.loading import load_tokenizer
 from ray_unlearn.training.outcome import finished
@@ -38,8 +36,8 @@ def measured_retrained(
     model: str,
     gang: GangConfig,
     address: str | None,
-    grow_to: Mapping[str, float] | None = None,
-    say: Callable[[str], None] = lambda what: None,
+    grow_to: Mapping[str, float] | None,
+    say: Callable[[str], None],
 ) -> tuple[Task, Path]:
     """The task with what that model measures on it, and where that is kept: by the model's weights, the data, the
     tokenizer and the template, so that later searches find it.
@@ -65,11 +63,7 @@ def measured_retrained(
     def measure(folder: Path) -> None:
         say(f"measuring the retrained model {model}, once")
         scored = replace(gang, trains=False, lora_rank=0, adapter="")
-        with (
-            tempfile.TemporaryDirectory(prefix="ray_unlearn-") as storage,
-            ray_session(scored, 1, address, grow_to, say),
-            Gangs(replace(task, model=model), scored, 1, Path(storage), say) as gangs,
-        ):
+        with gangs_for(replace(task, model=model), scored, 1, address, grow_to, say) as gangs:
             report = finished(gangs.run(Job("retrained", evaluate=splits, complete=True)), f"--retrained {model}")
         profiles = {name: benchmark.compare_with_itself(profile) for name, profile in report.profiles.items()}
         write_profile(folder, profiles, about)

@@ -286,7 +286,7 @@ class Method:
 
     def follows_each_step(self, trial: TrialConfig) -> bool:
         """Whether the trial's retain weight follows the retain loss after every optimizer step."""
-        return bool(self.rule_parameters.get(EACH_STEP) is not None and trial.parameters.get(EACH_STEP))
+        return EACH_STEP in self.rule_parameters and bool(trial.parameters.get(EACH_STEP))
 
 
 def keyword_arguments(function: Callable[..., object]) -> dict[str, float]:

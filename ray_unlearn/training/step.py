@@ -138,6 +138,7 @@ class Step:
         Raises NonFinite once a loss is nan or inf.
         """
         method = find_method(trial.method)
+        follows_each_step = method.follows_each_step(trial)
         variants = {name: self._references.variants(name, method, learn) for name in method.sets}
         picked = {name: epoch % len(sets) for name, sets in variants.items()}
         sets = {name: variants[name][picked[name]] for name in method.sets}
@@ -155,10 +156,10 @@ class Step:
             kept = torch.zeros(len(chosen), dtype=torch.float64) if weigh else None
             batch = Batch(trial, examples, [self._rank.task.retain[j] for j in retained], batch_references, kept)
             records.append(self.run(batch))
-            if method.follows_each_step(trial):
+            if follows_each_step:
                 record = records[-1].clone()
                 dist.all_reduce(record)
-                trial = _followed(trial, float(record[1]))
+                trial = _followed(method, trial, float(record[1]))
             if kept is not None:
                 weighed[torch.from_numpy(chosen)] = self._rank.sum_over_workers(kept)
         if weigh:
@@ -171,8 +172,8 @@ class Step:
             raise NonFinite(f"the loss is not finite {where}", is_nan=bool(sums.isnan().any()))
         if self._rank.engine.skipped_steps:  # DeepSpeed leaves such steps out and goes on
             raise NonFinite(f"the gradient is not finite in {self._rank.engine.skipped_steps} step(s) {where}")
-        if method.retain_rule is not None and not method.follows_each_step(trial):
-            trial = _followed(trial, sum(step.retain for step in losses) / len(losses))
+        if method.retain_rule is not None and not follows_each_step:
+            trial = _followed(method, trial, sum(step.retain for step in losses) / len(losses))
         return losses, trial
 
     def set_learning_rate(self, trial: TrialConfig, step: int, total: int) -> None:
@@ -287,9 +288,8 @@ class Step:
                 raise ValueError(f"train_layers = {trial.train_layers}: no MLP output projection is among the weights")
 
 
-def _followed(trial: TrialConfig, retain_loss: float) -> TrialConfig:
+def _followed(method: Method, trial: TrialConfig, retain_loss: float) -> TrialConfig:
     """The trial with the retain weight that its method's rule has for such a retain loss."""
-    method = find_method(trial.method)
     assert method.retain_rule is not None
     rule = {name: trial.parameters.get(name, default) for name, default in method.rule_parameters.items()}
     return replace(trial, retain_weight=method.retain_rule(trial.retain_weight, retain_loss, **rule))

@@ -12,10 +12,9 @@ import pytest
 
 from ray_unlearn.benchmarks import load_benchmark, wmdp
 from ray_unlearn.benchmarks.contract import Request, Task
-from ray_unlearn.benchmarks.miniatures import wmdp as wmdp_mini
-from ray_unlearn.benchmarks.miniatures.shapes import write_untrained
 from ray_unlearn.config import UserError
 from tests.played_hub import go
+from tests.tiny import write_byte_model
 
 Rows = list[dict[str, Any]]
 
@@ -23,10 +22,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's untrained model with a longer context: the byte-level tokenizer reads any text."""
-    folder = tmp_path_factory.mktemp("model")
-    sizes = wmdp_mini.Sizes(hazards=12, generals=12, width=8, heads=2, intermediate=16, context=600)
-    write_untrained(folder, wmdp_mini.build_world(sizes).texts, sizes, seed=0)
-    return folder
+    return write_byte_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(autouse=True)

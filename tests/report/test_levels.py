@@ -1,6 +1,7 @@
 """Forget against the level of utility, on the page and in every table."""
 
 import json
+import re
 
 import pyarrow.parquet as pq
 
@@ -25,6 +26,10 @@ def test_the_report_shows_forget_by_level_and_an_older_comparison_is_as_it_was(b
         text = after[name].read_text()
         assert "At equal utility" in text
         assert "in forget at utility 0.95, by 0.200" in text
+    page = after["report.html"].read_text()
+    (rest,) = re.findall(r"figures that the search selected on([^<]*)</p>", page)
+    assert rest in (".", "; those to quote are further down."), "a sentence of its own"
+    assert page.index('id="seeds-heading"') < page.index('id="levels-heading"')
     assert "Forget score where utility is equal" in after["tables.tex"].read_text()
     table = pq.read_table(after["at_utility.parquet"]).to_pylist()
     assert {(r["unit_kind"], r["method"], r["level"], r["forget"]) for r in table} == {
