@@ -184,6 +184,8 @@ class Task:
     """By repository of the hub, the commit that the data were read at."""
     notes: tuple[str, ...] = ()
     """What whoever starts a search should know about these data and the goal: shown before anything runs."""
+    cut: Mapping[str, int] = field(default_factory=dict)
+    """By set (forget, retain), the rows that are cut from longer texts."""
 
 
 @dataclass(frozen=True)

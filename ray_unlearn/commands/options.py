@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from ray_unlearn.benchmarks import NAMED
 from ray_unlearn.commands.shared_options import (
     BENCHMARK,
     DEFAULT_TRIALS,
@@ -30,6 +31,7 @@ from ray_unlearn.commands.shared_options import (
     Retrained,
     Scale,
     ThroughDriver,
+    TrustModel,
     Zero,
     in_advanced,
     in_budget,
@@ -263,6 +265,19 @@ class Reproduce(Connects):
     out: Annotated[Path, in_advanced("Of synthetic: folder that gets the reproduction's own folder.")] = field(
         default_factory=results_folder
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Loads):
+    """Show what will be trained on: rows as their exact tokens, what of them the loss counts, amounts and warnings."""
+
+    benchmark: Annotated[
+        str, Argument(metavar="BENCHMARK", help=f"{', '.join(NAMED)}, or the .toml file of your own data.")
+    ]
+    scale: Scale = "auto"
+    rows: Annotated[int, in_what("Rows of each set to show.")] = 3
+    as_json: Annotated[bool, JSON] = False
+    trust_remote_code: TrustModel = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ COMMANDS: Mapping[type, str] = {
     options.Compare: "compare",
     options.Export: "export",
     options.Reproduce: "reproduce",
+    options.Data: "data",
     options.Methods: "methods",
     options.Benchmarks: "benchmarks",
     options.Report: "report",
