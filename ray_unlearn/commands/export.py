@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.benchmarks.definition import read_definition
 from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.commands import reopen as again
 from ray_unlearn.commands.checks import check_levels, check_writable
@@ -109,6 +110,7 @@ def run_export(
         _name_base(unfinished / "adapter_config.json", run["model"])
     if level is not None:
         run["at_utility"] = level
+    run["template"] = asdict(read_definition(Path(config.definition)).template) if config.definition else None
     write_json(unfinished / "reproduce.json", run)
     card = describe_model(config, results.meta, row, measured, run, adapter)
     (unfinished / "README.md").write_text(card, encoding="utf-8")

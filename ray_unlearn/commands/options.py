@@ -281,6 +281,23 @@ class Data(Loads):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Ask a model from the terminal, by itself or beside the one that it was made from; an empty line ends."""
+
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="An exported folder, a search's folder (its chosen model), or a hub name.")
+    ]
+    beside: Annotated[
+        str | None,
+        in_what("Ask this model, too: a folder or a hub name. (default: a search's starting model)", metavar="START"),
+    ] = None
+    max_new_tokens: Annotated[int, in_what("The most tokens of an answer.")] = 256
+    temperature: Annotated[float, in_what("0: the likeliest token each time; above: tokens are drawn at it.")] = 0.0
+    seed: Annotated[int, in_what("Of what is drawn, set anew for every answer.")] = 0
+    trust_remote_code: TrustModel = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Methods:
     """Print every method: formula, paper, parameters, what it needs, and its names in other code bases."""
 

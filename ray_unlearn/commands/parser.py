@@ -29,6 +29,7 @@ COMMANDS: Mapping[type, str] = {
     options.Export: "export",
     options.Reproduce: "reproduce",
     options.Data: "data",
+    options.Chat: "chat",
     options.Methods: "methods",
     options.Benchmarks: "benchmarks",
     options.Report: "report",

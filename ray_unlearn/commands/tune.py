@@ -358,6 +358,7 @@ def show_results(folder: Path, status: str, copies: Copies | None, searches: int
     print(f"\nReport:  {folder / 'report' / 'report.html'}")
     if (folder / "model").is_dir():
         print(f"Model:   {folder / 'model'}")
+        print(f"Ask it:  ray_unlearn chat {folder}")
     if copies:
         print(f"Copy:    {copies.uri}")
     print(f"Again:   ray_unlearn report {folder}")
