@@ -25,11 +25,3 @@ def first_line(error: object, most: int = 200) -> str:
         return type(error).__name__
     has_traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
     return lines[-1 if has_traceback or lines[0].startswith("ray::") else 0][:most]
-
-
-def printable(text: str, kept: str = "") -> str:
-    """The text with what does not print written as Python writes it, so that it can do nothing to a terminal.
-
-    kept: characters that stay as they are, such as a new line.
-    """
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)

@@ -25,6 +25,7 @@ from ray_unlearn.config import GangConfig, SearchConfig
 from ray_unlearn.models.loading import load_tokenizer
 from ray_unlearn.models.templates import Choice, Template
 from ray_unlearn.records.tables import LOCAL
+from ray_unlearn.report.text import visible
 from ray_unlearn.training.in_process import build_models
 from tests.test_cli import run
 from tests.test_templates import CHATML, MARKS
@@ -64,8 +65,8 @@ def prompt_of(folder: Path, choice: Choice | None = None) -> list[int]:
 
 
 def spelt(text: str) -> list[str]:
-    """Lines as the command prints them: control characters by their names."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text).splitlines()
+    """Lines as the command prints them: control characters by their codes."""
+    return visible(text, len(text)).splitlines()
 
 
 @pytest.mark.timeout(300)  # the miniature's models may have to be trained first

@@ -44,6 +44,11 @@ class Probe:
     gradients: bool = False
     texts: tuple[str, ...] = ()
 
+    @property
+    def num_questions(self) -> int:
+        """What a mean over it is of: its questions, or its sequences where they answer none together."""
+        return len(self.sequences) if self.question is None else len(np.unique(self.question))
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -276,6 +281,8 @@ class Benchmark:
     """By scale ("": at any), laid one over the other under a user's own space file."""
     title: str = ""
     """What is forgotten, in words."""
+    language: str = ""
+    """Of its published data, a code of ISO 639-1; empty where that is not known."""
     privacy: tuple[str, ...] = ()
     """The metrics that say whether it can be told which data the model was trained on; never searched on."""
     remark: str = ""

@@ -240,8 +240,7 @@ class _Reader:
 
     def some(self, config: str, split: str, columns: tuple[str, ...], which: slice) -> Any:
         """(what messages call it, row) of these rows."""
-        rows = self.rows(config, split, *columns)
-        where = self.where(config, split)
+        rows, where = self.rows(config, split, *columns), self.where(config, split)
         if len(rows) < 2:
             raise UserError(f"{where} has one row. The two splits need at least two; add rows")
         return [(f"{where}, row {number}", row) for number, row in enumerate(rows)][which]
@@ -456,6 +455,7 @@ def _make_mini(folder: Path, world: muse_mini.World, train: Trainer) -> None:
 
 BENCHMARK = Benchmark(
     name="muse",
+    language="en",
     title="news articles or books: as if never read, neither word for word nor fact for fact",
     source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",

@@ -417,6 +417,7 @@ def _open(data: Path | None, repository: str) -> Repository:
 
 BENCHMARK = Benchmark(
     name="wmdp",
+    language="en",
     title="hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
     source="cais/wmdp, cais/mmlu, cais/wmdp-corpora and cais/wmdp-bio-forget-corpus on the hub; generated in the mini",
     scales=f"mini (a tiny model, no network); full with a GPU ({DEFAULT_MODEL}), or any model named",

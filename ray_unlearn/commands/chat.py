@@ -25,13 +25,15 @@ from ray_unlearn.models.hub import MODEL, open_repository
 from ray_unlearn.models.loading import check_model, trust_remote_code
 from ray_unlearn.models.templates import Choice
 from ray_unlearn.records.tables import LOCAL
-from ray_unlearn.wording import printable
+from ray_unlearn.report.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 100
 """Columns of a terminal from which on two answers stand side by side."""
+LONGEST = 1_000_000
+"""Characters of a question or an answer that are shown."""
 REPRODUCE = "reproduce.json"
 SEARCH = "search.json"
 
@@ -172,7 +174,7 @@ def questions(console: Console) -> Iterator[str]:
         if not question:
             return
         if not sys.stdin.isatty():
-            console.print(f"> {printable(question)}", markup=False, soft_wrap=True)
+            console.print(f"> {visible(question, LONGEST)}", markup=False, soft_wrap=True)
         yield question
 
 
@@ -181,7 +183,7 @@ def show_answers(answers: Sequence[tuple[str, str]], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    texts = [printable(answer, "\n\t") or "(nothing)" for _, answer in answers]
+    texts = [visible(answer, LONGEST) or "(nothing)" for _, answer in answers]
     if len(answers) > 1 and console.width >= WIDE:
         table = Table(box=None, expand=True, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for name, _ in answers:

@@ -31,7 +31,7 @@ from ray_unlearn.config import UserError
 from ray_unlearn.models.hub import parse_pins, pin_revisions
 from ray_unlearn.models.loading import check_model, load_tokenizer, trust_remote_code
 from ray_unlearn.training.in_process import build_models
-from ray_unlearn.wording import counted, printable
+from ray_unlearn.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -202,3 +202,8 @@ def _shortened(texts: Sequence[str]) -> list[str]:
     if len(texts) <= SHOWN:
         return list(texts)
     return [*texts[:half], f" ... {len(texts) - 2 * half} tokens more ... ", *texts[-half:]]
+
+
+def printable(text: str) -> str:
+    """A token's text on one line: what does not print, and any space but the usual one, as Python writes it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.definition import read_definition
 from ray_unlearn.benchmarks.identity import describe_identity
@@ -112,7 +113,8 @@ def run_export(
         run["at_utility"] = level
     run["template"] = asdict(read_definition(Path(config.definition)).template) if config.definition else None
     write_json(unfinished / "reproduce.json", run)
-    card = describe_model(config, results.meta, row, measured, run, adapter)
+    language = load_benchmark(config.loaded_from).language if config.scale == "full" else ""
+    card = describe_model(config, results.meta, row, measured, run, adapter, language)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
     unfinished.rename(out)
 
@@ -145,8 +147,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """reproduce.json as plain data: what to run (config, job), what it ran on, what came out.
 
-    model: null for the benchmark's own, else the hub name or the folder's name. made_by: versions, git, hardware.
-    Hashes are SHA-256 in hexadecimal.
+    model: null for the benchmark's own, else the hub name or the folder's name. part: of the benchmark, what is
+    forgotten. scored: by set, the questions of the held-out half. made_by: versions, git, hardware. Hashes are SHA-256
+    in hexadecimal.
     """
     from ray_unlearn.provenance import public_config
 
@@ -167,6 +170,8 @@ def describe_run(
         "stored_in": stored_precision(str(weights)) if not job.adapter else config.gang.precision,
         **made_by,
         "plugins": [asdict(plugin) for plugin in task.plugins],
+        "part": "" if config.definition else task.split,
+        "scored": {name: probe.num_questions for name, probe in task.report.probes.items()},
         "hashes": {
             **describe_identity(task),
             "starting adapter": config.gang.adapter,
