@@ -1,9 +1,12 @@
 """What an export says of a model, and that names in it stay names."""
 
+import hashlib
 import json
+import platform
 import re
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -246,7 +249,14 @@ def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tm
     for path in [*out.glob("*.json"), *out.glob("*.md")]:
         assert str(tmp_path.parent) not in path.read_text(), path.name
         assert str(tiny_model) not in path.read_text(), path.name
+    assert (
+        len({path.stat().st_mode & 0o777 for path in out.iterdir()} | {(tmp_path / LOCAL).stat().st_mode & 0o777}) == 1
+    )
     then = repeat.read_run(out / "reproduce.json")
+    written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
+    assert then["files"] == {name: digest for name, digest in written.items() if name != "reproduce.json"}
+    assert then["hardware"]["python"] == platform.python_version()
+    assert datetime.fromisoformat(then["dates"]["exported"]) <= datetime.now(UTC)
     now = repeat.run_again(then, config, task)
     assert repeat.verdict(then, now) == repeat.IDENTICAL
     assert then["hashes"] == now["hashes"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_unlearn.commands.checks import absolute
+from ray_unlearn.commands.export import REPRODUCE
 from ray_unlearn.commands.machine import quiet
 from ray_unlearn.commands.options import Chat
 from ray_unlearn.commands.reopen import read_local
@@ -34,7 +35,6 @@ WIDE = 100
 """Columns of a terminal from which on two answers stand side by side."""
 LONGEST = 1_000_000
 """Characters of a question or an answer that are shown."""
-REPRODUCE = "reproduce.json"
 SEARCH = "search.json"
 
 

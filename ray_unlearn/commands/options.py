@@ -239,6 +239,13 @@ class Export(Reopens):
         in_what("What the weights are written in. (default: as the starting model's)"),
     ] = None
     adapter: Annotated[bool, in_what("The LoRA adapter by itself, for peft. (default: merged)", "--adapter")] = False
+    max_shard_size: Annotated[
+        str | None, in_what("Most of a file of weights: 2GB, say. (default: what transformers takes)", metavar="SIZE")
+    ] = None
+    push: Annotated[
+        str | None, in_what("Put it on the hub, too, in a repository of this name.", metavar="OWNER/NAME")
+    ] = None
+    public: Annotated[bool, in_what("That everybody may read. (default: a private one)", "--public")] = False
     through_driver: ThroughDriver = False
 
 
