@@ -13,7 +13,7 @@ from ray_unlearn.commands.papers import cite
 from ray_unlearn.config import ATTACK_PREFIXES, ATTACKS, MEASURES, SearchConfig
 from ray_unlearn.report.text import markdown, markdown_block, method_label, score, setting
 from ray_unlearn.training.losses import find_method
-from ray_unlearn.wording import counted
+from ray_unlearn.wording import counted, listing
 
 RELEARNT_SHOWN = 3
 """Metrics that the sentence on relearning names."""
@@ -138,7 +138,7 @@ def relearnt(config: SearchConfig, metrics: Mapping[str, float], start: Mapping[
     part, epochs = config.robustness.relearn_share, config.robustness.relearn_epochs
     return (
         f"By fine-tuning on {part:.0%} of the forget set for {counted(epochs, 'epoch')}, "
-        f"{', '.join(found[:RELEARNT_SHOWN])}."
+        f"{listing(found[:RELEARNT_SHOWN])}."
     )
 
 
