@@ -15,7 +15,7 @@ import numpy as np
 
 from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.benchmarks.halving import digest, is_instruction
-from ray_unlearn.models.marks import start_marks
+from ray_unlearn.models.marks import added_tokens, start_marks
 from ray_unlearn.models.sequences import Sequences
 from ray_unlearn.models.templates import TAG, THOUGHT
 from ray_unlearn.wording import counted
@@ -23,7 +23,10 @@ from ray_unlearn.wording import counted
 FORGET, RETAIN = "forget", "retain"
 BEGINNING = 24
 """Tokens of an answer in which a thought's tag is looked for, and that are all blank where an answer says nothing."""
+TAG_BEGINS = 4
+"""Tokens of an answer among which the first one of such a tag is."""
 NAMED_ROWS = 5
+NO_TOKEN = -1
 IN_BOTH = "rows in both sets"
 ASKED_IN_BOTH = "questions in both sets"
 EMPTY = "empty answers"
@@ -104,11 +107,12 @@ def find_faults(task: Task, tokenizer: Any) -> list[Fault]:
     """The kinds of FAULTS that the task's rows have, in that order."""
     sets = sets_of(task)
     found: dict[str, dict[str, list[int]]] = {kind: {} for kind in FAULTS}
+    keys = {name: _keys(sequences) for name, sequences in sets.items()}
     for name, sequences in sets.items():
-        found[REPEATED][name] = _repeats(sequences)
+        found[REPEATED][name] = _repeats(keys[name])
         found[DOUBLED][name], found[MISSING][name] = _wrong_starts(sequences, tokenizer)
         found[EMPTY][name], found[THOUGHTS][name] = _wrong_answers(sequences, tokenizer)
-    found[IN_BOTH], found[ASKED_IN_BOTH] = _shared(sets)
+    found[IN_BOTH], found[ASKED_IN_BOTH] = _shared(sets, keys)
     faults = []
     for kind, by_set in found.items():
         rows = {name: tuple(numbers) for name, numbers in by_set.items() if numbers}
@@ -150,24 +154,25 @@ def token_texts(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
 # ---- the checks
 
 
-def _repeats(sequences: Sequences) -> list[int]:
+def _keys(sequences: Sequences) -> list[bytes]:
+    """A digest of each row, tokens and answer's place."""
+    return [digest(tokens.tobytes() + start.to_bytes(4, "little")) for tokens, start in sequences]
+
+
+def _repeats(keys: Sequence[bytes]) -> list[int]:
     seen: set[bytes] = set()
     repeated = []
-    for number, (tokens, start) in enumerate(sequences):
-        key = _key(tokens, start)
+    for number, key in enumerate(keys):
         if key in seen:
             repeated.append(number)
         seen.add(key)
     return repeated
 
 
-def _key(tokens: np.ndarray, start: int) -> bytes:
-    return digest(np.ascontiguousarray(tokens).tobytes() + start.to_bytes(4, "little"))
-
-
-def _shared(sets: Mapping[str, Sequences]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+def _shared(
+    sets: Mapping[str, Sequences], keys: Mapping[str, list[bytes]]
+) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     """(rows that are in both sets, rows whose question alone is). What half of a set's rows ask is an instruction."""
-    keys = {name: [_key(tokens, start) for tokens, start in sequences] for name, sequences in sets.items()}
     asked = {
         name: [digest(tokens[:start].tobytes()) if start > 1 else b"" for tokens, start in sequences]
         for name, sequences in sets.items()
@@ -187,34 +192,60 @@ def _shared(sets: Mapping[str, Sequences]) -> tuple[dict[str, list[int]], dict[s
     return rows, alone
 
 
+def _windows(sequences: Sequences, rows: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
+    """So many tokens of each of these rows from its start on, int64 [rows, width]; NO_TOKEN behind its end."""
+    places = sequences.offsets[rows, None] + starts[:, None] + np.arange(width)
+    is_in = places < sequences.offsets[rows + 1, None]
+    return np.where(is_in, sequences.tokens[np.where(is_in, places, 0)], NO_TOKEN).astype(np.int64)
+
+
 def _wrong_starts(sequences: Sequences, tokenizer: Any) -> tuple[list[int], list[int]]:
     """(rows that begin with the start mark twice, rows without the mark that the tokenizer puts before a text)."""
     wanted = start_marks(tokenizer)
     own = getattr(tokenizer, "bos_token_id", None)
     marks = wanted or ([] if own is None else [own])
-    if not marks:
+    if not marks or not len(sequences):
         return [], []
-    begins = [tokens[: 2 * len(marks)].tolist() for tokens, _ in sequences]
-    doubled = [number for number, begin in enumerate(begins) if begin == 2 * marks]
-    missing = [number for number, begin in enumerate(begins) if wanted and begin[: len(wanted)] != wanted]
-    return doubled, missing
+    rows = np.arange(len(sequences))
+    begins = _windows(sequences, rows, np.zeros_like(rows), 2 * len(marks))
+    doubled = (begins == np.array([*marks, *marks])).all(axis=1)
+    missing = (begins[:, : len(wanted)] != np.array(wanted)).any(axis=1) if wanted else np.zeros(len(rows), bool)
+    return np.flatnonzero(doubled).tolist(), np.flatnonzero(missing).tolist()
 
 
 def _wrong_answers(sequences: Sequences, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """(rows whose answer says nothing, rows whose answer begins with a think block). Plain texts are no answers."""
-    pairs = [number for number, start in enumerate(sequences.answer_starts.tolist()) if start > 1]
-    begins = []
-    for number in pairs:
-        tokens, start = sequences[number]
-        begins.append(tokens[start : start + BEGINNING].tolist())
-    if not pairs:
+    """(rows whose answer says nothing, rows whose answer begins with a think block). Plain texts are no answers.
+
+    Of many answers few are decoded: those whose tokens, by the vocabulary's names for them, could be such.
+    """
+    pairs = np.flatnonzero(sequences.answer_starts > 1)
+    if not len(pairs):
         return [], []
-    texts = _decode_all(tokenizer, begins, False)
-    blank = [not any(map(_is_visible, text)) for text in _decode_all(tokenizer, begins, True)]
-    lengths = sequences.answer_lengths
-    empty = [n for n, is_blank in zip(pairs, blank, strict=True) if is_blank and lengths[n] <= BEGINNING]
-    thoughts = [n for n, text in zip(pairs, texts, strict=True) if _begins_with_thought(text)]
+    heads = _windows(sequences, pairs, sequences.answer_starts[pairs], BEGINNING)
+    vocabulary, places = np.unique(heads, return_inverse=True)
+    places = places.reshape(heads.shape)
+    names = ["" if token == NO_TOKEN else str(tokenizer.convert_ids_to_tokens(int(token))) for token in vocabulary]
+    special = {number for number, token in added_tokens(tokenizer).items() if token.special}
+    special |= set(getattr(tokenizer, "all_special_ids", ()))
+    is_silent = np.array([t in special or _may_be_silent(name) for t, name in zip(vocabulary, names, strict=True)])
+    is_tag = np.array(["<" in name or "[" in name for name in names])
+    is_short = sequences.answer_lengths[pairs] <= BEGINNING
+    silent = np.flatnonzero(is_short & is_silent[places].all(axis=1))
+    tagged = np.flatnonzero(is_tag[places[:, :TAG_BEGINS]].any(axis=1))
+
+    def decode(chosen: np.ndarray, skip_special: bool) -> list[tuple[int, str]]:
+        rows = [[int(token) for token in heads[number] if token != NO_TOKEN] for number in chosen]
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=skip_special) if rows else []
+        return [(int(pairs[number]), str(text)) for number, text in zip(chosen, texts, strict=True)]
+
+    empty = [number for number, text in decode(silent, True) if not any(map(_is_visible, text))]
+    thoughts = [number for number, text in decode(tagged, False) if _begins_with_thought(text)]
     return empty, thoughts
+
+
+def _may_be_silent(name: str) -> bool:
+    """Whether a token of that name might be, or be a part of, what nobody sees: spaces, and bytes of a character."""
+    return name.startswith("<0x") or not any("!" <= character <= "~" for character in name)
 
 
 def _is_visible(character: str) -> bool:
@@ -224,9 +255,3 @@ def _is_visible(character: str) -> bool:
 def _begins_with_thought(text: str) -> bool:
     tag = TAG.match(text.lstrip())
     return tag is not None and THOUGHT.search(tag.group()) is not None
-
-
-def _decode_all(tokenizer: Any, rows: Sequence[Sequence[int]], skip_special: bool) -> list[str]:
-    """transformers 5 decodes many rows in one call."""
-    found = tokenizer.batch_decode(list(rows), skip_special_tokens=skip_special)
-    return [str(text) for text in found]
