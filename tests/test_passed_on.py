@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from ray_unlearn.benchmarks.contract import Request
 from ray_unlearn.benchmarks.miniatures import tofu as tofu_mini
 from ray_unlearn.models.fingerprints import weights_digest
 from ray_unlearn.training.in_process import build_models
+from tests.played_hub import Hub, played_hub
 from tests.test_search import ray_unlearn, tune
 
+NAME = "me/forgetful"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 
@@ -47,7 +50,17 @@ def asked(question: str, *words: str) -> list[str]:
     return rest
 
 
-def test_own_data_are_looked_at_searched_exported_asked_and_loaded_by_others(tmp_path: Path) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """Commands see it, and somebody is logged in there."""
+    with played_hub() as played:
+        known = {"HF_ENDPOINT": played.address, "HF_TOKEN": "hf_played", "HF_HOME": str(tmp_path / "hub")}
+        for name, value in {**known, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}.items():
+            monkeypatch.setenv(name, value)
+        yield played
+
+
+def test_own_data_are_looked_at_searched_exported_asked_and_loaded_by_others(tmp_path: Path, hub: Hub) -> None:
     from transformers import pipeline
 
     model = load_benchmark("tofu").load(Request("mini"), build_models).model
@@ -62,7 +75,9 @@ def test_own_data_are_looked_at_searched_exported_asked_and_loaded_by_others(tmp
     assert f"Ask it:  ray_unlearn chat {folder}" in run.stdout
 
     out = tmp_path / "exported"
-    ray_unlearn("export", str(folder), "--out", str(out), "--max-shard-size", "200KB")
+    exported = ray_unlearn("export", str(folder), "--out", str(out), "--max-shard-size", "200KB", "--push", NAME)
+    assert f"On hub: {hub.address}/{NAME}" in exported.stdout
+    assert hub.private == {f"models/{NAME}"}
     made = json.loads((out / "reproduce.json").read_text())
     assert made["files"] == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -87,7 +102,8 @@ def test_own_data_are_looked_at_searched_exported_asked_and_loaded_by_others(tmp
     unlearnt, start = f"{folder / 'model'}:", f"{model}:"
     assert pair[0] == unlearnt
     assert start in pair
-    assert asked(question, str(out))[:-1] == pair[1 : pair.index(start)], "the export is asked as the search's model is"
+    for place in (str(out), NAME):
+        assert asked(question, place)[:-1] == pair[1 : pair.index(start)], "an export is asked as the search's model is"
 
     generate = pipeline("text-generation", model=str(out))
     (answer,) = generate(f"Question: {question}\nAnswer:", max_new_tokens=24, do_sample=False, return_full_text=False)
