@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import tomllib
 import zlib
@@ -36,6 +37,18 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # it would keep a full disk full
         raise
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Let the folder's files have the mode of a new one: libraries write some through temporary files, which their
+    owner alone can read."""
+    probe = folder / f".mode-{os.getpid()}"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def visible(paths: Iterable[Path], folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 from ray_unlearn import __version__
 from ray_unlearn.config import SearchConfig
 
+DRIVER = Path("/proc/driver/nvidia/version")
 PACKAGES = (
     "ray",
     "torch",
@@ -30,6 +32,24 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     return {"ray_unlearn": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def platform_versions(uses_gpu: bool) -> dict[str, str]:
+    """Python and the system; on a GPU also CUDA as torch was built for it, and the driver where it says what it is."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    if uses_gpu:
+        import torch
+
+        found |= {"cuda": str(torch.version.cuda or torch.version.hip or "")}
+        with contextlib.suppress(OSError):
+            found |= {"driver": driver_version(DRIVER.read_text())}
+    return {name: value for name, value in found.items() if value}
+
+
+def driver_version(text: str) -> str:
+    """NVIDIA's version in what its driver says of itself; empty where there is none."""
+    match = re.search(r"Kernel Module\b.*?\b(\d+\.[\d.]+)", text)
+    return match[1] if match else ""
 
 
 def git_revision() -> str | None:

@@ -3,13 +3,14 @@ HF_ENDPOINT, which counts the bytes of every file that it hands out."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -30,6 +31,10 @@ class Hub:
     gated: dict[str, int] = field(default_factory=dict)
     """The status that a repository's files are refused with: 401 or 403."""
     renamed: dict[str, str] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """Large files that were sent, by SHA-256."""
+    refuses_uploads: bool = False
     is_down: bool = False
     sent: Counter[str] = field(default_factory=Counter)
     """Bytes of files, by repository and file."""
@@ -81,12 +86,35 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.do_GET()
 
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.read_body()
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         if self.hub.is_down:
             return self.send(503)
+        if path == "/api/whoami-v2":
+            return self.say({"name": "me"}) if "Authorization" in self.headers else self.send(401)
+        if path == "/api/validate-yaml":
+            return self.say({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if match := re.fullmatch(r"/upload/(\w{64})", path):
+            return self.take_object(match[1], body)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.offer_uploads(json.loads(body)["objects"])
         if match := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(/.*)?", path):
             return self.api(f"{match[1]}/{match[2]}", match[3] or "", body)
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -106,9 +134,57 @@ class Handler(BaseHTTPRequestHandler):
             return True
         return False
 
+    def create(self, asked: Mapping[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if f"models/{name}" in self.hub.commits:
+            return self.send(409, json.dumps({"url": f"{self.hub.address}/{name}"}).encode())
+        self.hub.put(f"models/{name}", {".gitattributes": b""})
+        if asked.get("visibility") == "private":
+            self.hub.private.add(f"models/{name}")
+        return self.say({"url": f"{self.hub.address}/{name}"})
+
+    def take_object(self, oid: str, body: bytes) -> None:
+        if self.hub.refuses_uploads or hashlib.sha256(body).hexdigest() != oid:
+            return self.send(403)
+        self.hub.objects[oid] = body
+        return self.send(200)
+
+    def offer_uploads(self, objects: list[dict[str, Any]]) -> None:
+        offers = [
+            {**one, "actions": {"upload": {"href": f"{self.hub.address}/upload/{one['oid']}"}}} for one in objects
+        ]
+        self.say({"transfer": "basic", "objects": offers})
+
+    def commit(self, name: str, lines: list[bytes]) -> None:
+        """Files by their content, large ones by the name of what was sent before."""
+        _, files = self.hub.find(name, "main") or ("", {})
+        files = dict(files)
+        for line in lines:
+            entry = json.loads(line)
+            kind, value = entry["key"], entry["value"]
+            if kind == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+            elif kind == "deletedFile":
+                del files[value["path"]]
+        commit = self.hub.put(name, files)
+        page = f"{self.hub.address}/{name.partition('/')[2]}/commit/{commit}"
+        self.say({"commitUrl": page, "commitOid": commit})
+
     def api(self, name: str, rest: str, body: bytes) -> None:
         if self.moved(name):
             return None
+        if rest == "/preupload/main":
+            asked = json.loads(body)["files"]
+            modes = {True: "lfs", False: "regular"}
+            told = [
+                {"path": f["path"], "uploadMode": modes[f["path"].endswith(".safetensors")], "shouldIgnore": False}
+                for f in asked
+            ]
+            return self.say({"files": told})
+        if rest == "/commit/main":
+            return self.commit(name, body.splitlines())
         if rest == "/auth-check":
             return self.send(self.hub.gated[name], X_Error_Code="GatedRepo") if name in self.hub.gated else self.say({})
         match = re.fullmatch(r"(?:/(revision|tree|paths-info)/([^/]+)(?:/.*)?)?", rest)
@@ -126,7 +202,8 @@ class Handler(BaseHTTPRequestHandler):
             wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode()).get("paths", [])
             return self.say([entry for entry in entries if entry["path"] in wanted])
         siblings = [{"rfilename": path} for path in files]
-        return self.say({"id": name.partition("/")[2], "sha": commit, "private": False, "siblings": siblings})
+        is_private = name in self.hub.private
+        return self.say({"id": name.partition("/")[2], "sha": commit, "private": is_private, "siblings": siblings})
 
     def file(self, name: str, revision: str, path: str) -> None:
         if self.moved(name):

@@ -1,13 +1,18 @@
 """What an export says of a model, and that names in it stay names."""
 
+import hashlib
 import json
+import platform
 import re
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 
 from ray_unlearn.benchmarks.contract import Profile, Request
@@ -15,6 +20,7 @@ from ray_unlearn.commands import export
 from ray_unlearn.commands import repeat_export as repeat
 from ray_unlearn.commands.export import find_trial
 from ray_unlearn.commands.model_card import Measured, describe_model
+from ray_unlearn.commands.papers import cite
 from ray_unlearn.commands.reopen import describe_local
 from ray_unlearn.config import GangConfig, SearchConfig, TrialConfig, UserError
 from ray_unlearn.models.fingerprints import stored_precision, weights_digest
@@ -34,23 +40,31 @@ META = {
     "metrics": {
         "forget_accuracy": "share of questions answered right",
         "quantised_forget_accuracy": "with linear weights in 4 bits: the same",
+        "relearned_forget_accuracy": "after fine-tuning on a part of the forget set: the same",
     },
 }
 
 
-def card(base: str | None = "owner/name", metrics: dict | None = None, row: dict = ROW, **choices) -> str:
+def card(
+    base: str | None = "owner/name",
+    metrics: dict | None = None,
+    row: dict = ROW,
+    run: dict | None = None,
+    language: str = "",
+    adapter: bool = False,
+    **choices,
+) -> str:
     config = SearchConfig(
         **{"name": "s", "benchmark": "wmdp", "methods": ("npo", "ga"), "trials": 9, "concurrent": 1},
         **{"objective": "combined", "utility_floor": 0.9, "seed": 3, "gang": GangConfig(), "model": "/home/me/m"},
         **{"scale": "full", **choices},
     )
-    trial = TrialConfig("npo-0001", "npo", {"beta": 0.1}, retain_weight=2.5, learning_rate=1.2e-5)
+    trial = TrialConfig("npo-0001", "npo", {"beta": 0.1}, retain_weight=2.5, learning_rate=1.2e-5, seed=3)
     metrics = metrics or {"forget_accuracy": 0.26}
     job = {"trial": trial.to_json(), "stop_after": 5, "alpha": row["alpha"], "adapter": False}
     measured = Measured(row, {"forget_accuracy": 0.55}, {"forget_accuracy": 0.25})
-    return describe_model(
-        config, META, row, measured, {"model": base, "job": job, "metrics": metrics, "stored_in": "bf16"}, adapter=False
-    )
+    made = {"model": base, "job": job, "metrics": metrics, "stored_in": "bf16", **(run or {})}
+    return describe_model(config, META, row, measured, made, adapter, language)
 
 
 def head(text: str) -> dict:
@@ -61,10 +75,65 @@ def test_the_head_is_the_hubs():
     values = head(card())
     assert values["base_model"] == "owner/name"
     assert values["library_name"] == "transformers"
-    assert values["tags"] == ["unlearning", "ray_unlearn", "npo"]
+    assert values["tags"] == ["unlearning", "machine-unlearning", "ray_unlearn", "npo", "wmdp"]
+    assert "datasets" not in values, "a folder's data are nobody's on the hub"
+    assert "language" not in values
     assert "license" not in values, "nobody but the user can state it"
     assert "base_model" not in head(card("target")), "a folder's name is nobody's name on the hub"
     assert "base_model" not in head(card(None))
+
+
+RUN = {
+    "hashes": {"data revisions": "cais/mmlu@0f1e cais/wmdp@12ab"},
+    "part": "bio",
+    "scored": {"forget": 637, "forget_questions": 12},
+}
+
+
+def test_the_hub_s_own_reader_finds_data_language_and_every_figure(tmp_path):
+    """What `huggingface_hub` reads of a repository's card, from a file."""
+    metrics = {
+        **{"forget_accuracy": 0.26, "relearned_forget_accuracy": 0.41, "forget_questions_above_chance": 0.5},
+        **{"general_accuracy": 0.5, "mia_loss": float("nan")},
+    }
+    (tmp_path / "README.md").write_text(card(metrics=metrics, run=RUN, language="en"))
+    read = ModelCard.load(tmp_path / "README.md").data
+    assert (read.base_model, read.datasets, read.language) == ("owner/name", ["cais/mmlu", "cais/wmdp"], ["en"])
+    _, results = model_index_to_eval_results(metadata_load(tmp_path / "README.md")["model-index"])
+    assert {(r.task_type, r.dataset_type, r.dataset_config, r.dataset_split, r.dataset_revision) for r in results} == {
+        ("text-generation", "cais/wmdp", "bio", "held-out half", "12ab")
+    }
+    assert {r.metric_type: (r.metric_value, r.metric_name) for r in results} == {
+        "objective": (0.94, "objective (seed 3)"),
+        "forget": (0.91, "forget (seed 3)"),
+        "utility": (0.97, "utility (seed 3)"),
+        "forget_accuracy": (0.26, "forget_accuracy (n = 637, seed 3)"),
+        "relearned_forget_accuracy": (0.41, "relearned_forget_accuracy (n = 637, seed 3)"),
+        "forget_questions_above_chance": (0.5, "forget_questions_above_chance (n = 12, seed 3)"),
+        "general_accuracy": (0.5, "general_accuracy (seed 3)"),
+    }
+    assert read.eval_results == results
+
+
+def test_the_snippet_is_python_and_every_method_has_its_paper_in_bibtex():
+    for adapter in (False, True):
+        text = card(adapter=adapter)
+        (snippet,) = [block for block in text.split("```\n") if block.startswith("from ")]
+        compile(snippet, "snippet", "exec")
+        assert head(text)["library_name"] == ("peft" if adapter else "transformers")
+        assert head(text)["base_model_relation"] == ("adapter" if adapter else "finetune")
+    assert "@misc{arxiv-2404.05868,\n  author = {Zhang, Ruiqi and others}," in card()
+    for method in METHODS.values():
+        cited = cite(method.paper)
+        assert cited.count("author = ") == cited.count("title = ") == cited.count("@") >= 2, method.name
+        assert cited.count("{") == cited.count("}")
+
+
+def test_limits_say_what_relearning_brings_back_where_it_was_measured():
+    assert "By fine-tuning" not in card()
+    text = card(metrics={"forget_accuracy": 0.26, "relearned_forget_accuracy": 0.41, "quantised_forget_accuracy": 0.3})
+    sentence = "By fine-tuning on 20% of the forget set for 3 epochs, forget_accuracy goes from"
+    assert f"{sentence} 0.260 to 0.410 (the starting model: 0.550)." in text
 
 
 def test_the_card_has_method_settings_and_three_models_figures():
@@ -180,7 +249,14 @@ def test_an_exported_adapter_can_be_repeated_from_its_file_and_names_no_place(tm
     for path in [*out.glob("*.json"), *out.glob("*.md")]:
         assert str(tmp_path.parent) not in path.read_text(), path.name
         assert str(tiny_model) not in path.read_text(), path.name
+    assert (
+        len({path.stat().st_mode & 0o777 for path in out.iterdir()} | {(tmp_path / LOCAL).stat().st_mode & 0o777}) == 1
+    )
     then = repeat.read_run(out / "reproduce.json")
+    written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.iterdir()}
+    assert then["files"] == {name: digest for name, digest in written.items() if name != "reproduce.json"}
+    assert then["hardware"]["python"] == platform.python_version()
+    assert datetime.fromisoformat(then["dates"]["exported"]) <= datetime.now(UTC)
     now = repeat.run_again(then, config, task)
     assert repeat.verdict(then, now) == repeat.IDENTICAL
     assert then["hashes"] == now["hashes"]

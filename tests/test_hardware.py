@@ -11,6 +11,7 @@ import torch
 from ray_unlearn import hardware
 from ray_unlearn.commands.resources import check_gpus, find_machine, machine_of, most_gangs, on_cpus
 from ray_unlearn.config import GangConfig, UserError
+from ray_unlearn.provenance import driver_version
 from ray_unlearn.training.placement import GIB
 
 
@@ -124,3 +125,15 @@ def test_a_cpu_s_worker_trains_on_the_cpu_though_the_machine_has_a_gpu(tiny_mode
     command = [sys.executable, "-c", BELIEVES, str(tiny_model)]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.stdout.split()[-3:] == ["True", "cpu", "cpu"], run.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n", "535.104.05"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build\n", "570.86.15"),
+        ("something else", ""),
+    ],
+)
+def test_the_driver_s_version_is_read_from_what_it_says(said, version):
+    assert driver_version(said) == version

@@ -124,6 +124,8 @@ def test_help_names_every_command():
     run = subprocess.run(
         [sys.executable, "-m", "ray_unlearn.cli", "--help"], capture_output=True, text=True, check=True
     )
-    commands = "tune prepare evaluate compare export reproduce methods benchmarks report verify doctor plan submit"
+    commands = (
+        "tune prepare evaluate compare export reproduce data chat methods benchmarks report verify doctor plan submit"
+    )
     for name in commands.split():
         assert name in run.stdout

@@ -44,6 +44,11 @@ class Probe:
     gradients: bool = False
     texts: tuple[str, ...] = ()
 
+    @property
+    def num_questions(self) -> int:
+        """What a mean over it is of: its questions, or its sequences where they answer none together."""
+        return len(self.sequences) if self.question is None else len(np.unique(self.question))
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -184,6 +189,8 @@ class Task:
     """By repository of the hub, the commit that the data were read at."""
     notes: tuple[str, ...] = ()
     """What whoever starts a search should know about these data and the goal: shown before anything runs."""
+    cut: Mapping[str, int] = field(default_factory=dict)
+    """By set (forget, retain), the rows that are cut from longer texts."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +281,8 @@ class Benchmark:
     """By scale ("": at any), laid one over the other under a user's own space file."""
     title: str = ""
     """What is forgotten, in words."""
+    language: str = ""
+    """Of its published data, a code of ISO 639-1; empty where that is not known."""
     privacy: tuple[str, ...] = ()
     """The metrics that say whether it can be told which data the model was trained on; never searched on."""
     remark: str = ""

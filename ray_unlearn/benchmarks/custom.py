@@ -76,7 +76,7 @@ from ray_unlearn.benchmarks.halving import HALVES, Document, Piece, draw, groups
 from ray_unlearn.benchmarks.kept import hub_commits, hub_tables, kept
 from ray_unlearn.benchmarks.profiles import available_splits
 from ray_unlearn.benchmarks.sources import FILE_INSTEAD
-from ray_unlearn.benchmarks.writing import Writer
+from ray_unlearn.benchmarks.writing import Writer, num_chunks
 from ray_unlearn.config import UserError
 from ray_unlearn.counting import no_collection
 from ray_unlearn.metrics import Scores
@@ -162,6 +162,7 @@ def _make_task(definition: Definition, request: Request, model: str) -> Task:
         measured_by="custom",
         commits=hub_commits(definition),
         notes=_describe_data(definition, writer, documents, halves, notes),
+        cut={name: sum(map(num_chunks, documents[name])) for name in (FORGET, RETAIN)},
     )
 
 

@@ -155,18 +155,20 @@ def _limited(found: list[list[Any]], limit: int) -> list[Any]:
 
 
 def groups_of(documents: Sequence[Document]) -> list[list[Hashable]]:
-    """What keeps each document with others in one half: its group, an equal question, an equal text.
-
-    A question that more than half of the rows have is an instruction, and tells nothing about them.
-    """
+    """What keeps each document with others in one half: its group, an equal question, an equal text."""
     counts = Counter(document.question for document in documents)
     result: list[list[Hashable]] = []
     for document in documents:
         keys: list[Hashable] = [("text", document.text)] if document.text else []
-        if document.question and 2 * counts[document.question] <= len(documents):
+        if document.question and not is_instruction(counts[document.question], len(documents)):
             keys.append(("question", document.question))
         result.append([*keys, ("group", document.group)] if document.group is not None else keys)
     return result
+
+
+def is_instruction(count: int, rows: int) -> bool:
+    """Whether a question that so many of the rows have is an instruction, and tells nothing about them."""
+    return 2 * count > rows
 
 
 def separate(

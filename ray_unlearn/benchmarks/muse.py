@@ -143,18 +143,20 @@ def _part(split: str | None) -> tuple[str, Part]:
 def _build(name: str, part: Part, request: Request, model: str, retain: Sequence[str]) -> Task:
     check_model(model)
     reader = _Reader(_source(request.data, part.corpus), load_tokenizer(model), context_length(load_config(model)))
-    texts = [text for place in retain for text in reader.texts("raw", place)]
+    forgotten = reader.chunks(reader.texts(part.config, part.texts))
+    retained = reader.chunks([text for place in retain for text in reader.texts("raw", place)])
     return Task(
-        benchmark="muse",
-        scale=request.scale,
-        model=model,
-        forget=reader.chunks(reader.texts(part.config, part.texts)),
-        retain=reader.chunks(texts),
+        "muse",
+        request.scale,
+        model,
+        forgotten,
+        retained,
         selection=_split(reader, part, slice(0, 2 * SELECTION_ROWS, 2)),
         report=_split(reader, part, slice(1, None, 2)),
         whole=_split(reader, part, slice(None)) if request.whole else None,
         split=name,
         commits=commits_of(reader.repository),
+        cut={side: len(found) for side, found in (("forget", forgotten), ("retain", retained)) if len(found) > 1},
     )
 
 
@@ -227,8 +229,7 @@ class _Reader:
         last token of the one before. So every token but perhaps the very first is learnt once.
         """
         stream = self._encode("\n\n".join(texts), special=False)
-        width = min(CHUNK_TOKENS, self._context)
-        bos = self._tokenizer.bos_token_id
+        width, bos = min(CHUNK_TOKENS, self._context), self._tokenizer.bos_token_id
         if bos is not None and self._encode("")[:1] == [bos]:
             pieces = [[bos, *stream[i : i + width - 1]] for i in range(0, len(stream), width - 1)]
         else:
@@ -239,8 +240,7 @@ class _Reader:
 
     def some(self, config: str, split: str, columns: tuple[str, ...], which: slice) -> Any:
         """(what messages call it, row) of these rows."""
-        rows = self.rows(config, split, *columns)
-        where = self.where(config, split)
+        rows, where = self.rows(config, split, *columns), self.where(config, split)
         if len(rows) < 2:
             raise UserError(f"{where} has one row. The two splits need at least two; add rows")
         return [(f"{where}, row {number}", row) for number, row in enumerate(rows)][which]
@@ -455,6 +455,7 @@ def _make_mini(folder: Path, world: muse_mini.World, train: Trainer) -> None:
 
 BENCHMARK = Benchmark(
     name="muse",
+    language="en",
     title="news articles or books: as if never read, neither word for word nor fact for fact",
     source="muse-bench/MUSE-News and muse-bench/MUSE-Books on the hub; generated in the mini",
     scales="mini (two tiny models, no network); full with a GPU (MUSE's own target), or any model named",

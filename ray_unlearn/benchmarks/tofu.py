@@ -455,6 +455,7 @@ METRICS = {
 
 BENCHMARK = Benchmark(
     name="tofu",
+    language="en",
     title="fictitious authors: be like a model that was never trained on some of them",
     source=f"{HUB_NAME} on the hub; generated in the mini",
     scales=f"mini (two tiny models, no network); full with a GPU ({DEFAULT_MODEL}), or any target model named",

@@ -279,8 +279,8 @@ def load_full(request: Request) -> Task:
     others, mmlu = read_questions(request.data, "mmlu", "all", None)
     hazard, general = split_hazard_questions(asked), split_general_questions(others)
     width = min(CHUNK_TOKENS[topic], context)
-    forget, forget_from = read_corpus(request, topic, "forget", tokenizer, width, FORGET_CHUNKS)
-    retain, retain_from = read_corpus(request, topic, "retain", tokenizer, width, RETAIN_CHUNKS)
+    forget, forget_cut, forget_from = read_corpus(request, topic, "forget", tokenizer, width, FORGET_CHUNKS)
+    retain, retain_cut, retain_from = read_corpus(request, topic, "retain", tokenizer, width, RETAIN_CHUNKS)
     names = [*SPLITS, "whole"] if request.whole else SPLITS
     questions = {name: {"forget": hazard[name], "general": general[name]} for name in names}
     splits = build_splits(tokenizer, questions, context)
@@ -294,6 +294,7 @@ def load_full(request: Request) -> Task:
         splits["report"],
         whole=splits.get("whole"),
         commits=commits_of(wmdp, mmlu, forget_from, retain_from),
+        cut={"forget": forget_cut, "retain": retain_cut},
     )
 
 
@@ -363,9 +364,9 @@ def _draw(questions: Sequence[Question], count: int) -> dict[str, list[Question]
 
 def read_corpus(
     request: Request, topic: str, role: str, tokenizer: Any, width: int, count: int
-) -> tuple[Sequences, Repository]:
-    """`count` chunks, or all there are, of at most `width` tokens, and where they are from; the documents in a fixed
-    shuffle."""
+) -> tuple[Sequences, int, Repository]:
+    """`count` chunks, or all there are, of at most `width` tokens, how many of them are not a whole document, and where
+    they are from; the documents in a fixed shuffle."""
     is_gated = (topic, role) == ("bio", "forget")
     source = _open(request.data, GATED if is_gated else "wmdp-corpora")
     config = None if is_gated else f"{topic}-{role}-corpus"
@@ -373,19 +374,22 @@ def read_corpus(
     texts = documents(source, find_files(source, config, "train"), name, DATA_SEED, whole=not request.sampled)
     prefix = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
     chunks: list[tuple[list[int], int]] = []
+    is_cut: list[bool] = []
     for where, text in texts:
         if not isinstance(text, str):
             raise UserError(f"{where}: the text is {text!r}. Give a text")
         if len(text) < MIN_DOCUMENT_CHARACTERS:
             continue
-        chunks.extend((c, 1) for c in cut_document(tokenizer, text, prefix, width))
+        pieces = cut_document(tokenizer, text, prefix, width)
+        chunks.extend((piece, 1) for piece in pieces)
+        is_cut += [len(pieces) > 1 or len(piece) == width for piece in pieces]
         if len(chunks) >= count:
             break
     if not chunks:
         raise UserError(f"{name}: no text has {MIN_DOCUMENT_CHARACTERS} characters. Give longer documents")
     sequences = Sequences.build(chunks[:count])
     check_lengths(sequences, width, name)
-    return sequences, source
+    return sequences, sum(is_cut[:count]), source
 
 
 def cut_document(tokenizer: Any, text: str, prefix: list[int], width: int) -> list[list[int]]:
@@ -413,6 +417,7 @@ def _open(data: Path | None, repository: str) -> Repository:
 
 BENCHMARK = Benchmark(
     name="wmdp",
+    language="en",
     title="hazardous knowledge: answers to 4-way questions fall to chance, general knowledge stays",
     source="cais/wmdp, cais/mmlu, cais/wmdp-corpora and cais/wmdp-bio-forget-corpus on the hub; generated in the mini",
     scales=f"mini (a tiny model, no network); full with a GPU ({DEFAULT_MODEL}), or any model named",

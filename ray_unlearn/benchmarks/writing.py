@@ -271,10 +271,10 @@ class Writer:
     def describe(self, definition: Definition, documents: Mapping[str, Sequence[Document]]) -> list[str]:
         """Sentences on how the rows were written and read."""
         notes = []
-        long = [d for found in documents.values() for d in found if not d.question and len(d.pieces) > 1]
-        if long:
-            chunks = sum(len(document.pieces) for document in long)
-            notes.append(f"{len(long)} long text(s) cut into {chunks} chunks of at most {self.width} tokens.")
+        chunks = [count for found in documents.values() for document in found if (count := num_chunks(document))]
+        if chunks:
+            many = f"{len(chunks)} long text(s) cut into {sum(chunks)} chunks"
+            notes.append(f"{many} of at most {self.width} tokens.")
         if any(source.kind != TEXT for source in definition.sets.values()):
             notes += self.template.describe()
         notes += self.reader.describe()
@@ -308,6 +308,11 @@ _WORDS_SAID = {
     SCRIPT: "words by script (characters where it writes no spaces), not rouge-score's a-z",
     "code": "names, numbers and operators of code, not rouge-score's a-z",
 }
+
+
+def num_chunks(document: Document) -> int:
+    """Rows that a text was cut into; 0 of one that is whole, and of pairs and conversations."""
+    return len(document.pieces) if len(document.pieces) > 1 and not document.question else 0
 
 
 def _next_batch(rows: list[Row]) -> list[Row]:

@@ -3,21 +3,27 @@
 <out>/
     the model as transformers loads it, or with --adapter the LoRA adapter as peft loads it
     README.md         a model card in the hub's form: what was forgotten, how, what it measures, what nobody measured
-    reproduce.json    all that `ray_unlearn reproduce` needs to run the trial again and to compare, see `describe_run`
+    reproduce.json    all that `ray_unlearn reproduce` needs to run the trial again and to compare, see `describe_run`;
+                      beside that dates, the form in which the model is asked, and the SHA-256 of every other file
 
 Nothing in it names a path or a machine. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Task
+from ray_unlearn.benchmarks.definition import read_definition
 from ray_unlearn.benchmarks.identity import describe_identity
 from ray_unlearn.commands import reopen as again
 from ray_unlearn.commands.checks import check_levels, check_writable
@@ -27,8 +33,10 @@ from ray_unlearn.commands.options import Export
 from ray_unlearn.commands.reopen import fetched, load_search, read_local
 from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, UserError
+from ray_unlearn.files import give_usual_modes, visible
 from ray_unlearn.models.fingerprints import stored_precision, weights_digest
-from ray_unlearn.models.loading import trust_remote_code
+from ray_unlearn.models.hub import check_push, push_folder
+from ray_unlearn.models.loading import cut_weights, trust_remote_code
 from ray_unlearn.provenance import git_revision, package_versions
 from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import SearchResults, read_search, write_json
@@ -37,8 +45,10 @@ from ray_unlearn.training.outcome import Report, finished
 from ray_unlearn.training.trial import Job
 
 BEST = "best"
+REPRODUCE = "reproduce.json"
 FORMAT = 1
 """Of reproduce.json."""
+SIZE = re.compile(r"\d+(\.\d+)?[KMGT]B")
 
 
 def find_trial(results: SearchResults, wanted: str) -> dict[str, Any]:
@@ -65,9 +75,11 @@ def run_export(
     say: Callable[[str], None],
     precision: str = "",
     level: float | None = None,
+    max_shard_size: str | None = None,
 ) -> None:
     """Fill `out`, which must not be there; precision: of the weights, empty for the starting model's; level: of utility
-    whose point on the line to the trial's end is written in place of the trial's model.
+    whose point on the line to the trial's end is written in place of the trial's model; max_shard_size: of a file of
+    weights, as "2GB".
 
     Raises RuntimeError where the trial cannot be run again.
     """
@@ -103,16 +115,34 @@ def run_export(
         judge = held_out_judge(config, task, start)
         measured = Measured(rerun_row(config, judge, row, job, report, seconds), start, retrained)
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
+    if max_shard_size is not None:
+        cut_weights(unfinished, max_shard_size)
     _, request, _ = again.read_local(results.folder)
     run = describe_run(config, task, request.model is None, job, measured, made_by, unfinished)
     if adapter:
         _name_base(unfinished / "adapter_config.json", run["model"])
     if level is not None:
         run["at_utility"] = level
-    write_json(unfinished / "reproduce.json", run)
-    card = describe_model(config, results.meta, row, measured, run, adapter)
+    run["template"] = asdict(read_definition(Path(config.definition)).template) if config.definition else None
+    language = load_benchmark(config.loaded_from).language if config.scale == "full" else ""
+    card = describe_model(config, results.meta, row, measured, run, adapter, language)
     (unfinished / "README.md").write_text(card, encoding="utf-8")
+    dates = {"search began": results.meta.get("created"), "search ended": results.meta.get("finished")}
+    run["dates"] = {**dates, "exported": datetime.now(UTC).isoformat(timespec="seconds")}
+    run["files"] = digests(unfinished)
+    write_json(unfinished / REPRODUCE, run)
+    give_usual_modes(unfinished)
     unfinished.rename(out)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """By name, the SHA-256 of every file in the folder."""
+    found = {}
+    for file in visible(folder.rglob("*"), folder):
+        if file.is_file():
+            with file.open("rb") as content:
+                found[file.relative_to(folder).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found
 
 
 def run_job(
@@ -143,8 +173,9 @@ def describe_run(
 ) -> dict[str, Any]:
     """reproduce.json as plain data: what to run (config, job), what it ran on, what came out.
 
-    model: null for the benchmark's own, else the hub name or the folder's name. made_by: versions, git, hardware.
-    Hashes are SHA-256 in hexadecimal.
+    model: null for the benchmark's own, else the hub name or the folder's name. part: of the benchmark, what is
+    forgotten. scored: by set, the questions of the held-out half. made_by: versions, git, hardware. Hashes are SHA-256
+    in hexadecimal.
     """
     from ray_unlearn.provenance import public_config
 
@@ -165,6 +196,8 @@ def describe_run(
         "stored_in": stored_precision(str(weights)) if not job.adapter else config.gang.precision,
         **made_by,
         "plugins": [asdict(plugin) for plugin in task.plugins],
+        "part": "" if config.definition else task.split,
+        "scored": {name: probe.num_questions for name, probe in task.report.probes.items()},
         "hashes": {
             **describe_identity(task),
             "starting adapter": config.gang.adapter,
@@ -195,8 +228,7 @@ def run(options: Export) -> int:
     check_levels([] if options.at_utility is None else [options.at_utility])
     if options.adapter and not config.gang.lora_rank:
         raise UserError("--adapter: this search trained whole weights, there is no adapter. Leave it out")
-    if options.adapter and options.precision:
-        raise UserError("--precision: an adapter is written as it was trained. Leave one of the two out")
+    check_export(options)
     check_writable(out.parent)
     log = out.parent / f"{out.name}.log.txt"
     with copied(place.absolute(), config.copy_to, is_needed=False):
@@ -205,7 +237,7 @@ def run(options: Export) -> int:
             config, task = load_search(place)
             gang = replace(config.gang, through_driver=options.through_driver or config.gang.through_driver)
             config = replace(config, gang=gang, address=options.address or config.address)
-            asked = options.adapter, say, options.precision or "", options.at_utility
+            asked = options.adapter, say, options.precision or "", options.at_utility, options.max_shard_size
             run_export(results, config, task, row, out.absolute(), *asked)
         log.unlink()
     print(f"Model:  {out}")
@@ -213,5 +245,24 @@ def run(options: Export) -> int:
         why = "as asked" if options.precision else "as the starting model's"
         print(f"Weights in {stored_precision(str(out))}, {why}")
     print(f"Card:   {out / 'README.md'}")
-    print(f"Again:  ray_unlearn reproduce {out / 'reproduce.json'}")
+    print(f"Again:  ray_unlearn reproduce {out / REPRODUCE}")
+    if not options.adapter:
+        print(f"Ask it: ray_unlearn chat {out}")
+    if options.push is not None:
+        print(f"On hub: {push_folder(out, options.push, options.public)}")
     return 0
+
+
+def check_export(options: Export) -> None:
+    """What can be known of the options alone and of the hub, before anything is run. Raises UserError."""
+    if options.adapter and options.precision:
+        raise UserError("--precision: an adapter is written as it was trained. Leave one of the two out")
+    if options.max_shard_size is not None:
+        if options.adapter:
+            raise UserError("--max-shard-size: an adapter is one file. Leave one of the two out")
+        if not SIZE.fullmatch(options.max_shard_size) or not float(options.max_shard_size[:-2]):
+            raise UserError(f"--max-shard-size {options.max_shard_size}: is no size. Write 500MB or 2GB, say")
+    if options.public and options.push is None:
+        raise UserError("--public: nothing is put on the hub. Give --push OWNER/NAME as well, or leave it out")
+    if options.push is not None:
+        check_push(options.push, options.public)

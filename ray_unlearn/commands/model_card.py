@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray_unlearn.commands.card_head import write_head
 from ray_unlearn.commands.methods import CONVENTION
+from ray_unlearn.commands.papers import cite
 from ray_unlearn.config import ATTACK_PREFIXES, ATTACKS, MEASURES, SearchConfig
 from ray_unlearn.report.text import markdown, markdown_block, method_label, score, setting
 from ray_unlearn.training.losses import find_method
+from ray_unlearn.wording import counted, listing
+
+RELEARNT_SHOWN = 3
+"""Metrics that the sentence on relearning names."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,12 @@ def describe_model(
     measured: Measured,
     run: Mapping[str, Any],
     adapter: bool,
+    language: str = "",
 ) -> str:
-    """The card. Every name in it that somebody else chose is text, never Markdown, HTML or YAML."""
+    """The card. Every name in it that somebody else chose is text, never Markdown, HTML or YAML.
+
+    language: of the benchmark's data, a code of ISO 639-1; empty where nobody knows it.
+    """
     method = find_method(row["method"])
     title = method.title
     base = run["model"]
@@ -49,7 +59,7 @@ def describe_model(
     plain = [name for name in metrics if name not in attacked]
     what = "LoRA adapter" if adapter else "Model"
     parts = [
-        _head(base, method.name, adapter),
+        write_head(config, row, run, f"{title} on {config.benchmark}{part}", language, adapter),
         f"# {markdown(f'{title} on {config.benchmark}{part}')}",
         markdown(
             f"{what} made by unlearning the forget set of {config.benchmark}{part} ({config.scale}) from {origin} with "
@@ -69,9 +79,13 @@ def describe_model(
     ]
     if attacked:
         parts += ["After attacks on the finished model:", _metrics_table(attacked, meta["metrics"], measured, run)]
-    parts += ["## Limits", "\n".join(f"- {markdown(text)}" for text in _limits(config, attacked))]
+    limits = _limits(config, attacked, relearnt(config, run["metrics"], measured.start))
+    parts += ["## Limits", "\n".join(f"- {markdown(text)}" for text in limits)]
+    parts += ["## To use it", markdown_block(_usage(base, adapter))]
+    parts += ["Or ask it from a terminal: `ray_unlearn chat .`"] * (not adapter)
     parts += ["## To make it again", "`reproduce.json` has every setting, version and hash:"]
     parts += [markdown_block("ray_unlearn reproduce reproduce.json")]
+    parts += ["## To cite", markdown_block(cite(method.paper))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -84,24 +98,52 @@ def _place_on_line(alpha: float, level: float | None) -> str:
     return f" It is the trial's end, whose utility is at least {level:g}." if alpha == 1.0 else f"{where}: {why}."
 
 
-def _head(base: str | None, method: str, adapter: bool) -> str:
-    lines = ["---"]
-    # The hub wants names of its own; a folder's name would link to somebody else's model.
-    is_on_hub = base is not None and base.count("/") == 1
-    lines.append(f"base_model: {json.dumps(base)}" if is_on_hub else "# base_model: yours to state, as owner/name")
-    lines += ["# license: yours to state, and the base model's and the data's bind you"]
-    lines += [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation"]
-    lines += ["tags:", "- unlearning", "- ray_unlearn", f"- {json.dumps(method)}", "---"]
-    return "\n".join(lines)
-
-
 def _metrics_table(names: list[str], texts: Mapping[str, str], measured: Measured, run: Mapping[str, Any]) -> str:
     columns = [measured.start, measured.retrained or {}, run["metrics"]]
     rows = [[name, *(score(column.get(name)) for column in columns), texts[name]] for name in names]
     return _table(["metric", "starting model", "retrained model", "this model", "what it is"], rows)
 
 
-def _limits(config: SearchConfig, attacked: list[str]) -> list[str]:
+def _usage(base: str | None, adapter: bool) -> str:
+    """Python that generates with the model; "." is its folder, in whose place its name on the hub may stand."""
+    if adapter:
+        return (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base or 'the starting model')})\n"
+            'model = PeftModel.from_pretrained(base, ".")\n'
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+            'tokens = tokenizer("Who was", return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64)[0]))"
+        )
+    return (
+        "from transformers import pipeline\n\n"
+        'generate = pipeline("text-generation", model=".")\n'
+        'print(generate("Who was", max_new_tokens=64)[0]["generated_text"])'
+    )
+
+
+def relearnt(config: SearchConfig, metrics: Mapping[str, float], start: Mapping[str, float]) -> str:
+    """A sentence on what relearning brings back, as the figures of the forget set have it; empty where that was not
+    measured."""
+    prefix = f"{ATTACKS['relearn']}_"
+    found = []
+    for name, value in metrics.items():
+        plain = name.removeprefix(prefix)
+        if name.startswith(f"{prefix}forget") and plain in metrics:
+            before = f" (the starting model: {score(start[plain])})" if plain in start else ""
+            found.append(f"{plain} goes from {score(metrics[plain])} to {score(value)}{before}")
+    if not found:
+        return ""
+    part, epochs = config.robustness.relearn_share, config.robustness.relearn_epochs
+    return (
+        f"By fine-tuning on {part:.0%} of the forget set for {counted(epochs, 'epoch')}, "
+        f"{listing(found[:RELEARNT_SHOWN])}."
+    )
+
+
+def _limits(config: SearchConfig, attacked: list[str], brought_back: str) -> list[str]:
+    """brought_back: what relearning does, as a sentence, where it was measured."""
     limits = [
         f"One training run, seed {config.seed}: how far other seeds scatter is not in these figures.",
         "The settings were chosen on one half of the evaluation data, and the figures are of the other half, of the "
@@ -111,6 +153,8 @@ def _limits(config: SearchConfig, attacked: list[str]) -> list[str]:
     ]
     asked = tuple(f"{ATTACKS[name]}_" for name in ATTACKS if any(n.startswith(ATTACKS[name]) for n in attacked))
     missing = [name for name in ATTACKS if f"{ATTACKS[name]}_" not in asked]
+    if brought_back:
+        limits.append(brought_back)
     if missing:
         limits.append(f"Not tried on it: {', '.join(missing)}.")
     if attacked:

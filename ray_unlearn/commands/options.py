@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from ray_unlearn.benchmarks import NAMED
 from ray_unlearn.commands.shared_options import (
     BENCHMARK,
     DEFAULT_TRIALS,
@@ -31,6 +32,7 @@ from ray_unlearn.commands.shared_options import (
     Retrained,
     Scale,
     ThroughDriver,
+    TrustModel,
     Zero,
     in_advanced,
     in_budget,
@@ -244,6 +246,13 @@ class Export(Reopens):
         in_what("What the weights are written in. (default: as the starting model's)"),
     ] = None
     adapter: Annotated[bool, in_what("The LoRA adapter by itself, for peft. (default: merged)", "--adapter")] = False
+    max_shard_size: Annotated[
+        str | None, in_what("Most of a file of weights: 2GB, say. (default: what transformers takes)", metavar="SIZE")
+    ] = None
+    push: Annotated[
+        str | None, in_what("Put it on the hub, too, in a repository of this name.", metavar="OWNER/NAME")
+    ] = None
+    public: Annotated[bool, in_what("That everybody may read. (default: a private one)", "--public")] = False
     through_driver: ThroughDriver = False
 
 
@@ -270,6 +279,36 @@ class Reproduce(Connects):
     out: Annotated[Path, in_advanced("Of synthetic: folder that gets the reproduction's own folder.")] = field(
         default_factory=results_folder
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Loads):
+    """Show what will be trained on: rows as their exact tokens, what of them the loss counts, amounts and warnings."""
+
+    benchmark: Annotated[
+        str, Argument(metavar="BENCHMARK", help=f"{', '.join(NAMED)}, or the .toml file of your own data.")
+    ]
+    scale: Scale = "auto"
+    rows: Annotated[int, in_what("Rows of each set to show.")] = 3
+    as_json: Annotated[bool, JSON] = False
+    trust_remote_code: TrustModel = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Ask a model from the terminal, by itself or beside the one that it was made from; an empty line ends."""
+
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="An exported folder, a search's folder (its chosen model), or a hub name.")
+    ]
+    beside: Annotated[
+        str | None,
+        in_what("Ask this model, too: a folder or a hub name. (default: a search's starting model)", metavar="START"),
+    ] = None
+    max_new_tokens: Annotated[int, in_what("The most tokens of an answer.")] = 256
+    temperature: Annotated[float, in_what("0: the likeliest token each time; above: tokens are drawn at it.")] = 0.0
+    seed: Annotated[int, in_what("Of what is drawn, set anew for every answer.")] = 0
+    trust_remote_code: TrustModel = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,8 @@ COMMANDS: Mapping[type, str] = {
     options.Compare: "compare",
     options.Export: "export",
     options.Reproduce: "reproduce",
+    options.Data: "data",
+    options.Chat: "chat",
     options.Methods: "methods",
     options.Benchmarks: "benchmarks",
     options.Report: "report",

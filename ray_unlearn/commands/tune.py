@@ -28,6 +28,7 @@ from ray_unlearn.commands.checks import (
     check_writable,
     take_folder,
 )
+from ray_unlearn.commands.data import with_warning
 from ray_unlearn.commands.exit_codes import PARTIAL, failures_named
 from ray_unlearn.commands.options import RESUMABLE, Tune
 from ray_unlearn.commands.progress import LiveProgress, PlainProgress
@@ -134,6 +135,7 @@ def tune(options: Tune) -> int:
             search = resolve_search(options, request, asked, machine, folder.name, say)
             for note in search.task.notes:
                 say(note)
+            search = replace(search, task=with_warning(search.task, search.config.loaded_from, request, say))
             if options.dry_run:
                 say(describe_plan(search))
                 _give_back(folder)
@@ -179,12 +181,13 @@ def resume(place: Path, options: Tune) -> int:
         gang = replace(config.gang, threads_per_worker=threads(config.gang, machine, options.concurrent))
         config = replace(config, concurrent=options.concurrent, gang=gang)
     with copied(folder, copy_to) as copies, noise_to(folder / "log.txt") as screen:
-        sayer(screen)("loading data and models")
+        say = sayer(screen)
+        say("loading data and models")
         if address is None:
             from ray_unlearn.gangs.session import start_ahead
 
             start_ahead(config.gang, config.concurrent)
-        _, task = load_search(folder)
+        task = with_warning(load_search(folder)[1], config.loaded_from, request, say)
         search = ResolvedSearch(config, task, read_spaces(meta), 0, describe_local(config, request, retrained))
         status = run_with_progress(search, folder, screen, options, copies)
     return show_results(place, status, copies, options.searches)

@@ -185,6 +185,65 @@ def check_access(place: str, kind: str, instead: str = "a folder") -> None:
         HfApi().auth_check(repository.name, repo_type=kind)
 
 
+# ---- a folder into a repository
+
+
+def check_push(name: str, is_public: bool) -> None:
+    """Raise UserError where a folder cannot be put into a model repository of that name, as far as the hub tells
+    before: nobody is logged in, or the repository is there and is read by others than was asked for."""
+    from huggingface_hub import HfApi, constants, errors, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"--push {name}: HF_HUB_OFFLINE is set. Unset it, or leave --push out")
+    if get_token() is None:
+        raise UserError(f"--push {name}: nobody is logged in. Run `hf auth login`, or set HF_TOKEN")
+    with _push_explained(name):
+        HfApi().whoami()
+        try:
+            is_private = bool(HfApi().model_info(name).private)
+        except errors.RepositoryNotFoundError:
+            return
+    if is_private == is_public:
+        fix = "Leave --public out" if is_private else "Give --public, if that is meant"
+        who = "private" if is_private else "read by everybody"
+        raise UserError(f"--push {name}: is there already, and {who}. {fix}, or another name")
+
+
+@contextlib.contextmanager
+def _push_explained(name: str) -> Iterator[None]:
+    """As `explained`, of a hub that is written to."""
+    import httpx2
+
+    with explained(f"--push {name}", MODEL):
+        try:
+            yield
+        except httpx2.TransportError as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"--push {name}: the hub cannot be reached ({why}). Check the network") from None
+
+
+def push_folder(folder: Path, name: str, is_public: bool) -> str:
+    """Put a model's folder into a repository, which is made where it is not there, as one commit; its address. Other
+    weights that are in it go. Raises UserError."""
+    from huggingface_hub import HfApi
+
+    try:
+        with _push_explained(name):
+            place = HfApi().create_repo(name, private=not is_public, exist_ok=True)
+            HfApi().upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                commit_message="Export of ray_unlearn",
+                delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+            )
+    except (UserError, RuntimeError, ValueError) as error:  # of an upload, the client raises these
+        what = str(error).removeprefix(f"--push {name}: ").rstrip(".")
+        raise UserError(
+            f"--push {name}: {first_line(what)}. The export is in {folder}: `hf upload {name} {folder}` sends it"
+        ) from None
+    return str(place)
+
+
 # ---- why it cannot be had
 
 

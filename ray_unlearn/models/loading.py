@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import warnings
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import UserError
-from ray_unlearn.models.fingerprints import stored_precision
+from ray_unlearn.files import give_usual_modes
+from ray_unlearn.models.fingerprints import INDEX, stored_precision, weight_files, weights_digest
 from ray_unlearn.models.gguf import check_gguf, find_gguf
 from ray_unlearn.models.older_readers import write_both_spellings
 from ray_unlearn.models.tokenizers import keep_start_mark, why_unreadable, write_tokenizer
@@ -204,9 +206,33 @@ def save_weights(
     values["dtype"] = str(dtype).removeprefix("torch.")  # it has the model's in memory
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_both_spellings(folder)
+    give_usual_modes(folder)
 
 
 def save_adapter(model: Any, state: dict[str, Any], tokenizer: Any, folder: Path) -> None:
     """Write the adapter by itself as `peft` loads it on top of the model that it was trained on."""
     write_tokenizer(tokenizer, folder, load_tokenizer)
     model.save_pretrained(folder, state_dict=state)
+    give_usual_modes(folder)
+
+
+def cut_weights(folder: Path, max_shard_size: str) -> None:
+    """Write a model's weights again as files of at most that size, such as "2GB", with an index of several.
+
+    A tensor that is larger has a file of its own. The whole model is held in memory. Raises RuntimeError where the
+    tensors in the new files are other ones.
+    """
+    from huggingface_hub import save_torch_state_dict
+    from safetensors.torch import load_file
+
+    before, files = weights_digest(folder), weight_files(folder)
+    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".cut-") as place:
+        save_torch_state_dict(tensors, place, max_shard_size=max_shard_size)
+        for file in [*files, folder / INDEX]:
+            file.unlink(missing_ok=True)
+        for file in Path(place).iterdir():
+            file.rename(folder / file.name)
+    give_usual_modes(folder)
+    if weights_digest(folder) != before:
+        raise RuntimeError(f"{folder}: the files cut at {max_shard_size} do not hold the weights that were there")

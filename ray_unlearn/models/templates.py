@@ -135,6 +135,11 @@ class Template:
         ((tokens, start),) = self.encode_all([(turns, answer, where)])
         return tokens.tolist(), start
 
+    def encode_prompt(self, turns: Sequence[Turn], where: str) -> list[int]:
+        """The token ids of what the model is asked with, up to where its answer starts."""
+        tokens, start = self.encode(turns, ANSWERS[0], where)
+        return tokens[:start]
+
     def encode_all(self, rows: Iterable[tuple[Sequence[Turn], str, str]]) -> list[Encoded]:
         """The same of many conversations, each with its answer and the place of its row, in far less time.
 

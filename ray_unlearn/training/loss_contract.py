@@ -105,7 +105,7 @@ def broken_rules(
         if reduction == SEQUENCE and terms[2].item() != 0.0:
             yield f"gives {terms[2].item():.3g} for a sequence without answer tokens, and must give 0"
         if not _is_separable(terms, [loss(*_only(tokens, i)) for i in range(len(LENGTHS))]):
-            yield "depends on which sequences are computed together, and must not: they are spread over passes and workers"
+            yield "depends on which sequences share a pass, and must not: passes and workers divide them as they can"
         for lengths in ((), (0,)):
             found = loss(*tokens_of(lengths))
             if reduction_of(found, tokens_of(lengths)[0]) and found.sum().item() != 0.0:
@@ -119,14 +119,9 @@ def broken_rules(
     try:
         found.extend(broken())
     except Exception as error:  # whatever the function raises
-        found.append(
-            str(error) if isinstance(error, ValueError) and str(error).startswith("gives ") else _raises(error)
-        )
+        says = first_line(error, 400)
+        found.append(says if says.startswith("gives ") else f"raises {type(error).__name__}: {says}")
     return found
-
-
-def _raises(error: Exception) -> str:
-    return f"raises {type(error).__name__}: {first_line(error)}"
 
 
 def _gradient(terms: Tensor, tokens: Sequence[ScoredTokens]) -> Iterator[str]:
@@ -149,11 +144,8 @@ def _only(tokens: Sequence[ScoredTokens], index: int) -> list[ScoredTokens]:
     for each in tokens:
         here = each.sequence == index
         parts = {f.name: getattr(each, f.name)[here] for f in fields(each) if f.name not in ("sequence", "lengths")}
-        found.append(
-            replace(
-                each, **parts, sequence=torch.zeros(int(here.sum()), dtype=torch.int64), lengths=each.lengths[[index]]
-            )
-        )
+        first = torch.zeros(int(here.sum()), dtype=torch.int64)
+        found.append(replace(each, **parts, sequence=first, lengths=each.lengths[[index]]))
     return found
 
 

@@ -37,7 +37,7 @@ from ray_unlearn.models.logprobs import (
 )
 from ray_unlearn.models.packing import Pack, pack, pack_trees
 from ray_unlearn.models.sequences import Sequences
-from ray_unlearn.provenance import cpu_model
+from ray_unlearn.provenance import cpu_model, platform_versions
 from ray_unlearn.training import engine as engines
 from ray_unlearn.training.snapshot import Snapshot
 
@@ -100,7 +100,8 @@ class Rank:
         """What this gang runs on."""
         on_gpu = self.device.type == "cuda"
         kind = torch.cuda.get_device_name(self.device) if on_gpu else cpu_model()
-        return {"device": self.device.type, "model": kind, "workers": self.num_workers, "cpus": granted_cpus()}
+        known = {"device": self.device.type, "model": kind, "workers": self.num_workers, "cpus": granted_cpus()}
+        return known | platform_versions(on_gpu)
 
     def restore(self) -> None:
         """Back to the starting model, as if no trial had run."""

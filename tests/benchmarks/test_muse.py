@@ -187,7 +187,11 @@ def test_prepare_s_target_knows_both_retain_sets_and_unlearning_trains_on_one(mo
 
 def test_a_folder_that_is_itself_the_copy_is_read(model: Path, tmp_path: Path) -> None:
     folder = write_data(tmp_path, good_data()) / "MUSE-News"
-    assert len(muse.load(Request("full", model=str(model), data=folder)).forget)
+    task = muse.load(Request("full", model=str(model), data=folder))
+    assert len(task.forget)
+    assert task.cut == {
+        side: len(rows) for side, rows in (("forget", task.forget), ("retain", task.retain)) if len(rows) > 1
+    }
 
 
 def drop(rows: Rows, column: str) -> None:
