@@ -1,4 +1,5 @@
-"""Methods and benchmarks of installed packages, and scorers that own data name: code that is not this project's.
+"""Methods and benchmarks of installed packages, scorers that own data name, losses from files: code that is not this
+project's.
 
 A package adds a method or a benchmark through an entry point, whose name is the method's or benchmark's:
 
@@ -9,33 +10,38 @@ A package adds a method or a benchmark through an entry point, whose name is the
     theirs = "my_package.theirs:BENCHMARK"     # a ray_unlearn.benchmarks.contract.Benchmark
 
 It must be installed on every node, in one version: workers compare. Whoever installed it trusts it. A scorer comes
-with a TOML file from whoever sent that, so it runs only where --trust-code says so; it reaches other nodes by value.
+with a TOML file from whoever sent that, a loss with its file (training/own_losses.py): they run only where --trust-code
+says so, and reach other nodes by value.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 from ray_unlearn.config import UserError
 
-METHOD, BENCHMARK, SCORER = "method", "benchmark", "scorer"
+METHOD, BENCHMARK, SCORER, LOSS = "method", "benchmark", "scorer", "loss"
+LOSS_FILE = ".py:"
+"""In FILE.py:FUNCTION, which names a loss."""
 _trusts: ContextVar[bool] = ContextVar("trust_code", default=False)
 
 
 def trust_code(is_trusted: bool) -> None:
-    """Whether scorers may run, for what this thread starts from here on."""
+    """Whether code from files may run, for what this thread starts from here on."""
     _trusts.set(is_trusted)
 
 
 def check_trust(where: str, files: Iterable[str]) -> None:
-    """Raise UserError where a description of own data runs code, and nobody has said that it may."""
+    """Raise UserError where code from files would run, and nobody has said that it may."""
     if (named := ", ".join(files)) and not _trusts.get():
         raise UserError(f"{where}: runs code of {named}. Read it, and give --trust-code if you trust it")
 
@@ -47,7 +53,7 @@ class Plugin:
     kind: str
     name: str
     source: str
-    """The package, or the scorer's file."""
+    """The package, or the file."""
     version: str
     """Of the package; empty for a file."""
     sha256: str
@@ -56,6 +62,27 @@ class Plugin:
     def __str__(self) -> str:
         version = f" {self.version}" if self.version else ""
         return f"{self.kind} {self.name} of {self.source}{version} ({self.sha256[:12]})"
+
+
+@dataclass(frozen=True)
+class OwnLoss:
+    """A loss of the user's, by value: the function's name, its file's name and text, and the text's SHA-256."""
+
+    name: str
+    file: str
+    source: str
+    sha256: str
+
+
+@lru_cache
+def load_source(source: str, sha256: str, file: str) -> types.ModuleType:
+    """The module that a file's text makes; whoever calls has seen to --trust-code. Raises RuntimeError where the text
+    is not the one that was read where the search began, and whatever it raises itself."""
+    if hashlib.sha256(source.encode()).hexdigest() != sha256:
+        raise RuntimeError(f"{file}: its code is not what was read where the search began")
+    module = types.ModuleType(file.removesuffix(".py"))
+    exec(compile(source, file, "exec"), module.__dict__)
+    return module
 
 
 def installed(kind: str) -> dict[str, EntryPoint]:
@@ -92,7 +119,7 @@ def describe_installed(kind: str, names: Iterable[str]) -> tuple[Plugin, ...]:
 def check_here(plugins: Sequence[Plugin]) -> None:
     """On a worker: raise RuntimeError where this node has another version of a package than the search."""
     for plugin in plugins:
-        if plugin.kind != SCORER and describe_installed(plugin.kind, [plugin.name]) != (plugin,):
+        if plugin.kind in (METHOD, BENCHMARK) and describe_installed(plugin.kind, [plugin.name]) != (plugin,):
             here = ", ".join(map(str, describe_installed(plugin.kind, [plugin.name]))) or "none"
             raise RuntimeError(f"the search uses {plugin}, and this node has {here}: install the same on every node")
 

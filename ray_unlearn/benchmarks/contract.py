@@ -14,7 +14,7 @@ from ray_unlearn.config import TrialConfig, UserError
 from ray_unlearn.metrics import Scores
 from ray_unlearn.metrics.rouge import ENGLISH, rouge_l_recall
 from ray_unlearn.models.sequences import Sequences
-from ray_unlearn.plugins import Plugin
+from ray_unlearn.plugins import OwnLoss, Plugin
 
 STANDARD_ERRORS = 3.0
 """By how many a starting model's metric must lie away from what it can lose or keep (starts.py)."""
@@ -185,6 +185,8 @@ class Task:
     """The module in `benchmarks/` whose `measure` reads the scores; empty: the one named `benchmark`."""
     plugins: tuple[Plugin, ...] = ()
     """Code from elsewhere that the search uses; each worker checks that it has the same."""
+    losses: tuple[OwnLoss, ...] = ()
+    """Of these plug-ins the losses that files hold, by value."""
     commits: Mapping[str, str] = field(default_factory=dict)
     """By repository of the hub, the commit that the data were read at."""
     notes: tuple[str, ...] = ()

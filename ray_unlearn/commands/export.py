@@ -42,6 +42,7 @@ from ray_unlearn.records.copies import copied
 from ray_unlearn.records.tables import SearchResults, read_search, write_json
 from ray_unlearn.search.comparison import metrics_of
 from ray_unlearn.training.outcome import Report, finished
+from ray_unlearn.training.own_losses import write_losses
 from ray_unlearn.training.trial import Job
 
 BEST = "best"
@@ -117,6 +118,7 @@ def run_export(
         made_by = {"versions": package_versions(), "git": git_revision(), "hardware": report.hardware}
     if max_shard_size is not None:
         cut_weights(unfinished, max_shard_size)
+    write_losses(unfinished, [row["method"]])
     _, request, _ = again.read_local(results.folder)
     run = describe_run(config, task, request.model is None, job, measured, made_by, unfinished)
     if adapter:

@@ -20,12 +20,13 @@ from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.hub import pin_revisions
 from ray_unlearn.models.loading import trusts_remote_code
-from ray_unlearn.plugins import check_unchanged
+from ray_unlearn.plugins import Plugin, check_unchanged
 from ray_unlearn.records.bucket import is_uri, split
 from ray_unlearn.records.copies import fetch_search
 from ray_unlearn.records.tables import LOCAL, read_search
 from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
+from ray_unlearn.training.own_losses import recall_losses, taken
 
 NOT_FOR_SHARING = "paths and addresses of one machine, for `ray_unlearn compare` and `export`: leave it out of copies"
 
@@ -84,9 +85,12 @@ def load_as_then(
     """The loaded task of what was recorded before. Raises UserError where its own code is not trusted, or not what it
     was made with."""
     check_code(benchmark)
+    place = where if where.is_dir() else where.parent
+    recall_losses(place, [Plugin(**plugin) for plugin in recorded.get("plugins", ())])
     plugins = used_plugins(benchmark, methods)
     check_unchanged(where, recorded.get("plugins", ()), plugins)
-    return replace(attach_retrained(benchmark.load(request, build_models), retrained), plugins=plugins)
+    task = attach_retrained(benchmark.load(request, build_models), retrained)
+    return replace(task, plugins=plugins, losses=taken(methods))
 
 
 def read_local(folder: Path) -> tuple[SearchConfig, Request, Path | None]:

@@ -24,6 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ray_unlearn.commands.shared_options import Configured
 from ray_unlearn.config import UserError
+from ray_unlearn.plugins import LOSS_FILE
 
 RUN_FILE = "run.toml"
 FOR_THE_COMMAND_LINE = ("config", "resume", "dry_run", "trust_remote_code", "trust_code")
@@ -99,7 +100,9 @@ def _several(value: Any, kind: type, where: str, folder: Path) -> Any:
     items = value if isinstance(value, list) else [value]
     if any(not isinstance(item, str) for item in items):
         raise UserError(f"{where} = {value!r}: must be a list of {'paths' if kind is Path else 'names'}")
-    return [_beside(item, folder, True) for item in items] if kind is Path else ",".join(items) or "none"
+    if kind is Path:
+        return [_beside(item, folder, True) for item in items]
+    return ",".join(_beside(item, folder, False) if LOSS_FILE in item else item for item in items) or "none"
 
 
 def _is_union(hint: Any) -> bool:
@@ -125,6 +128,9 @@ def _is_a(kind: Any, value: Any) -> bool:
 
 def _beside(value: str, folder: Path, is_path: bool) -> str:
     """A path beside the file; of what may be a name, too, only where there is such a path."""
+    file, colon, function = value.partition(LOSS_FILE)
+    if colon:  # a loss of a file
+        return f"{_beside(file + '.py', folder, True)}:{function}"
     place = folder / value
     return str(place) if is_path or (("/" in value or "." in value) and place.exists()) else value
 

@@ -74,6 +74,7 @@ from ray_unlearn.search.space import (
 from ray_unlearn.search.used_plugins import check_code, used_plugins
 from ray_unlearn.training.in_process import build_models
 from ray_unlearn.training.losses import find_method
+from ray_unlearn.training.own_losses import kept_place, take_losses, taken, write_losses
 from ray_unlearn.training.placement import Asked, Machine, threads
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def run(options: Tune) -> int:
 
 def tune(options: Tune) -> int:
     """Check, run the search, write the report; the exit code."""
+    options = replace(options, methods=take_losses(options.methods))
     check_tune(options)
     settings = read_deepspeed(options)
     if options.address is None:
@@ -142,6 +144,7 @@ def tune(options: Tune) -> int:
                 return 0
             say(f"layout: {search.config.placement}")
             write_run_file(folder, options, *resolved_options(options, search.config))
+            write_losses(folder, options.methods)
             status = run_with_progress(search, folder, screen, options, copies)
     except UserError:
         _give_back(folder)
@@ -212,6 +215,8 @@ def resolved_options(options: Tune, config: SearchConfig) -> tuple[dict[str, Any
     resolved |= {"concurrent": config.concurrent, "workers_per_trial": config.gang.num_workers}
     resolved |= {"gpus_per_worker": config.gang.gpus_per_worker, "zero": config.gang.zero_stage}
     resolved["lora"] = config.gang.lora_rank
+    own = {loss.name for loss in taken(options.methods)}
+    resolved["methods"] = tuple(f"{kept_place(name)}:{name}" if name in own else name for name in options.methods)
     if config.definition is not None:
         resolved["benchmark"] = None  # its path is this machine's
     if options.deepspeed is not None:
@@ -249,7 +254,7 @@ def resolve_search(
     if not options.dry_run:
         check_code(benchmark)
     task = benchmark.load(request, build_models)
-    task = replace(task, plugins=used_plugins(benchmark, options.methods))
+    task = replace(task, plugins=used_plugins(benchmark, options.methods), losses=taken(options.methods))
     placement = place_gang(asked, task.model, machine, longest_of(task))
     gang = placement.gang
     task, retrained = take_retrained(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.config import SCHEDULES, SETTING_LIMITS, TRIAL_SETTINGS, Range, TrialConfig, UserError
 from ray_unlearn.files import read_toml
 from ray_unlearn.models.sizes import hidden_layer, scaled
-from ray_unlearn.training.losses import Method, find_method
+from ray_unlearn.training.losses import Method, find_method, keyword_ranges
 
 ADAPTER_RATE = 10.0
 """How many times the learning rate of all weights low-rank adapters want (Schulman and others, "LoRA Without Regret",
@@ -155,12 +155,16 @@ def _changes(
 
 def default_tables(method: Method) -> dict[str, Any]:
     """For a method that has no file: learning rate and retain weight as most have them, and each parameter of its own
-    within a factor of 8 round its default (from 0 to 1 where that is 0)."""
+    in the Range of its annotation, else within a factor of 8 round its default (from 0 to 1 where that is 0)."""
     space: dict[str, Any] = {"learning_rate": {"low": 1e-6, "high": 1e-4, "log": True, "at_parameters": 7e9}}
+    annotated = keyword_ranges(method.loss)
     for name, default in method.parameters.items():
-        space[name] = (
-            {"low": default / 8, "high": default * 8, "log": True} if default > 0 else {"low": 0.0, "high": 1.0}
-        )
+        if name in annotated:
+            space[name] = asdict(annotated[name])
+        else:
+            space[name] = (
+                {"low": default / 8, "high": default * 8, "log": True} if default > 0 else {"low": 0.0, "high": 1.0}
+            )
     if method.uses_retain:
         space["retain_weight"] = {"low": 0.5, "high": 20.0, "log": True}
     fixed = {"epochs": 10, "batch_size": 32, "weight_decay": 0.01, "warmup_fraction": 0.1, "evaluations": 2}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ray_unlearn.benchmarks import BENCHMARKS
 from ray_unlearn.benchmarks.contract import Benchmark
 from ray_unlearn.plugins import BENCHMARK, METHOD, Plugin, check_trust, describe_installed
 from ray_unlearn.training.losses import METHODS
+from ray_unlearn.training.own_losses import describe_taken
 
 
-def used_plugins(benchmark: Benchmark, methods: Iterable[str]) -> tuple[Plugin, ...]:
+def used_plugins(benchmark: Benchmark, methods: Sequence[str]) -> tuple[Plugin, ...]:
     return (
         *describe_installed(METHOD, [name for name in methods if name not in METHODS]),
+        *describe_taken(methods),
         *describe_installed(BENCHMARK, [benchmark.name] if benchmark.name not in BENCHMARKS else []),
         *benchmark.code,
     )

@@ -14,12 +14,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ray_unlearn.config import METHOD_TITLES, TrialConfig, UserError
+from ray_unlearn.config import METHOD_TITLES, Range, TrialConfig, UserError
 from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN, LOGPROBS
 from ray_unlearn.plugins import METHOD, installed, load_installed
 
@@ -295,6 +296,13 @@ def keyword_arguments(function: Callable[..., object]) -> dict[str, float]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+def keyword_ranges(function: Callable[..., object]) -> dict[str, Range]:
+    """The Range in the annotation of each keyword-only argument that has one."""
+    hints = get_type_hints(function, include_extras=True)
+    named = {name: getattr(hints.get(name), "__metadata__", ()) for name in keyword_arguments(function)}
+    return {name: part for name, parts in named.items() for part in parts if isinstance(part, Range)}
+
+
 SAME_AS_GRADDIFF = "forget weight fixed at 1; where a code base weights the forget term w, retain_weight = alpha / w"
 METHODS = {
     method.name: method
@@ -454,10 +462,14 @@ FINETUNE = Method("finetune", "CE", nll, TOKEN, "", uses_retain=False)
 """Not an unlearning method: how target and retrained models are made."""
 
 
+OWN: dict[str, Method] = {}
+"""Of files, see own_losses.py."""
+
+
 def find_method(name: str) -> Method:
     if name == FINETUNE.name:
         return FINETUNE
-    method = METHODS.get(name) or load_installed(METHOD, name, Method)
+    method = METHODS.get(name) or OWN.get(name) or load_installed(METHOD, name, Method)
     if method is None:
         raise UserError(f"method {name}: unknown. Choose from: {', '.join([*METHODS, *installed(METHOD)])}")
     return method

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import types
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ray_unlearn.benchmarks.contract import OwnScorer
 from ray_unlearn.metrics.errors import standard_error
+from ray_unlearn.plugins import load_source
 
 
 def run_scorer(
@@ -20,9 +18,8 @@ def run_scorer(
 ) -> tuple[float, float]:
     """(mean, its standard error) of what the function gives each answer. Raises RuntimeError where that is no finite
     number an answer, or the code is not what was read where the search began."""
-    found = _load(scorer.source, scorer.sha256, scorer.file, scorer.function)(
-        list(prompts), list(references), list(answers)
-    )
+    function = getattr(load_source(scorer.source, scorer.sha256, scorer.file), scorer.function)
+    found = function(list(prompts), list(references), list(answers))
     values = np.array([_as_number(value) for value in found])
     if len(values) != len(answers) or not np.isfinite(values).all():
         raise RuntimeError(f"{scorer}: must give one finite number for each of {len(answers)} answers")
@@ -34,15 +31,6 @@ def _as_number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
-
-
-@lru_cache
-def _load(source: str, sha256: str, file: str, function: str) -> Callable[..., Any]:
-    if hashlib.sha256(source.encode()).hexdigest() != sha256:
-        raise RuntimeError(f"{file}: its code is not what was read where the search began")
-    module = types.ModuleType(file.removesuffix(".py"))
-    exec(compile(source, file, "exec"), module.__dict__)  # trusted by --trust-code
-    return getattr(module, function)
 
 
 def measure_own(

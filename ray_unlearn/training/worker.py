@@ -11,6 +11,7 @@ from ray_unlearn.benchmarks.contract import Task
 from ray_unlearn.config import GangConfig, TrialConfig
 from ray_unlearn.plugins import check_here
 from ray_unlearn.training.attacks import Attacker
+from ray_unlearn.training.own_losses import take_here
 from ray_unlearn.training.rank import Rank
 from ray_unlearn.training.references import References
 from ray_unlearn.training.scoring import Scorer
@@ -22,6 +23,7 @@ class Worker:
 
     def __init__(self, task: Task, gang: GangConfig, device: torch.device) -> None:
         check_here(task.plugins)
+        take_here(task.losses)
         self.rank = Rank(task, gang, device)
         self.references = References(self.rank)
         self.step = Step(self.rank, self.references)
