@@ -20,7 +20,7 @@ from ray_unlearn.config import SearchConfig, UserError
 from ray_unlearn.files import cache_folder
 from ray_unlearn.models.hub import pin_revisions
 from ray_unlearn.models.loading import trusts_remote_code
-from ray_unlearn.plugins import Plugin, check_unchanged
+from ray_unlearn.plugins import LOSS, METHOD, Plugin, check_unchanged
 from ray_unlearn.records.bucket import is_uri, split
 from ray_unlearn.records.copies import fetch_search
 from ray_unlearn.records.tables import LOCAL, read_search
@@ -86,9 +86,11 @@ def load_as_then(
     was made with."""
     check_code(benchmark)
     place = where if where.is_dir() else where.parent
-    recall_losses(place, [Plugin(**plugin) for plugin in recorded.get("plugins", ())])
+    # An exported trial has the plug-ins of its whole search.
+    then = [p for p in recorded.get("plugins", ()) if p["kind"] not in (METHOD, LOSS) or p["name"] in methods]
+    recall_losses(place, [Plugin(**plugin) for plugin in then])
     plugins = used_plugins(benchmark, methods)
-    check_unchanged(where, recorded.get("plugins", ()), plugins)
+    check_unchanged(where, then, plugins)
     task = attach_retrained(benchmark.load(request, build_models), retrained)
     return replace(task, plugins=plugins, losses=taken(methods))
 
