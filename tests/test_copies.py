@@ -286,7 +286,7 @@ def write_trials(folder: Path, numbers: range) -> None:
     with Ledger(folder, Patience()) as ledger:
         ledger.open()
         for number in numbers:
-            name = f"trials/benchmark=toy/method=ga/ga-{number:04d}.parquet"
+            name = f"trials/toy/ga/ga-{number:04d}.parquet"
             content = bytes([number % 256]) * 1000
             crc = f"{zlib.crc32(content):08x}"
             ledger.append("ended", trial_id=f"ga-{number:04d}", row={"x": "y" * 1000}, files={name: crc})
@@ -351,7 +351,7 @@ def test_a_search_within_the_search_is_copied_like_the_first(tmp_path):
         now._copy_new(is_last=False)
     head = "compare/searches/toy-1-repeat1/"
     assert read_copied_ledger(place, head) == (inner / LEDGER).read_bytes()
-    assert f"{head}trials/benchmark=toy/method=ga/ga-0002.parquet" in place.listed()
+    assert f"{head}trials/toy/ga/ga-0002.parquet" in place.listed()
     fetched = fetch_search(f"file://{tmp_path}/bucket", tmp_path / "results")
     assert (fetched / head / LEDGER).read_bytes() == (inner / LEDGER).read_bytes()
 

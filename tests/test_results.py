@@ -1,6 +1,10 @@
 from pathlib import Path
 
+import duckdb
+import pandas
+import polars
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 from ray_unlearn.config import TrialConfig, UserError
@@ -40,6 +44,53 @@ def test_plain_pyarrow_reads_the_folder_with_all_columns(tmp_path, partitioning)
     assert table.num_rows == 2
     assert set(TRIALS.names) <= set(table.column_names)
     assert sorted(table.column("method").to_pylist()) == ["ga", "simnpo"]
+
+
+READERS = {
+    "pandas": lambda place: pandas.read_parquet(place).to_dict("records"),
+    "pyarrow": lambda place: pq.read_table(place).to_pylist(),
+    "polars": lambda place: polars.read_parquet(place).to_dicts(),
+    "polars, lazily": lambda place: polars.scan_parquet(place).collect().to_dicts(),
+    "DuckDB": lambda place: duckdb.sql(f"SELECT * FROM '{place}/**/*.parquet'").fetch_arrow_table().to_pylist(),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+@pytest.mark.parametrize("name", ["trials", "curves", "finals", "examples", "weights"])
+def test_every_reader_opens_every_folder_with_no_option(tmp_path, name, read):
+    folder = written(tmp_path)
+    writer = Writer(folder, TRIALS, CURVES)
+    for trial_id, method in (("simnpo-0000", "simnpo"), ("ga-0000", "ga")):
+        writer.write_final(row(trial_id, method, 0))
+        writer.write_examples(trial_id, "report", [{"set": "forget", "example": 0, "prompt": "?", "answer": None}])
+        writer.write_weights(trial_id, [[1.0, 3.0]], [4, 5], [0.5, 0.25])
+    files = (folder / name).rglob("*.parquet")
+    expected = [each for path in files for each in read_table(path)]
+    found = read(str(folder / name))
+    assert len(found) == len(expected) > 0
+    assert sorted(each["trial_id"] for each in found) == sorted(each["trial_id"] for each in expected)
+    assert all(list(each) == list(expected[0]) for each in found)
+
+
+def test_two_searches_are_read_together(tmp_path):
+    first, second = (written(tmp_path / name) for name in "ab")
+    places = [str(folder / "trials") for folder in (first, second)]
+    assert pandas.concat(map(pandas.read_parquet, places))["method"].value_counts().to_dict() == {"ga": 2, "simnpo": 2}
+    assert ds.dataset([ds.dataset(place) for place in places]).to_table().num_rows == 4
+    assert duckdb.sql(f"SELECT * FROM '{tmp_path}/*/search/trials/**/*.parquet'").fetch_arrow_table().num_rows == 4
+    assert polars.scan_parquet(f"{tmp_path}/*/search/trials/**/*.parquet").collect().height == 4
+
+
+def test_a_search_that_an_older_version_began_goes_on_in_its_own_form(tmp_path):
+    folder = written(tmp_path)
+    (folder / "trials" / "toy").rename(folder / "trials" / "benchmark=toy")
+    for method in ("ga", "simnpo"):
+        (folder / "trials" / "benchmark=toy" / method).rename(folder / "trials" / "benchmark=toy" / f"method={method}")
+    writer = Writer(folder, TRIALS, CURVES)
+    assert writer.has_trial(row("ga-0000", "ga", 0))
+    writer.write_files(writer.trial_files(row("ga-0001", "ga", 2), [], []))
+    assert (folder / "trials" / "benchmark=toy" / "method=ga" / "ga-0001.parquet").is_file()
+    assert [r["trial_id"] for r in read_search(folder).trials] == ["ga-0000", "simnpo-0000", "ga-0001"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])

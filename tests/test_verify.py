@@ -48,7 +48,7 @@ def flip(content: bytes) -> bytes:
 
 DAMAGE = {"truncated": lambda c: c[: len(c) // 2], "flipped": flip, "empty": lambda c: b"", "missing": None}
 FILES = ["search.json", "comparison.json", "model/x"]
-FILES += [f"{kind}/benchmark=toy/method=npo/npo-0001.parquet" for kind in ("trials", "curves")]
+FILES += [f"{kind}/toy/npo/npo-0001.parquet" for kind in ("trials", "curves")]
 
 
 def test_a_whole_search_has_no_findings(search):

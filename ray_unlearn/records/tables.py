@@ -4,8 +4,8 @@
         ledger.jsonl    every event of every trial's life, checksummed, see ledger.py: the truth; the files below can
                         be made again from it
         search.json     the resolved configuration, spaces, versions, starting and retrained model's metrics
-        trials/benchmark=<b>/method=<m>/<trial_id>.parquet     one row: settings, scores, seconds
-        curves/benchmark=<b>/method=<m>/<trial_id>.parquet     one row an evaluation point
+        trials/<benchmark>/<method>/<trial_id>.parquet     one row: settings, scores, seconds
+        curves/<benchmark>/<method>/<trial_id>.parquet     one row an evaluation point
         finals/<trial_id>.parquet    the best trial of each method, run again, on the held-out report split
         examples/<trial_id>.parquet  what a finalist (or "start") answers: set, example, num_tokens, prompt, reference,
                         answer (null where nothing was generated), probability, exact_memorisation
@@ -27,8 +27,9 @@ every setting and every method parameter under its own name (null where the meth
 parameter), alpha (1 for a trial's own model), objective, forget, utility, epoch (of the evaluation point that
 counts), epochs_run (epochs really trained: fewer than `epochs` for a pruned trial), seed, wall_seconds
 (suggestion to result), train_seconds, evaluate_seconds, device_seconds (training and evaluation times workers),
-peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, and
-benchmark and method are columns too, so that any Parquet reader opens the folder with no options.
+peak_memory_bytes, and one column `<benchmark>/<metric>` a metric. All files of a search have one schema, with
+benchmark and method as columns, so that any Parquet reader opens the folder with no options; folders named
+`benchmark=<b>` would be taken for those columns once more (searches that older versions began have them).
 Files are written under a temporary name and renamed; nothing written is ever rewritten.
 """
 
@@ -159,6 +160,7 @@ class Writer:
     def __init__(self, folder: Path, trials: pa.Schema, curves: pa.Schema, patience: Patience | None = None) -> None:
         self.folder = folder
         self._trials, self._curves, self._patience = trials, curves, patience or Patience()
+        self._place = partial(trial_place, is_old=any((folder / "trials").glob("benchmark=*")))
 
     def write_search(self, meta: Mapping[str, Any]) -> None:
         path = self.folder / "search.json"
@@ -171,11 +173,11 @@ class Writer:
 
     def trial_files(self, row: Row, curve: Sequence[Row], points: Sequence[Row]) -> dict[str, bytes]:
         """What is to be written of a trial that has ended and of the points on its line, by name."""
-        files = {f"curves/{trial_place(row)}": render_table(self._curves, curve)} if curve else {}
-        return files | {f"trials/{trial_place(each)}": render_table(self._trials, [each]) for each in (row, *points)}
+        files = {f"curves/{self._place(row)}": render_table(self._curves, curve)} if curve else {}
+        return files | {f"trials/{self._place(each)}": render_table(self._trials, [each]) for each in (row, *points)}
 
     def has_trial(self, row: Mapping[str, Any]) -> bool:
-        return (self.folder / "trials" / trial_place(row)).is_file()
+        return (self.folder / "trials" / self._place(row)).is_file()
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
@@ -214,9 +216,10 @@ class Writer:
         return name
 
 
-def trial_place(row: Mapping[str, Any]) -> str:
-    """A trial's file under trials/ and curves/."""
-    return f"benchmark={row['benchmark']}/method={row['method']}/{row['trial_id']}.parquet"
+def trial_place(row: Mapping[str, Any], is_old: bool) -> str:
+    """A trial's file under trials/ and curves/. is_old: in a search that an older version began."""
+    form = "benchmark={benchmark}/method={method}" if is_old else "{benchmark}/{method}"
+    return f"{form.format_map(row)}/{row['trial_id']}.parquet"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -140,9 +140,10 @@ def _repaired(folder: Path, history: History, findings: list[Finding]) -> list[F
 def _rows_of(history: History) -> dict[str, list[dict[str, Any]]]:
     """By file, what the ledger has of it."""
     found: dict[str, list[dict[str, Any]]] = {}
+    is_old = any("/benchmark=" in name for name in history.files())
     for life in history.lives().values():
         if life.row is not None:
-            found[f"curves/{trial_place(life.row)}"] = life.curve
+            found[f"curves/{trial_place(life.row, is_old)}"] = life.curve
             for row in (life.row, *life.points):
-                found[f"trials/{trial_place(row)}"] = [row]
+                found[f"trials/{trial_place(row, is_old)}"] = [row]
     return found
