@@ -85,6 +85,12 @@ def is_ending() -> bool:
     return _ends.is_set()
 
 
+def go_on() -> None:
+    """The interruption is over, and this process lives on: a notebook's, say."""
+    _ends.clear()
+    _caught.clear()
+
+
 def exit_code() -> int:
     """128 and the signal's number: 143 after SIGTERM, else 130 as after Ctrl-C."""
     return 128 + (_caught[0] if _caught else signal.SIGINT)

@@ -22,7 +22,7 @@ FLOORS = (
     {"gangs"},
     {"search"},
     {"commands"},
-    {"cli"},
+    {"api", "cli"},
 )
 """Rooms from the ground up. A file imports its own room and lower floors, and nothing else."""
 FLOOR_OF = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
@@ -52,7 +52,8 @@ def rooms_above_or_beside(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_lead_down(file):
-    assert not rooms_above_or_beside(file)
+    late = {"api", "config"} if file == PACKAGE / "__init__.py" else set()  # the door: it opens when somebody asks
+    assert not rooms_above_or_beside(file) - late
 
 
 def test_a_file_that_imports_upward_is_seen(tmp_path, monkeypatch):

@@ -35,7 +35,16 @@ IS_READ_ONLY = "Copy the search to a place that can be: its runs are kept with i
 
 
 def run(options: Compare) -> int:
-    """Train the finalists again with new seeds, keep the runs, say what can be told apart; the exit code."""
+    """Compare, and say what can be told apart; the exit code."""
+    lines, code = compare(options)
+    for line in lines:
+        print(line)
+    return code
+
+
+def compare(options: Compare) -> tuple[list[str], int]:
+    """Train the finalists again with new seeds, or search again, and keep the runs; lines for people, and the exit
+    code."""
     from ray_unlearn.search.comparison import comparison_seeds, count_budgets, describe_unequal, pick_finalists
 
     trust_remote_code(options.trust_remote_code)
@@ -78,12 +87,10 @@ def run(options: Compare) -> int:
                 said, found = _compare_settings(results, config, task, finalists, seeds, say)
         except KeyboardInterrupt:
             say("interrupted; the runs that ended are kept, and the same command goes on with the others")
-            return exit_code()
+            return [], exit_code()
         write_report(folder)
-    for line in said:
-        print(line)
-    print(f"\nReport:  {place / 'report' / 'report.html'}")
-    return PARTIAL if {row["method"] for row in finalists} - found else 0
+    is_partial = {row["method"] for row in finalists} - found
+    return [*said, "", f"Report:  {place / 'report' / 'report.html'}"], PARTIAL if is_partial else 0
 
 
 Told = tuple[list[str], set[str]]
@@ -153,7 +160,7 @@ def _lines_of_searches(folder: Path, searches: Sequence[SearchResults]) -> list[
     return lines
 
 
-def compare_searches(options: Compare) -> int:
+def compare_searches(options: Compare) -> tuple[list[str], int]:
     """Search again with other seeds as often as is asked for, and compare methods over all the searches."""
     from ray_unlearn.search.repeats import check_alike, describe_searches
 
@@ -181,11 +188,8 @@ def compare_searches(options: Compare) -> int:
                     said, _ = _compare_lines(results, config, loaded(), lines, options.at_utility, SEARCH, say)
             except KeyboardInterrupt:
                 say("interrupted; what has ended is kept, and the same command goes on with the rest")
-                return exit_code()
+                return [], exit_code()
     if not options.at_utility:
         said = describe_searches(record_searches(searches))
     write_report(folder)
-    for line in said:
-        print(line)
-    print(f"\nReport:  {Path(options.folder) / 'report' / 'report.html'}")
-    return 0
+    return [*said, "", f"Report:  {Path(options.folder) / 'report' / 'report.html'}"], 0

@@ -221,8 +221,20 @@ def check_evaluate(options: Evaluate) -> Benchmark:
     return benchmark
 
 
-def run(options: Evaluate) -> int:
-    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+@dataclass(frozen=True)
+class Evaluated:
+    """A model that has been scored, and where its row is."""
+
+    benchmark: Benchmark
+    folder: Path
+    evaluation: Evaluation
+    harness: Mapping[str, Mapping[str, float]]
+    failed: str
+    """Why the harness could not score it."""
+
+
+def evaluate(options: Evaluate) -> Evaluated:
+    """Score a model on the whole benchmark and keep the row."""
     trust_remote_code(options.trust_remote_code)
     pin_revisions(parse_pins("--revision", options.revision))
     benchmark = check_evaluate(options)
@@ -272,12 +284,18 @@ def run(options: Evaluate) -> int:
             harness, failed = ask_harness(options, gang, say)
             if harness:
                 write(harness)
-    print(describe_evaluation(benchmark, evaluation))
-    if evaluation.scores:
-        print(describe_objective(benchmark, Ranking(options.utility_floor)))
-    for task, found in harness.items():
+    return Evaluated(benchmark, options.out / folder.name, evaluation, harness, failed)
+
+
+def run(options: Evaluate) -> int:
+    """Score a model on the whole benchmark, keep the row, show the metrics; the exit code."""
+    done = evaluate(options)
+    print(describe_evaluation(done.benchmark, done.evaluation))
+    if done.evaluation.scores:
+        print(describe_objective(done.benchmark, Ranking(options.utility_floor)))
+    for task, found in done.harness.items():
         print(f"lm-evaluation-harness, {task}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
-    print(f"\nRow:  {options.out / folder.name / ROW}", flush=True)
-    if failed:
-        raise SearchFailed(f"{failed}. The log is {log}; the scores above are kept")
+    print(f"\nRow:  {done.folder / ROW}", flush=True)
+    if done.failed:
+        raise SearchFailed(f"{done.failed}. The log is {done.folder / 'log.txt'}; the scores above are kept")
     return 0

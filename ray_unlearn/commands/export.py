@@ -217,7 +217,23 @@ def _name_base(file: Path, model: str | None) -> None:
 
 
 def run(options: Export) -> int:
-    """Write a trial's model, its card and what repeats it into a folder; the exit code."""
+    """Write a trial's model, its card and what repeats it into a folder, and say where they are; the exit code."""
+    out = export(options)
+    print(f"Model:  {out}")
+    if not options.adapter:
+        why = "as asked" if options.precision else "as the starting model's"
+        print(f"Weights in {stored_precision(str(out))}, {why}")
+    print(f"Card:   {out / 'README.md'}")
+    print(f"Again:  ray_unlearn reproduce {out / REPRODUCE}")
+    if not options.adapter:
+        print(f"Ask it: ray_unlearn chat {out}")
+    if options.push is not None:
+        print(f"On hub: {push_folder(out, options.push, options.public)}")
+    return 0
+
+
+def export(options: Export) -> Path:
+    """Write a trial's model, its card and what repeats it into a folder; that folder."""
     trust_remote_code(options.trust_remote_code)
     place = fetched(options.folder)
     results = read_search(place)
@@ -242,17 +258,7 @@ def run(options: Export) -> int:
             asked = options.adapter, say, options.precision or "", options.at_utility, options.max_shard_size
             run_export(results, config, task, row, out.absolute(), *asked)
         log.unlink()
-    print(f"Model:  {out}")
-    if not options.adapter:
-        why = "as asked" if options.precision else "as the starting model's"
-        print(f"Weights in {stored_precision(str(out))}, {why}")
-    print(f"Card:   {out / 'README.md'}")
-    print(f"Again:  ray_unlearn reproduce {out / REPRODUCE}")
-    if not options.adapter:
-        print(f"Ask it: ray_unlearn chat {out}")
-    if options.push is not None:
-        print(f"On hub: {push_folder(out, options.push, options.public)}")
-    return 0
+    return out
 
 
 def check_export(options: Export) -> None:

@@ -78,10 +78,7 @@ def _command(kind: type, module: str) -> Callable[..., None]:
 
     def call(**values: Any) -> None:
         asked = kind(**parsed(kind, values))
-        check_job_folder(asked)
-        trust_code(getattr(asked, "trust_code", False))
-        if keep_byte_code() and kind in STARTS_RAY and not getattr(asked, "dry_run", False):
-            begin_load()
+        begin(asked)
         raise typer.Exit(importlib.import_module(f"ray_unlearn.commands.{module}").run(asked))
 
     hints = get_type_hints(kind, include_extras=True)
@@ -99,6 +96,14 @@ def _command(kind: type, module: str) -> Callable[..., None]:
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__doc__, call.__name__ = kind.__doc__, kind.__name__.lower()
     return call
+
+
+def begin(asked: Any) -> None:
+    """What comes before every command. Raises UserError."""
+    check_job_folder(asked)
+    trust_code(getattr(asked, "trust_code", False))
+    if keep_byte_code() and type(asked) in STARTS_RAY and not getattr(asked, "dry_run", False):
+        begin_load()
 
 
 def _read_into(kind: type, hint: Any) -> Any:

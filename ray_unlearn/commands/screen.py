@@ -52,23 +52,43 @@ class Counter:
 def noise_to(log: Path) -> Iterator[IO[str]]:
     """Send everything that this process prints, down to its C libraries, to a log file.
 
-    Yields the real standard output, for what the user should see. Both come back at the end.
+    Yields the real standard output, for what the user should see; in a notebook that is its cell. All comes back at the
+    end.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
-    screen = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding or "utf-8", errors="replace")
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with contextlib.ExitStack() as ends:
+        if is_standard(sys.stdout):
+            encoding = sys.stdout.encoding or "utf-8"
+            screen: IO[str] = ends.enter_context(os.fdopen(os.dup(1), "w", encoding=encoding, errors="replace"))
+        else:
+            screen = sys.stdout
+            into = ends.enter_context(os.fdopen(os.dup(target), "w", encoding="utf-8", errors="replace"))
+            ends.enter_context(contextlib.redirect_stdout(into))
+            ends.enter_context(contextlib.redirect_stderr(into))
+        try:
+            os.dup2(target, 1)
+            os.dup2(target, 2)
+            with counts_shown(Counter(screen)):
+                yield screen
+        finally:
+            _give_back(kept, target)
+
+
+def is_standard(stream: IO[str]) -> bool:
+    """Whether what is written there goes to this process's own standard output."""
     try:
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        with counts_shown(Counter(screen)):
-            yield screen
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        screen.close()
-        os.dup2(kept[0], 1)
-        os.dup2(kept[1], 2)
-        for descriptor in (*kept, target):
-            os.close(descriptor)
+        return stream.fileno() == 1
+    except (AttributeError, OSError):  # io.UnsupportedOperation is one of these
+        return False
+
+
+def _give_back(kept: tuple[int, int], target: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(kept[0], 1)
+    os.dup2(kept[1], 2)
+    for descriptor in (*kept, target):
+        os.close(descriptor)

@@ -86,7 +86,22 @@ LINE = (0.25, 0.5, 0.75, 1.25)
 
 
 def run(options: Tune) -> int:
-    """A new search, or one that goes on; the exit code."""
+    """A new search, or one that goes on, and what came of it; the exit code."""
+    ended = search(options)
+    return 0 if ended is None else show_results(ended, options.searches)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A search that has come to an end, if only for now."""
+
+    folder: Path
+    status: str
+    copies: Copies | None
+
+
+def search(options: Tune) -> Ended | None:
+    """A new search, or one that goes on, with its report; None after a dry run."""
     trust_remote_code(options.trust_remote_code)
     pin_revisions(parse_pins("--revision", options.revision))
     if options.resume is not None:
@@ -99,8 +114,8 @@ def run(options: Tune) -> int:
     return tune(options)
 
 
-def tune(options: Tune) -> int:
-    """Check, run the search, write the report; the exit code."""
+def tune(options: Tune) -> Ended | None:
+    """Check everything and run the search."""
     options = replace(options, methods=take_losses(options.methods))
     check_tune(options)
     settings = read_deepspeed(options)
@@ -141,7 +156,7 @@ def tune(options: Tune) -> int:
             if options.dry_run:
                 say(describe_plan(search))
                 _give_back(folder)
-                return 0
+                return None
             say(f"layout: {search.config.placement}")
             write_run_file(folder, options, *resolved_options(options, search.config))
             write_losses(folder, options.methods)
@@ -149,7 +164,7 @@ def tune(options: Tune) -> int:
     except UserError:
         _give_back(folder)
         raise
-    return show_results(options.out / folder.name, status, copies, options.searches)
+    return Ended(options.out / folder.name, status, copies)
 
 
 def _give_back(folder: Path) -> None:
@@ -158,8 +173,8 @@ def _give_back(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def resume(place: Path, options: Tune) -> int:
-    """Go on with the search in that folder where its ledger ends; the exit code."""
+def resume(place: Path, options: Tune) -> Ended:
+    """Go on with the search in that folder where its ledger ends."""
     folder = place.absolute()
     config, request, retrained = read_local(folder)
     trials = config.trials if options.trials is None else options.trials
@@ -193,7 +208,7 @@ def resume(place: Path, options: Tune) -> int:
         task = with_warning(load_search(folder)[1], config.loaded_from, request, say)
         search = ResolvedSearch(config, task, read_spaces(meta), 0, describe_local(config, request, retrained))
         status = run_with_progress(search, folder, screen, options, copies)
-    return show_results(place, status, copies, options.searches)
+    return Ended(place, status, copies)
 
 
 @dataclass(frozen=True)
@@ -350,8 +365,9 @@ def resume_command(folder: Path, searches: int) -> str:
     return f"ray_unlearn tune --resume {folder}" + (f" --searches {searches}" if searches > 1 else "")
 
 
-def show_results(folder: Path, status: str, copies: Copies | None, searches: int) -> int:
-    """Print the frontier and what to type next; the search's name comes last, alone on its line."""
+def show_results(ended: Ended, searches: int) -> int:
+    """Print the frontier and what to type next; the search's name comes last, alone on its line. The exit code."""
+    folder, status, copies = ended.folder, ended.status, ended.copies
     results = read_search(folder)
     print("", describe_frontier(results)[0], *describe_held_out(results), sep="\n")
     if candidates := describe_candidates(results):

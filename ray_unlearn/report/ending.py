@@ -21,12 +21,22 @@ MOST_LINES = 8
 FLOORS = (0.99, 0.95, 0.90, 0.80)
 
 
+HEAD = ("trial", "forget", "utility", "held out", "")
+
+
 def describe_candidates(results: SearchResults) -> list[str]:
-    """A table: the chosen trial, the rest of the frontier, then the other methods' best; with held-out scores where
-    they were run. Nothing where no trial has completed."""
-    points = explain_frontier(results)
-    if not points:
+    """A table of `find_candidates`, a line a row. Nothing where no trial has completed."""
+    cells, left = find_candidates(results)
+    if not cells:
         return []
+    lines = _aligned([HEAD, *cells])
+    return lines + [f"{counted(left, 'more candidate')}: see the report"] * (left > 0)
+
+
+def find_candidates(results: SearchResults) -> tuple[list[list[str]], int]:
+    """(under HEAD the chosen trial, the rest of the frontier, then the other methods' best; with held-out scores where
+    they were run; how many are left out)."""
+    points = explain_frontier(results)
     notes = {point.row["trial_id"]: point.lead.lower() for point in points}
     rows = {point.row["trial_id"]: point.row for point in points}
     ranking = Ranking.of(results.meta["config"])
@@ -34,7 +44,6 @@ def describe_candidates(results: SearchResults) -> list[str]:
         if row["trial_id"] not in rows:
             rows[row["trial_id"]], notes[row["trial_id"]] = row, "the best of its method"
     held_out = {row["trial_id"]: row for row in results.finals if row["status"] == COMPLETED}
-    head = ["trial", "forget", "utility", "held out", ""]
     cells = [
         [
             trial_label(row),
@@ -45,10 +54,7 @@ def describe_candidates(results: SearchResults) -> list[str]:
         ]
         for name, row in _shown(rows).items()
     ]
-    lines = _aligned([head, *cells])
-    if left := len(rows) - len(cells):
-        lines.append(f"{counted(left, 'more candidate')}: see the report")
-    return lines
+    return cells, len(rows) - len(cells)
 
 
 def _shown(rows: dict[str, Row]) -> dict[str, Row]:
