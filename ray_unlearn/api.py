@@ -23,8 +23,8 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ray_unlearn.commands import options
-from ray_unlearn.commands.parser import begin
-from ray_unlearn.commands.shared_options import default_of
+from ray_unlearn.commands.parser import begin, split_names
+from ray_unlearn.commands.shared_options import Names, default_of
 from ray_unlearn.config import UserError
 from ray_unlearn.interruption import exit_code, go_on, is_ending
 from ray_unlearn.wording import listing
@@ -207,6 +207,8 @@ def as_options(kind: type, values: Mapping[str, Any]) -> Any:
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
     """The value as the command line would have made it. Raises UserError where it is of another kind."""
+    if hint == Names and isinstance(value, str):
+        return split_names(value)
     if get_origin(hint) is tuple:
         items = [value] if isinstance(value, str | Path | int | float) else value
         return tuple(_converted(name, item, get_args(hint)[0]) for item in items)

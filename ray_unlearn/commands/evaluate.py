@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import describe_metrics, describe_rounding, judged_metrics
 from ray_unlearn.benchmarks.contract import Benchmark, Profile, Request, Task
@@ -42,7 +40,7 @@ from ray_unlearn.commands.harness import check_harness, run_harness
 from ray_unlearn.commands.options import Evaluate
 from ray_unlearn.commands.resources import check_gpus, find_machine, gang_config, place_gang, resolve_scale
 from ray_unlearn.commands.retrained import model_of, take_retrained
-from ray_unlearn.commands.screen import noise_to
+from ray_unlearn.commands.screen import noise_to, sayer
 from ray_unlearn.commands.shared_options import once
 from ray_unlearn.config import COMPLETED, GangConfig, Robustness, SearchFailed, UserError
 from ray_unlearn.gangs.gangs import Gangs
@@ -255,7 +253,7 @@ def evaluate(options: Evaluate) -> Evaluated:
     folder = take_folder(options.out.absolute() / f"evaluate-{benchmark.name}-{stamp}")
     log = folder / "log.txt"
     with noise_to(log) as screen, failures_named(log):
-        say = Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+        say = sayer(screen)
         tasks = {
             who: benchmark.load(replace(request, model=model), build_models)
             for who, model in models.items()

@@ -18,16 +18,21 @@ from ray_unlearn.counting import counts_shown
 LINE_SECONDS = 20.0
 
 
+def console_on(screen: IO[str]) -> Console:
+    """Text wherever it goes: in a notebook, too."""
+    return Console(file=screen, force_terminal=screen.isatty(), force_jupyter=False, highlight=False, soft_wrap=True)
+
+
 def sayer(screen: IO[str]) -> Callable[[str], None]:
     """Prints a line as it is."""
-    return Console(file=screen, highlight=False, markup=False, soft_wrap=True).print
+    return Console(file=screen, force_jupyter=False, highlight=False, markup=False, soft_wrap=True).print
 
 
 class Counter:
     """Shows how far long work is: a bar on a terminal, elsewhere a line every LINE_SECONDS."""
 
     def __init__(self, screen: IO[str]) -> None:
-        self._console = Console(file=screen, force_terminal=screen.isatty(), highlight=False, soft_wrap=True)
+        self._console = console_on(screen)
         self._bar: Progress | None = None
         self._said = -LINE_SECONDS
 

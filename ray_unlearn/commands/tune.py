@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.attacked import judged_metrics
 from ray_unlearn.benchmarks.contract import Request, Task
@@ -45,7 +43,7 @@ from ray_unlearn.commands.resources import (
 )
 from ray_unlearn.commands.retrained import model_of, take_retrained
 from ray_unlearn.commands.run_file import write_run_file
-from ray_unlearn.commands.screen import noise_to, sayer
+from ray_unlearn.commands.screen import console_on, noise_to, sayer
 from ray_unlearn.commands.searches import record_searches, repeat
 from ray_unlearn.commands.shared_options import DEFAULT_TRIALS, changed, once
 from ray_unlearn.config import COMPLETED, INTERPOLATED, RANDOM, SearchConfig, UserError
@@ -331,7 +329,7 @@ def run_with_progress(
     from ray_unlearn.search.run import open_gangs, run_search
 
     config, interactive = search.config, screen.isatty()
-    console = Console(file=screen, force_terminal=interactive)
+    console = console_on(screen)
     total = config.trials * len(config.methods)
     log, ranking = folder / "log.txt", Ranking.of_search(config)
     progress = LiveProgress(console, total, ranking, log) if interactive else PlainProgress(console, total, ranking)

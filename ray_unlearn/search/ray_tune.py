@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import Callback, CheckpointConfig, FailureConfig, ProgressReporter, RunConfig, TuneConfig, Tuner
 from ray.tune.error import TuneError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -104,6 +104,16 @@ class _Verdicts(StaysHere, FIFOScheduler):
         return None
 
 
+class _Silent(ProgressReporter):
+    """The recorder's watcher says how far the search is. In a notebook, Tune's own reporter would clear its cell."""
+
+    def should_report(self, trials: Any, done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: Any, done: bool, *sys_info: str) -> None:
+        return None
+
+
 def tune_trials(
     config: SearchConfig,
     gangs: Gangs,
@@ -137,6 +147,7 @@ def tune_trials(
                 name=f"tune-{start}",
                 storage_path=str(scratch),
                 callbacks=[_Events(recorder), *trackers],
+                progress_reporter=_Silent(),
                 failure_config=FailureConfig(max_failures=RETRIES[LOST]),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
