@@ -118,7 +118,7 @@ def test_a_harness_that_fails_takes_nothing_along(monkeypatch, tmp_path):
     assert len(said) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(300)
 def test_the_harness_runs_on_the_cluster_after_the_benchmarks_own_scores_are_written(folder: Path, tmp_path: Path):
     """Its second task asks for a column that the data lack."""

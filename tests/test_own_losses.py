@@ -147,7 +147,7 @@ def command(*options: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slowest
 @pytest.mark.timeout(400)
 def test_twelve_candidates_in_one_search_one_diverges_and_the_folder_stands_alone(tmp_path):
     """Ten powers of SimNPO's margin; one that is not finite for long answers; and simnpo itself."""
