@@ -30,7 +30,8 @@ def first_line(error: object, most: int = 200) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "45 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Seconds -> 4.3 s, 45 s, 12 min, 3.4 h, 2.1 days, as one would say it."""
+    for limit, unit_seconds, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit_seconds:{'.2g' if seconds < 10 * unit_seconds else '.0f'}} {unit}"
+    return f"{seconds / 86_400:.1f} days"

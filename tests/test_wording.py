@@ -43,5 +43,5 @@ def test_words_are_listed_as_one_would_say_them():
     assert [listing(list("abc")[:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
-def test_lengths_of_time_are_said_in_the_unit_that_one_would_use():
-    assert [duration(seconds) for seconds in (0.4, 89, 90, 5399, 9000)] == ["0 s", "89 s", "2 min", "90 min", "2.5 h"]
+def test_durations_read_as_spoken():
+    assert [duration(s) for s in (4.26, 45, 750, 9000, 200_000)] == ["4.3 s", "45 s", "12 min", "2.5 h", "2.3 days"]

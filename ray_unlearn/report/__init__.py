@@ -3,7 +3,7 @@
 report/report.html     everything, in one file that fetches nothing
 report/report.md       the same tables as text
 report/pareto.png      the picture, for a page
-report/pareto.svg      the picture, for a paper
+report/pareto.pdf, pareto.svg   the picture, for a paper: no headline, text that can be searched and set anew
 report/trials.csv      every trial, every column, full precision
 report/trials.parquet, curves.parquet, finals.parquet    the same typed, and all curves and finals: see whole.py
 report/at_utility.parquet  every point at equal utility, where they were compared, see levels.py
@@ -55,8 +55,9 @@ def write_files(results: SearchResults, out: Path | None = None) -> list[Path]:
     }
     for name, text in texts.items():
         (place / name).write_text(text, encoding="utf-8", newline="")
-    figures = [place / "pareto.png", place / "pareto.svg"]
-    draw_figure(results, figures)
+    figures = [place / "pareto.png", place / "pareto.svg", place / "pareto.pdf"]
+    draw_figure(results, figures[:1])
+    draw_figure(results, figures[1:], for_paper=True)
     front = place / "frontier.parquet"
     write_table(front, _schema(results), frontier(results))
     written = [place / "report.html", place / "report.md", *figures, place / "trials.csv", front, place / "tables.tex"]

@@ -28,37 +28,46 @@ _WIDTH_INCHES, _HEIGHT_INCHES, _DPI = 7.4, 5.0, 220
 _SHAPE_SIZES = {"o": 1.0, "D": 0.9, "^": 1.1, "s": 0.95, "v": 1.1, "P": 1.15, "*": 1.45, "X": 1.1}
 
 
-def draw_figure(results: SearchResults, files: Sequence[Path]) -> None:
-    """Writes the same picture into each of `files`; the ending says the format."""
-    save_figure(lambda: _compose(results), files)
+NO_DATE: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def draw_figure(results: SearchResults, files: Sequence[Path], for_paper: bool = False) -> None:
+    """Writes the same picture into each of `files`; the ending says the format. for_paper: without headline and tally,
+    which a caption says."""
+    save_figure(lambda: _compose(results, for_paper), files)
 
 
 def save_figure(compose: Callable[[], Figure], files: Sequence[Path]) -> None:
-    """Draw once, in the reports' type and with no date, and write into each of `files`."""
+    """Draw once, in the reports' type and with no date, and write into each of `files`; text stays text."""
     have = {font.name for font in fontManager.ttflist}
     settings: Any = {
         "font.family": [name for name in _FONTS if name in have] or ["sans-serif"],
         "font.size": 9.5,
-        "svg.fonttype": "path",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
         "svg.hashsalt": "ray_unlearn",
         "text.parse_math": False,  # names come from outside: a dollar sign is a dollar sign
     }
     with matplotlib.rc_context(settings):
         figure = compose()
         for file in files:
-            metadata = {"Date": None, "Creator": None} if file.suffix == ".svg" else {"Software": None}
-            figure.savefig(file, dpi=_DPI, metadata=metadata, facecolor=GROUND)
+            figure.savefig(file, dpi=_DPI, metadata=NO_DATE[file.suffix], facecolor=GROUND)
 
 
-def _compose(results: SearchResults) -> Figure:
+def _compose(results: SearchResults, for_paper: bool) -> Figure:
     config = results.meta["config"]
     figure = Figure(figsize=(_WIDTH_INCHES, _HEIGHT_INCHES), dpi=72)  # so that a pixel is a point while composing
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.062, 0.195, 0.914, 0.6))
+    axes = figure.add_axes((0.062, 0.15, 0.914, 0.7) if for_paper else (0.062, 0.195, 0.914, 0.6))
     looks = marks(methods(results))
 
-    figure.text(0.02, 0.955, headline(results), fontsize=13, fontweight="bold", color=INK, va="center")
-    _draw_legend(canvas, results, looks)
+    if not for_paper:
+        figure.text(0.02, 0.955, headline(results), fontsize=13, fontweight="bold", color=INK, va="center")
+    _draw_legend(canvas, results, looks, 0.955 if for_paper else 0.893)
     axes.set_title("↑ Utility kept (1 = as the starting model)", loc="left", fontsize=9.5, color=QUIET, pad=8)
     axes.set_xlabel("Forget score (1 = as a model that never knew) →", loc="right", fontsize=9.5, color=QUIET)
     _dress(axes, lowest_utility(results))
@@ -68,11 +77,14 @@ def _compose(results: SearchResults) -> Figure:
     labels += _draw_front(axes, results)
     _place_labels(canvas, axes, labels, plotted_places(results))
 
-    words = tally(results)
-    figure.text(0.02, 0.018, words, fontsize=min(8, 1000 / len(words)), color=QUIET, va="bottom")
+    if not for_paper:
+        words = tally(results)
+        figure.text(0.02, 0.018, words, fontsize=min(8, 1000 / len(words)), color=QUIET, va="bottom")
     if config["scale"] == "mini":
         warning = "Mini scale: generated data and a tiny model. No evidence about real models."
-        figure.text(0.02, 0.055, warning, fontsize=8.5, color=INK, fontweight="bold", va="bottom")
+        figure.text(
+            0.02, 0.02 if for_paper else 0.055, warning, fontsize=8.5, color=INK, fontweight="bold", va="bottom"
+        )
     return figure
 
 
@@ -91,9 +103,9 @@ def _dress(axes: Axes, lowest: float) -> None:
         spine.set_visible(False)
 
 
-def _draw_legend(canvas: FigureCanvasAgg, results: SearchResults, looks: dict[str, Mark]) -> None:
-    """The methods in one line under the headline, each beside its mark."""
-    figure, x, y = canvas.figure, 0.027, 0.893
+def _draw_legend(canvas: FigureCanvasAgg, results: SearchResults, looks: dict[str, Mark], y: float) -> None:
+    """The methods in one line, each beside its mark."""
+    figure, x = canvas.figure, 0.027
     for method, look in looks.items():
         number = sum(row["method"] == method for row in runs(results))
         side = 6.5 * _SHAPE_SIZES[look.marker]

@@ -25,7 +25,6 @@ from ray_unlearn.report.held_out import ANCHORS, answer_faults
 from ray_unlearn.report.text import (
     NOTHING,
     count,
-    duration,
     elapsed_seconds,
     is_number,
     mean_and_spread,
@@ -37,7 +36,7 @@ from ray_unlearn.report.text import (
     trial_of_method,
     visible,
 )
-from ray_unlearn.wording import listing
+from ray_unlearn.wording import duration, listing
 
 _LONGEST_TEXT = 600
 """Characters of a prompt or an answer on the page."""
@@ -461,16 +460,13 @@ def again(results: SearchResults) -> str:
 def run_facts(results: SearchResults) -> list[tuple[str, str]]:
     """What it takes to run the search again, as (name, value)."""
     meta, config = results.meta, results.meta["config"]
-    gang = config["gang"]
+    gang, took = config["gang"], elapsed_seconds(meta["created"], meta.get("finished"))
     facts = [
         ("search", meta["name"]),
         ("status", meta["status"]),
         ("started", meta["created"]),
         ("finished", meta.get("finished")),
-        (
-            "took",
-            duration(elapsed_seconds(meta["created"], meta.get("finished"))) if meta.get("finished") else None,
-        ),
+        ("took", None if took is None else duration(took)),
         ("benchmark", f"{config['benchmark']}, {config['scale']} scale"),
         ("model", config["model"]),
         ("data", config.get("data")),

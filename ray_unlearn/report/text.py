@@ -78,20 +78,6 @@ def size(num_bytes: float | None) -> str:
     return f"{score(value)} {units[0]}"
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds -> 45 s, 12 min, 3.4 h, 2.1 days, as one would say it."""
-    if seconds is None:
-        return NOTHING
-    for limit, unit_seconds, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return (
-                f"{seconds / unit_seconds:.2g} {unit}"
-                if seconds < 10 * unit_seconds
-                else (f"{seconds / unit_seconds:.0f} {unit}")
-            )
-    return f"{seconds / 86_400:.1f} days"
-
-
 def elapsed_seconds(created: str | None, finished: str | None) -> float | None:
     if not created or not finished:
         return None

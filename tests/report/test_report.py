@@ -37,10 +37,9 @@ from ray_unlearn.report.answers import answers
 from ray_unlearn.report.page import render_page
 from ray_unlearn.report.papers import render_latex
 from ray_unlearn.report.plain import render_csv, render_markdown
-from ray_unlearn.report.tables import best_of_methods, budget, budget_words, held_out, robustness
+from ray_unlearn.report.tables import best_of_methods, budget, budget_words, headline, held_out, robustness
 from ray_unlearn.report.text import (
     command_line,
-    duration,
     latex,
     markdown,
     mean_and_spread,
@@ -107,7 +106,7 @@ def points(*scores: tuple[str, float, float, float], **changes):
     ]
 
 
-def test_a_report_is_ten_files_and_all_exist(build_search):
+def test_a_report_is_eleven_files_and_all_exist(build_search):
     folder = build_search()
     paths = write_report(folder)
     assert {path.name for path in paths} == {
@@ -115,6 +114,7 @@ def test_a_report_is_ten_files_and_all_exist(build_search):
         "report.md",
         "pareto.png",
         "pareto.svg",
+        "pareto.pdf",
         "trials.csv",
         "frontier.parquet",
         "tables.tex",
@@ -125,6 +125,16 @@ def test_a_report_is_ten_files_and_all_exist(build_search):
     assert all(path.stat().st_size > 0 for path in paths)
     assert (folder / "report/pareto.png").read_bytes().startswith(b"\x89PNG")
     ElementTree.parse(folder / "report/pareto.svg")
+    assert (folder / "report/pareto.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_pictures_for_papers_have_text_and_no_headline(build_search):
+    folder = build_search()
+    write_report(folder)
+    svg = (folder / "report/pareto.svg").read_text()
+    assert "Forget score" in svg
+    assert "SimNPO" in svg
+    assert headline(read_search(folder)) not in svg
 
 
 def test_writing_a_report_again_changes_nothing(build_search):
@@ -308,7 +318,7 @@ def test_mini_scale_is_said_loudly_and_full_scale_is_not(build_search, tmp_path)
 @pytest.mark.parametrize("status", ["running", "partial"])
 def test_a_search_without_any_trial_still_has_a_report(build_search, status):
     folder = build_search([], status=status, finished=None, retrained=None)
-    assert len(write_report(folder)) == 10
+    assert len(write_report(folder)) == 11
     assert describe_frontier(read_search(folder)) == ["No trial has completed yet, so there is no frontier."]
     assert ("Still running" in page_of(folder)) == (status == "running")
 
@@ -438,10 +448,6 @@ def test_settings_are_written_as_one_types_them():
     assert setting("beta", 2.5) == "2.5"
     assert setting("epochs", 10) == "10"
     assert setting("gamma", None) == "–"
-
-
-def test_durations_read_as_spoken():
-    assert [duration(s) for s in (4.26, 45, 750, 9000, 200_000)] == ["4.3 s", "45 s", "12 min", "2.5 h", "2.3 days"]
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path):
