@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 
 def listing(words: Sequence[str]) -> str:
@@ -14,6 +14,14 @@ def listing(words: Sequence[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """1 trial; 2 trials."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: Container[int] = ()) -> str:
+    """A table in plain text, a line a row; numbers: the columns that stand to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    sides = [">" if i in numbers else "<" for i in range(len(widths))]
+    lines = [[f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def first_line(error: object, most: int = 200) -> str:

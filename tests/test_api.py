@@ -94,7 +94,7 @@ def test_values_become_what_the_command_line_makes_of_them():
     assert made == options.Tune(
         benchmark="own.toml", methods=("npo",), out=Path("~/x").expanduser(), space=(Path("a.toml"),)
     )
-    with pytest.raises(ru.UserError, match="model and benchmark must be given"):
+    with pytest.raises(ru.UserError, match="evaluate: model must be given"):
         as_options(options.Evaluate, {})
 
 

@@ -3,18 +3,46 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from ray_unlearn.benchmarks import load_benchmark
 from ray_unlearn.benchmarks.contract import Request
+from ray_unlearn.commands.evaluate import as_exported
+from ray_unlearn.commands.export import FORMAT
+from ray_unlearn.commands.options import Evaluate
+from ray_unlearn.config import UserError
 from ray_unlearn.training.in_process import build_models
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+
+def recorded(folder, **config):
+    content = dict.fromkeys(("model", "data", "job", "versions", "hardware", "hashes", "scores", "metrics"))
+    then = {"benchmark": "tofu", "split": "forget05", "scale": "mini", "definition": None, **config}
+    (folder / "reproduce.json").write_text(json.dumps({**content, "format": FORMAT, "config": then}))
+    return Evaluate(model=str(folder))
+
+
+def test_an_exported_model_says_itself_what_it_is_scored_on(tmp_path):
+    asked = recorded(tmp_path)
+    said = as_exported(asked)
+    assert (said.benchmark, said.split, said.scale) == ("tofu", "forget05", "mini")
+    said = as_exported(replace(asked, split="forget10", scale="full"))
+    assert (said.benchmark, said.split, said.scale) == ("tofu", "forget10", "full")
+    other = replace(asked, benchmark="wmdp")
+    assert as_exported(other) == other
+
+
+def test_a_model_that_does_not_say_needs_a_benchmark(tmp_path):
+    with pytest.raises(UserError, match="Give --benchmark NAME"):
+        as_exported(Evaluate(model=str(tmp_path)))
+    with pytest.raises(UserError, match="its benchmark is own data"):
+        as_exported(recorded(tmp_path, benchmark="staff", definition="staff.toml"))
 
 
 @pytest.mark.slowest
+@pytest.mark.timeout(420)
 def test_a_model_is_scored_on_the_whole_benchmark_beside_its_start_and_under_attack(tmp_path):
     task = load_benchmark("wmdp").load(Request("mini", whole=True), build_models)
     command = [sys.executable, "-m", "ray_unlearn.cli", "evaluate", "--benchmark", "wmdp", "--scale", "mini"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_unlearn.wording import duration, first_line, listing
+from ray_unlearn.wording import aligned, duration, first_line, listing
 
 WRAPPED = """ray::train_fn() (pid=17, ip=10.0.0.1)
   File "/somewhere/serve.py", line 3, in train_fn
@@ -45,3 +45,8 @@ def test_words_are_listed_as_one_would_say_them():
 
 def test_durations_read_as_spoken():
     assert [duration(s) for s in (4.26, 45, 750, 9000, 200_000)] == ["4.3 s", "45 s", "12 min", "2.5 h", "2.3 days"]
+
+
+def test_a_table_has_numbers_to_the_right_and_no_blanks_at_the_ends():
+    assert aligned([("trial", "forget"), ("a", "0.5")], numbers=[1]) == "trial  forget\na         0.5"
+    assert aligned([("trial", "note"), ("a", "")]) == "trial  note\na"

@@ -36,8 +36,10 @@ from ray_unlearn.commands.checks import (
     take_folder,
 )
 from ray_unlearn.commands.exit_codes import failures_named
+from ray_unlearn.commands.export import REPRODUCE
 from ray_unlearn.commands.harness import check_harness, run_harness
 from ray_unlearn.commands.options import Evaluate
+from ray_unlearn.commands.repeat_export import read_run
 from ray_unlearn.commands.resources import check_gpus, find_machine, gang_config, place_gang, resolve_scale
 from ray_unlearn.commands.retrained import model_of, take_retrained
 from ray_unlearn.commands.screen import noise_to, sayer
@@ -201,8 +203,26 @@ def ask_harness(
         return {}, f"lm-evaluation-harness: {first_line(error)}"
 
 
+def as_exported(options: Evaluate) -> Evaluate:
+    """The options with what an exported model's folder says of benchmark, split and scale, where they are not given.
+    Raises UserError where nobody says which benchmark."""
+    if options.benchmark is not None:
+        return options
+    file = Path(options.model).expanduser() / REPRODUCE
+    if not file.is_file():
+        raise UserError(
+            "evaluate: on which benchmark? Give --benchmark NAME; an exported model's folder says it itself"
+        )
+    then = read_run(file)["config"]
+    if then.get("definition"):
+        raise UserError(f"{file}: its benchmark is own data. Give --benchmark {then['definition']}, with its path")
+    scale = then["scale"] if options.scale == "auto" else options.scale
+    return replace(options, benchmark=then["benchmark"], split=options.split or then["split"], scale=scale)
+
+
 def check_evaluate(options: Evaluate) -> Benchmark:
     """All that can be known from the options alone, before anything is started; the benchmark."""
+    assert options.benchmark is not None
     benchmark = load_benchmark(options.benchmark)
     check_code(benchmark)
     check_workers(options.workers, options.gpus_per_worker, "--workers", options.zero or 0)
@@ -235,6 +255,7 @@ def evaluate(options: Evaluate) -> Evaluated:
     """Score a model on the whole benchmark and keep the row."""
     trust_remote_code(options.trust_remote_code)
     pin_revisions(parse_pins("--revision", options.revision))
+    options = as_exported(options)
     benchmark = check_evaluate(options)
     machine = find_machine(options.address)
     scale = resolve_scale(options.scale, machine.gpus, options.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from ray_unlearn.commands.options import Methods
 from ray_unlearn.files import read_toml
@@ -10,6 +11,7 @@ from ray_unlearn.models.logprobs import DISTRIBUTION, HIDDEN
 from ray_unlearn.plugins import METHOD, installed
 from ray_unlearn.search.space import default_tables, folder
 from ray_unlearn.training.losses import METHODS, SEQUENCE, Method, find_method
+from ray_unlearn.wording import aligned
 
 CONVENTION = (
     "The forget loss has weight 1; retain_weight stands on the retain loss (mean cross-entropy of the retained answer "
@@ -28,8 +30,26 @@ def describe_methods(name: str | None = None) -> str:
     """One method, or all of them under the convention that they share."""
     if name is not None:
         return _describe(find_method(name))
-    names = (*METHODS, *installed(METHOD))
-    return "\n\n".join([textwrap.fill(CONVENTION, 100), *(_describe(find_method(method)) for method in names)])
+    methods = [find_method(name) for name in (*METHODS, *installed(METHOD))]
+    parts = [_table(methods), textwrap.fill(CONVENTION, 100), *map(_describe, methods)]
+    return "\n\n".join(parts)
+
+
+def _table(methods: Sequence[Method]) -> str:
+    """A line a method: its name, what its loss is in short, what is searched."""
+    rows = [("method", "paper", "searched, beside the learning rate", "computed for it")]
+    for method in methods:
+        searched = [*method.parameters, *(["retain_weight"] if method.uses_retain else [])]
+        rows.append((method.name, method.paper, ", ".join(searched) or "–", short_needs(method)))
+    return aligned(rows)
+
+
+def short_needs(method: Method) -> str:
+    """`needs` in a few words."""
+    parts = [{"refusal": "refusals", "other": "other answers"}.get(method.alternates, "")]
+    parts.append({DISTRIBUTION: "distributions", HIDDEN: "hidden states"}.get(method.reads, ""))
+    is_twice = method.needs_reference or method.reads_reference or method.retain_losses[0] != "nll"
+    return ", ".join(filter(None, [*parts, "the starting model" if is_twice else ""])) or "–"
 
 
 def needs(method: Method) -> str:

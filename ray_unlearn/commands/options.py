@@ -182,8 +182,8 @@ class Prepare(Configured, Loads, Connects):
 class Evaluate(Configured, Loads, Attacks, Connects):
     """Score any model on the whole of a benchmark with every metric, as the literature does."""
 
-    benchmark: Annotated[str, BENCHMARK]
     model: Annotated[str, in_what("The model to score: a folder or a hub name.")] = field()
+    benchmark: Annotated[str | None, BENCHMARK] = None
     start: Annotated[
         str | None,
         in_what("The model that unlearning started from; then forget and utility are told, too."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import SearchResults
 from ray_unlearn.report.frontier import explain_frontier, scored
 from ray_unlearn.report.text import NOTHING, score, trial_label
-from ray_unlearn.wording import counted, listing
+from ray_unlearn.wording import aligned, counted, listing
 
 Row = dict[str, Any]
 MOST_LINES = 8
@@ -29,7 +28,7 @@ def describe_candidates(results: SearchResults) -> list[str]:
     cells, left = find_candidates(results)
     if not cells:
         return []
-    lines = _aligned([HEAD, *cells])
+    lines = aligned([HEAD, *cells], numbers=range(1, len(HEAD) - 1)).split("\n")
     return lines + [f"{counted(left, 'more candidate')}: see the report"] * (left > 0)
 
 
@@ -64,18 +63,6 @@ def _shown(rows: dict[str, Row]) -> dict[str, Row]:
 
 def _pair(row: Row | None) -> str:
     return NOTHING if row is None else f"{score(row['forget'])} / {score(row['utility'])}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Words to the left, the columns between the first and the last to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if 0 < i < len(widths) - 1 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def describe_floors(results: SearchResults) -> str:
