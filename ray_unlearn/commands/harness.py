@@ -24,17 +24,27 @@ def run_harness(model: str, tasks: Sequence[str], folder: Path | None, gang: Gan
     """
     import ray
 
+    most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"])
+    if most < _num_gpus(gang):
+        raise RuntimeError(f"it takes a model's {_num_gpus(gang):g} GPUs on one node, and none has more than {most:g}")
     cpus = gang.num_workers * gang.cpus_per_worker
-    score = ray.remote(num_cpus=cpus, num_gpus=_num_gpus(gang), max_retries=0)(_score)
+    score = ray.remote(num_cpus=cpus, num_gpus=_num_gpus(gang), max_retries=0)(_score_in_its_process)
     found: dict[str, dict[str, float]] = ray.get(score.remote(model, list(tasks), folder, gang))
     return found
 
 
-def _score(model: str, tasks: Sequence[str], folder: Path | None, gang: GangConfig) -> dict[str, dict[str, float]]:
+def _score_in_its_process(
+    model: str, tasks: Sequence[str], folder: Path | None, gang: GangConfig
+) -> dict[str, dict[str, float]]:
     import torch
 
     torch.set_num_threads(gang.threads_per_worker * gang.num_workers)
-    os.environ.pop("LOCAL_RANK", None)  # of the driver, if it made a miniature: accelerate would wait for other ranks
+    # The driver's, if it made a miniature: with it accelerate would wait for other ranks.
+    os.environ.pop("LOCAL_RANK", None)
+    return _score(model, tasks, folder, gang)
+
+
+def _score(model: str, tasks: Sequence[str], folder: Path | None, gang: GangConfig) -> dict[str, dict[str, float]]:
     results = _evaluate(model, tasks, folder, gang)["results"]
     return {
         task: {
