@@ -91,8 +91,12 @@ def test_the_file_has_what_its_readers_expect():
     assert set(found) == {
         *("seeds", "finalists", "hypervolume", "differences", "warnings", "budget", "importances", "edges")
     }
-    said = "the SimNPO setting of this search has the advantage over the NPO setting of this search, by 0.100 ["
-    assert any(line.startswith(said) for line in describe_comparison(found))
+    lines = "\n".join(describe_comparison(found)).splitlines()
+    (said,) = (line for line in lines if line.split()[:3] == ["SimNPO", "NPO", "objective"])
+    assert said.split()[3] == "0.100"
+    assert "  reliable (corrected p 0.031, 6 seeds)" in said
+    assert any(line.startswith("setting ahead") for line in lines)
+    assert any(line.split()[:2] == ["simnpo-0001", "6"] for line in lines)
 
 
 def test_the_better_method_is_named_first_whatever_the_order():

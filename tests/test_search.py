@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_unlearn.models.fingerprints import weights_digest
-from ray_unlearn.report.verdicts import describe_difference
+from ray_unlearn.report.verdicts import SEED, tabulate_differences
 from tests.faults.table import FAULTS, Search, run_search
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
@@ -151,7 +151,7 @@ def test_a_search_is_compared_exported_and_repeated_to_the_bit(tmp_path, monkeyp
     assert [entry["n"] for entry in comparison["finalists"]] == [2, 2]
     judged = [item["verdict"] for item in comparison["differences"] if item["measure"] == "objective"]
     assert judged == ["undecided"], "two seeds"
-    assert describe_difference(comparison["differences"][0]) in first.stdout
+    assert tabulate_differences(comparison["differences"], SEED) in first.stdout
     rows = [pq.read_table(path).to_pylist()[0] for path in sorted((folder / "compare" / "runs").glob("*.parquet"))]
     assert sorted((row["method"], row["seed"]) for row in rows) == [
         (method, seed) for method in ("npo", "simnpo") for seed in comparison["seeds"]

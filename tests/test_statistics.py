@@ -21,7 +21,14 @@ from ray_unlearn.metrics.statistics import (
     sign_flip_p,
     verdict,
 )
-from ray_unlearn.report.verdicts import SEARCH, SEED, describe_difference, describe_limits
+from ray_unlearn.report.verdicts import (
+    SEARCH,
+    SEED,
+    describe_difference,
+    describe_limits,
+    tabulate_differences,
+    tabulate_spreads,
+)
 from tests.public_pools import POOLS
 
 SEEDS = np.array([0.80, 0.82, 0.78, 0.81, 0.79])
@@ -216,6 +223,29 @@ def test_sentences_say_who_by_how_much_and_how_sure():
     unsure = describe_difference(entry(verdict=UNDECIDED, corrected_p=0.3))
     assert unsure.startswith("SimNPO and NPO cannot be told apart at this budget")
     assert "not judged" in describe_difference(entry(verdict=None, corrected_p=None, measure="forget"))
+
+
+def test_a_table_says_the_same_in_a_line_a_pair():
+    judged, open_, described = (
+        entry(),
+        entry(verdict=UNDECIDED, corrected_p=0.3),
+        entry(verdict=None, corrected_p=None, measure="forget"),
+    )
+    head, *lines = tabulate_differences([judged, open_, described], SEARCH).splitlines()
+    assert head.startswith("method ahead  of")
+    assert lines[0].endswith("0.040 [0.010, 0.070]  small but reliable (corrected p 0.030, 8 searches)")
+    assert lines[1].endswith("undecided (corrected p 0.300, 8 searches)")
+    assert lines[2].split()[2] == "forget"
+    assert lines[2].endswith("described, not judged")
+    assert tabulate_differences([], SEED) == ""
+
+
+def test_a_table_of_spreads_counts_what_diverged():
+    spread = {"mean": 0.5, "min": 0.25, "max": 0.75}
+    entries = [{"method": "npo", "n": 8, "failed": 2, "objective": spread}]
+    head, line = tabulate_spreads(entries, ["objective"], SEARCH).splitlines()
+    assert head.split() == ["over", "searches", "n", "objective"]
+    assert line.split() == ["NPO", "8", "0.500", "(0.250", "to", "0.750)", "2", "diverged"]
 
 
 def test_seeds_speak_of_settings_and_searches_of_methods():

@@ -12,16 +12,18 @@ from ray_unlearn.metrics.statistics import (
     LEVEL,
     NOTICEABLE,
     RELIABLE,
+    SMALL,
     UNDECIDED,
     fewest_units,
     miss_rate,
 )
 from ray_unlearn.report.text import method_label
-from ray_unlearn.wording import counted
+from ray_unlearn.wording import aligned, counted
 
 SEED, SEARCH = "seed", "search"
 """What a comparison's units are: seeds of one setting of each method, or whole searches."""
 UNITS = {SEED: ("seed", "seeds"), SEARCH: ("search", "searches")}
+VERDICTS = {RELIABLE: "reliable", SMALL: "small but reliable", UNDECIDED: "undecided"}
 COLLAPSE_RATE = 0.2
 """Of the collapse by which it is said how easily one is missed."""
 
@@ -39,8 +41,7 @@ def describe_difference(item: Mapping[str, Any]) -> str:
     if item["verdict"] == UNDECIDED:
         why = f"at this budget: {values}, corrected p {item['corrected_p']:.3f}, {counted_units(item['n'], unit)}"
         return f"{first} and {second} cannot be told apart{scale} {why}"
-    size = "reliable" if item["verdict"] == RELIABLE else "small but reliable"
-    how_sure = f"{size} (corrected p {item['corrected_p']:.3f}, {counted_units(item['n'], unit)})"
+    how_sure = f"{VERDICTS[item['verdict']]} (corrected p {item['corrected_p']:.3f}, {counted_units(item['n'], unit)})"
     return f"{first} has the advantage over {second}{scale}, by {values}: {how_sure}"
 
 
@@ -118,14 +119,24 @@ def _whose(entry: Mapping[str, Any]) -> str:
     return str(entry["trial_id"]) if entry["trial_id"] else method_label(str(entry["method"]))
 
 
-def describe_spreads(entries: Sequence[Mapping[str, Any]], measures: Sequence[str], unit: str) -> list[str]:
-    lines = []
+def tabulate_spreads(entries: Sequence[Mapping[str, Any]], measures: Sequence[str], unit: str) -> str:
+    """A line a finalist, or a method: mean and range of each measure over the units."""
+    rows = [[f"over {UNITS[unit][1]}", "n", *measures, ""]]
     for entry in entries:
-        scores = ", ".join(
-            f"{name} {entry[name]['mean']:.3f} ({entry[name]['min']:.3f} to {entry[name]['max']:.3f})"
-            for name in measures
-        )
         name = entry.get("trial_id") or method_label(str(entry["method"]))
-        failed = f", {entry['failed']} of them diverged" if entry.get("failed") else ""
-        lines.append(f"{name} over {counted_units(entry['n'], unit)}{failed}: {scores}")
-    return lines
+        spreads = ["{mean:.3f} ({min:.3f} to {max:.3f})".format(**entry[measure]) for measure in measures]
+        rows.append([name, str(entry["n"]), *spreads, f"{entry['failed']} diverged" if entry.get("failed") else ""])
+    return aligned(rows, numbers=[1])
+
+
+def tabulate_differences(items: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """A line a pair of methods and measure: who is ahead, by how much, and whether that is reliable; empty of none."""
+    rows = [[f"{'method' if unit == SEARCH else 'setting'} ahead", "of", "in", "by", "verdict"]]
+    for item in items:
+        by = f"{item['value']:.3f} [{item['low']:.3f}, {item['high']:.3f}]"
+        verdict = "described, not judged"
+        if item["verdict"] is not None:
+            counted_ones = counted_units(item["n"], unit)
+            verdict = f"{VERDICTS[item['verdict']]} (corrected p {item['corrected_p']:.3f}, {counted_ones})"
+        rows.append([method_label(str(item["better"])), method_label(str(item["other"])), item["measure"], by, verdict])
+    return aligned(rows) if items else ""

@@ -37,7 +37,7 @@ from ray_unlearn.metrics.statistics import (
 from ray_unlearn.records.tables import write_table
 from ray_unlearn.report.parameters import describe_edge
 from ray_unlearn.report.text import method_label
-from ray_unlearn.report.verdicts import SEED, describe_difference, describe_limits, describe_spreads
+from ray_unlearn.report.verdicts import SEED, describe_limits, tabulate_differences, tabulate_spreads
 from ray_unlearn.search.space import Space
 
 Row = Mapping[str, Any]
@@ -343,7 +343,9 @@ def with_verdicts(differences: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def describe_comparison(comparison: Mapping[str, Any]) -> list[str]:
     """Lines for people: the finalists, what tells them apart, what to mind."""
-    lines = describe_spreads(comparison["finalists"], MEASURES, SEED)
-    lines += [describe_difference(item) for item in comparison["differences"]]
     warnings = [*comparison["warnings"], *map(describe_edge, comparison["edges"])]
-    return lines + [f"Note: {warning}" for warning in warnings]
+    return [
+        *["", tabulate_spreads(comparison["finalists"], MEASURES, SEED)],
+        *["", tabulate_differences(comparison["differences"], SEED)] * bool(comparison["differences"]),
+        *["", *(f"Note: {warning}" for warning in warnings)],
+    ]

@@ -18,7 +18,7 @@ from ray_unlearn.config import COMPLETED, FAILED, MEASURES, SearchConfig, TrialC
 from ray_unlearn.metrics.ranking import Ranking
 from ray_unlearn.records.tables import SearchResults, read_search
 from ray_unlearn.report.text import method_label
-from ray_unlearn.report.verdicts import SEARCH, describe_difference, describe_limits, describe_spreads
+from ray_unlearn.report.verdicts import SEARCH, describe_limits, tabulate_differences, tabulate_spreads
 from ray_unlearn.search.attacked_goals import with_attacked_goals
 from ray_unlearn.search.comparison import describe_units, difference_table, scored
 from ray_unlearn.search.held_out import scores_only
@@ -197,9 +197,9 @@ def _unit(results: SearchResults, method: str) -> Row:
 
 def describe_searches(summary: Mapping[str, Any]) -> list[str]:
     """Lines for people."""
-    lines = describe_spreads(summary["methods"], MEASURES, SEARCH)
-    lines += [describe_difference(item) for item in summary["differences"]]
+    lines = [tabulate_spreads(summary["methods"], MEASURES, SEARCH)]
+    lines += ["", tabulate_differences(summary["differences"], SEARCH)] * bool(summary["differences"])
     if len(summary["methods"]) == 1:
         only = summary["methods"][0]["method"]
         lines.append(f"Only {method_label(only)} was searched: there is no pair to judge")
-    return lines + [f"Note: {warning}" for warning in summary["warnings"]]
+    return [*lines, "", *(f"Note: {warning}" for warning in summary["warnings"])]
