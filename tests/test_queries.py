@@ -10,7 +10,7 @@ from ray_unlearn.report.whole import write_whole
 from tests.report.made_up_search import simulate, write_folder
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = [b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "results/<search>" in b]
+BLOCKS = [b for b in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "results/<search>/report" in b]
 
 
 def run(block: str, folder: Path) -> dict:
