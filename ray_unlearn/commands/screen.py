@@ -20,7 +20,7 @@ LINE_SECONDS = 20.0
 
 def console_on(screen: IO[str]) -> Console:
     """Text wherever it goes: in a notebook, too."""
-    return Console(file=screen, force_terminal=screen.isatty(), force_jupyter=False, highlight=False, soft_wrap=True)
+    return Console(file=screen, force_terminal=screen.isatty(), force_jupyter=False, highlight=False)
 
 
 def sayer(screen: IO[str]) -> Callable[[str], None]:
@@ -40,7 +40,7 @@ class Counter:
         if not self._console.is_terminal:
             if done == total or time.monotonic() - self._said >= LINE_SECONDS:
                 self._said = time.monotonic()
-                self._console.print(f"{what}: {done:,} of {total:,}", markup=False)
+                self._console.print(f"{what}: {done:,} of {total:,}", markup=False, soft_wrap=True)
             return
         if self._bar is None:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())

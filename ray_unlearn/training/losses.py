@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import get_type_hints
 
 import torch
@@ -297,10 +298,17 @@ def keyword_arguments(function: Callable[..., object]) -> dict[str, float]:
 
 
 def keyword_ranges(function: Callable[..., object]) -> dict[str, Range]:
-    """The Range in the annotation of each keyword-only argument that has one."""
-    hints = get_type_hints(function, include_extras=True)
-    named = {name: getattr(hints.get(name), "__metadata__", ()) for name in keyword_arguments(function)}
-    return {name: part for name, parts in named.items() for part in parts if isinstance(part, Range)}
+    """The Range in the annotation of each keyword-only argument that has one. Raises UserError where such an annotation
+    names what its file has not imported."""
+    written = inspect.get_annotations(function)
+    searched = {name: written[name] for name in keyword_arguments(function) if name in written}
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        hints = get_type_hints(SimpleNamespace(__annotations__=searched), names, include_extras=True)
+    except NameError as error:
+        raise UserError(f"{function.__name__}: an annotation cannot be read ({error}). Import what it names") from None
+    parts = [(name, part) for name, hint in hints.items() for part in getattr(hint, "__metadata__", ())]
+    return {name: part for name, part in parts if isinstance(part, Range)}
 
 
 SAME_AS_GRADDIFF = "forget weight fixed at 1; where a code base weights the forget term w, retain_weight = alpha / w"
