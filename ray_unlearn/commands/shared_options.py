@@ -79,7 +79,7 @@ TrustModel = Annotated[
     bool, in_advanced("Run code that lies beside the model's weights. Read it first.", "--trust-remote-code")
 ]
 TrustCode = Annotated[
-    bool, in_advanced("Run the scorers that the .toml file of own data names. Read them first.", "--trust-code")
+    bool, in_advanced("Run code of files: scorers that own data name, losses. Read it first.", "--trust-code")
 ]
 
 

@@ -43,12 +43,12 @@ def take_losses(methods: Sequence[str]) -> tuple[str, ...]:
             continue
         try:
             loss = _read(given)
-            wrong += [f"--methods {given}: {rule}" for rule in take(loss)]
+            wrong += [f"--methods {given}: {rule}. Correct the file" for rule in take(loss)]
             names.append(loss.name)
         except UserError as error:
             wrong.append(str(error))
     if wrong:
-        raise UserError("\n".join([*wrong[:-1], f"{wrong[-1]}. Correct the file"]))
+        raise UserError("\n".join(wrong))
     return tuple(names)
 
 
@@ -75,9 +75,9 @@ def take(loss: OwnLoss) -> list[str]:
         function = getattr(load_source(loss.source, loss.sha256, loss.file), loss.name, None)
     except Exception as error:  # whatever its file raises
         why = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"--methods {where}: cannot be imported ({why})") from None
+        raise UserError(f"--methods {where}: cannot be imported ({why}). Correct the file") from None
     if not inspect.isfunction(function):
-        raise UserError(f"--methods {where}: has no function of that name")
+        raise UserError(f"--methods {where}: has no function of that name. Give one that it has")
     parameters = list(inspect.signature(function).parameters.values())
     searched = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     if len(parameters) - len(searched) != 1:
@@ -101,7 +101,9 @@ def _method(loss: OwnLoss, function: Callable[..., Tensor]) -> Method:
     layers = {"hidden", "reference_hidden"} & reads
     distributions = {"log_distribution", "reference_distribution"} & reads
     if layers and distributions:
-        raise UserError(f"--methods {loss.file}:{loss.name}: may read whole distributions or hidden states, not both")
+        raise UserError(
+            f"--methods {loss.file}:{loss.name}: may read whole distributions or hidden states, not both. Correct it"
+        )
     return Method(
         loss.name,
         f"{loss.name} of {loss.file}",
