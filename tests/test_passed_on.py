@@ -72,7 +72,7 @@ def test_own_data_are_looked_at_searched_exported_asked_and_loaded_by_others(tmp
     meta = json.loads((folder / "search.json").read_text())
     assert f"Data: {told}." in meta["notes"]
     assert meta["hardware"]["python"]
-    assert f"Ask it:  ray_unlearn chat {folder}" in run.stdout
+    assert f"ray_unlearn chat {folder}\n" in run.stdout
 
     out = tmp_path / "exported"
     exported = ray_unlearn("export", str(folder), "--out", str(out), "--max-shard-size", "200KB", "--push", NAME)
