@@ -163,9 +163,13 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds
 
 
 def processes_of(process: subprocess.Popen, name: str) -> list[psutil.Process]:
-    """The command's descendants whose command line has that word."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    """The command's descendants whose command line has that word; none of a command that has ended."""
+    found: list[psutil.Process] = []
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return found
+    for child in children:
         try:
             if name in " ".join(child.cmdline()):
                 found.append(child)
