@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import difflib
 import html
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -181,14 +184,32 @@ def _begun(kind: type, values: Mapping[str, Any]) -> Iterator[Any]:
     """The command's options, checked. Behind it this process lives on, and so Ray ends with the command."""
     asked = as_options(kind, values)
     begin(asked)
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    words, sys.argv = sys.argv, ["ray_unlearn", *_words(kind, values)]  # what is recorded as the command
     try:
         yield asked
     finally:
+        sys.argv = words
         if is_ending():
             import ray
 
             go_on()
             ray.shutdown()
+        for number, handler in handlers.items() if is_main else ():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # Ray leaves its own
+
+
+def _words(kind: type, values: Mapping[str, Any]) -> list[str]:
+    """The command line that means the same."""
+    found = [kind.__name__.lower()]
+    for name, value in values.items():
+        if value is None or value is False:
+            continue
+        found.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            found.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    return found
 
 
 def as_options(kind: type, values: Mapping[str, Any]) -> Any:

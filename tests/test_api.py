@@ -13,14 +13,19 @@ from ray_unlearn.commands import options
 from ray_unlearn.config import SearchFailed
 
 CELLS = [
-    "import os, sys\nimport ray_unlearn as ru\nbefore = os.fstat(1).st_ino, sys.stdout",
+    (
+        "import os, signal, sys\nimport ray_unlearn as ru\n"
+        "def state():\n    return os.fstat(1).st_ino, sys.stdout, sys.argv, signal.getsignal(2), signal.getsignal(15)\n"
+        "before = state()"
+    ),
     (
         "search = ru.tune(benchmark='synthetic', methods=['simnpo'], trials=2, concurrent=1, robustness='none', "
         "out=PLACE)\nprint('ended', search.status)"
     ),
     "search",
     (
-        "assert before == (os.fstat(1).st_ino, sys.stdout), 'the output comes back'\n"
+        "assert before == state(), 'all is as it was'\n"
+        "assert search.results.meta['command'][:3] == ['tune', '--benchmark', 'synthetic']\n"
         "assert list(search.trials.trial_id) == ['simnpo-0000', 'simnpo-0001']\n"
         "assert search.best['objective'] == search.trials.objective.max()\n"
         "assert set(search.frontier().trial_id) <= set(search.trials.trial_id)\n"
